@@ -1,0 +1,21 @@
+"""The exceptions that ranks raise, as one tree.
+
+What is wrong with a user's input is said in four parts: where, what was expected, what was received, the mend.
+The driver's own exceptions live in `orchestrator/errors.py` and grow from the same root.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DataLoaderEmptyError", "ProgramError", "RankfireError"]
+
+
+class RankfireError(Exception):
+    """Root of every exception that Rankfire raises on its own account."""
+
+
+class DataLoaderEmptyError(RankfireError):
+    """The data gave no batch, at its start or when it was restarted."""
+
+
+class ProgramError(RankfireError):
+    """What a user's `build(worker)` did or returned can't be run."""
