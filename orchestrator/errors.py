@@ -1,0 +1,181 @@
+"""The driver's exceptions, as one tree that grows from the root in `workers/errors.py`.
+
+Every class carries the exit code with which the `rankfire` command ends, and every one can be pickled.
+The constructors take a finished text; where a text is composed of facts, a classmethod composes it.
+Raised all over the driver; caught by `orchestrator/cli/main.py` and by users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+from workers.errors import RankfireError
+
+__all__ = [
+    "CapacityError",
+    "CheckpointError",
+    "GateMismatchError",
+    "HandlerError",
+    "RankfireError",
+    "RunInterrupted",
+    "SpecError",
+    "StartError",
+    "SystemFailure",
+    "TrainingError",
+    "WorkerLostError",
+    "exit_code_of",
+    "explain",
+    "name_ranks",
+]
+
+
+def exit_code_of(error: RankfireError) -> int:
+    """Give the exit code of an error; one raised on the ranks' side (`workers.errors`) is a user's, so 1."""
+    code = getattr(error, "exit_code", 1)
+    assert isinstance(code, int), f"exit_code of {type(error).__name__} must be an int, is {code!r}"
+    return code
+
+
+def explain(where: str, *, expected: str, received: str, mend: str = "") -> str:
+    """Word a user's mistake in the four parts that every such error has.
+
+    Args:
+        where: dotted path, `file:line` or call; may be empty when the caller puts it in front.
+        expected: what stands there in a correct input.
+        received: what stood there.
+        mend: what to write instead; may be empty.
+
+    Returns:
+        `WHERE: expected EXPECTED, received RECEIVED; MEND`.
+    """
+    text = f"expected {expected}, received {received}"
+    return (f"{where}: " if where else "") + text + (f"; {mend}" if mend else "")
+
+
+def name_ranks(ranks: Iterable[int]) -> str:
+    """Name ranks in words: `rank 3`, `ranks 0-2, 5`."""
+    spans: list[list[int]] = []
+    for rank in sorted(set(ranks)):
+        if spans and rank == spans[-1][1] + 1:
+            spans[-1][1] = rank
+        else:
+            spans.append([rank, rank])
+    words = [str(first) if first == last else f"{first}-{last}" for first, last in spans]
+    several = len(words) > 1 or any("-" in word for word in words)
+    return ("ranks " if several else "rank ") + ", ".join(words)
+
+
+class SpecError(RankfireError):
+    """A job's description can't be used: its YAML, its values, or the functions that it names.
+
+    Attributes:
+        problems: one line of text for each problem found, in the order of the file.
+    """
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
+
+
+class TrainingError(RankfireError):
+    """A user's code raised while training, on some ranks or on the driver.
+
+    Attributes:
+        ranks: the ranks that raised it; empty when it was raised on the driver.
+        traceback: the user's traceback as text, or empty.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, text: str, *, ranks: Iterable[int] = (), traceback: str = "") -> None:
+        super().__init__(text)
+        self.ranks = tuple(sorted(set(ranks)))
+        self.traceback = traceback
+
+    @classmethod
+    def on_ranks(cls, ranks: Iterable[int], what: str, *, traceback: str = "") -> TrainingError:
+        """Compose the error of ranks that all raised the same `what` (`TypeName: text`)."""
+        who = tuple(ranks)
+        return cls(f"{name_ranks(who)} raised {what}", ranks=who, traceback=traceback)
+
+
+class HandlerError(TrainingError):
+    """A user's handler raised on the driver."""
+
+    @classmethod
+    def in_handler(cls, handler: str, event: str, what: str, *, traceback: str = "") -> HandlerError:
+        """Compose the error of the driver handler called `handler` that raised `what` at `event`."""
+        return cls(f"driver handler {handler} at {event} raised {what}", traceback=traceback)
+
+
+class GateMismatchError(TrainingError):
+    """Ranks wait at different gates, so no roll call can ever be full."""
+
+    @classmethod
+    def at(cls, places: Mapping[str, Iterable[int]]) -> GateMismatchError:
+        """Compose the error from each place (such as `EPOCH_COMPLETED 3`) and the ranks that are there."""
+        known = {place: tuple(ranks) for place, ranks in places.items()}
+        who = ", ".join(f"{name_ranks(ranks)} at {place}" for place, ranks in known.items())
+        mend = "give every rank the same number of iterations and fire events outside rank-dependent branches"
+        return cls(
+            explain("gate", expected="all ranks at the same event", received=who, mend=mend),
+            ranks=[rank for ranks in known.values() for rank in ranks],
+        )
+
+
+class SystemFailure(RankfireError):  # noqa: N818 - "failure" is the word of the exit code table
+    """What the run stands on (processes, cluster, storage) failed; no user's code is to blame."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class WorkerLostError(SystemFailure):
+    """A rank's process is gone."""
+
+    @classmethod
+    def of(cls, rank: int, *, pid: int | None, node: str, cause: str) -> WorkerLostError:
+        """Compose the error from the rank, its process id, its node's name and how the loss was seen."""
+        process = "pid unknown" if pid is None else f"pid {pid}"
+        return cls(f"rank {rank} ({process} on node {node}) was lost: {cause}")
+
+
+class CapacityError(SystemFailure):
+    """The cluster can't ever hold the workers that the spec asks for."""
+
+    @classmethod
+    def of(cls, *, asked: str, there: str, mend: str = "ask for fewer workers or add nodes") -> CapacityError:
+        """Compose the error from what is asked and what the cluster has in all, both in words."""
+        return cls(explain("cluster", expected=f"room for {asked}", received=there, mend=mend))
+
+
+class StartError(SystemFailure):
+    """Ranks did not start or join in time."""
+
+    @classmethod
+    def late(cls, ranks: Iterable[int], *, step: str, seconds: float) -> StartError:
+        """Compose the error from the ranks that did not finish a step (`start`, `join`) in time."""
+        return cls(f"{name_ranks(ranks)} did not {step} within {seconds:g} s (cluster.start_timeout)")
+
+
+class CheckpointError(SystemFailure):
+    """A checkpoint could not be written, read or verified."""
+
+    @classmethod
+    def at(cls, path: str, what: str) -> CheckpointError:
+        """Compose the error from the checkpoint's path and what is wrong with it."""
+        return cls(f"checkpoint {path}: {what}")
+
+
+class RunInterrupted(RankfireError):  # noqa: N818 - an interruption is no error of anyone's
+    """The user stopped the run (Ctrl-C or SIGTERM)."""
+
+    exit_code: ClassVar[int] = 130
+
+    def __init__(self, text: str = "interrupted") -> None:
+        super().__init__(text)
