@@ -1,0 +1,105 @@
+"""Fixtures of the whole suite: private folders, the leftovers check after every module, a Ray cluster.
+
+The session gets its own HOME, TMPDIR and Ray folder before anything imports Ray (which reads part of its
+environment on import), so that no test sees, or touches, another Ray on this machine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import psutil
+import pytest
+
+from tests.leftovers import MARK, Footprint, alive_in_ray, left_since, session_processes
+from tests.waiting import wait_until
+
+hypothesis.settings.register_profile("strict", deadline=None)
+hypothesis.settings.load_profile("strict")
+
+PRIVATE = pytest.StashKey[Path]()
+ENVIRONMENT = pytest.StashKey[pytest.MonkeyPatch]()
+CLUSTER_NUMBERS = itertools.count()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the session folders and an environment of its own."""
+    # Not below $TMPDIR: Ray puts unix sockets there, whose path may have at most 107 bytes.
+    root = Path(tempfile.mkdtemp(prefix="rf", dir="/tmp"))
+    for name in ("home", "tmp", "ray"):
+        (root / name).mkdir()
+    config.stash[PRIVATE] = root
+    patch = config.stash[ENVIRONMENT] = pytest.MonkeyPatch()
+    patch.setenv(MARK, uuid.uuid4().hex)
+    patch.setenv("HOME", str(root / "home"))
+    patch.setenv("TMPDIR", str(root / "tmp"))
+    patch.setattr(tempfile, "tempdir", str(root / "tmp"))
+    patch.setenv("RAY_TMPDIR", str(root / "ray"))
+    patch.setenv("RAY_AUTH_MODE", "disabled")
+    patch.setenv("RAY_DEDUP_LOGS", "0")
+    patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    patch.delenv("RAY_ADDRESS", raising=False)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Give the environment back and remove the session's folders."""
+    config.stash[ENVIRONMENT].undo()
+    shutil.rmtree(config.stash[PRIVATE], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def private_root(pytestconfig: pytest.Config) -> Path:
+    """The session's own folder; short, so that Ray's sockets fit below it."""
+    return pytestconfig.stash[PRIVATE]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left(private_root: Path, request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test module: no process, thread, shared memory or temporary file of it may be left."""
+    temporary = private_root / "tmp"
+    before = Footprint.now(temporary)
+    yield
+    expect_none(lambda: left_since(before, temporary), f"{request.node.name} left behind")
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(private_root: Path) -> Iterator[str]:
+    """A local Ray of this module's own with 8 CPUs; yields its address.
+
+    Afterwards no actor and no placement group may be left in it, and none of its processes on the machine.
+    """
+    import ray
+
+    assert not ray.is_initialized(), "another module left its Ray running"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", str(private_root / f"r{next(CLUSTER_NUMBERS)}"))
+        older = session_processes(private_root / "tmp")
+        context = ray.init(
+            num_cpus=8,
+            include_dashboard=False,
+            object_store_memory=80 * 2**20,
+            log_to_driver=False,
+            configure_logging=False,
+        )
+        try:
+            yield context.address_info["address"]
+            expect_none(alive_in_ray, "left in Ray")
+        finally:
+            processes = session_processes(private_root / "tmp") - older
+            ray.shutdown()
+            _, alive = psutil.wait_procs(processes, timeout=15)
+    assert not alive, f"processes of Ray that outlived ray.shutdown(): {alive}"
+
+
+def expect_none(look: Callable[[], list[str]], title: str, timeout: float = 10.0) -> None:
+    """Wait until `look()` finds nothing; otherwise fail and list what it finds, and where our threads are."""
+    try:
+        wait_until(lambda: not look(), timeout, title, interval=0.1)
+    except AssertionError as late:
+        pytest.fail("\n  ".join([f"{title}:", *look()]) + f"\n{late}", pytrace=False)
