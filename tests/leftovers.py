@@ -76,8 +76,8 @@ def alive_in_ray() -> list[str]:
 def session_processes(temporary: Path) -> set[psutil.Process]:
     """Every descendant of this process, and every orphan that one of them left behind.
 
-    An orphan no longer has us among its ancestors. It is known by the mark in its environment, or, since a Ray
-    worker overwrites that with its title, by its output going to a file under our folder.
+    An orphan no longer has us among its ancestors. It is known by the mark in its environment, or, since a
+    Ray worker overwrites that with its title, by its output going to a file under our folder.
     """
     me = psutil.Process()
     found = set(me.children(recursive=True))

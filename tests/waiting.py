@@ -1,7 +1,7 @@
 """Waiting for a condition in a test: the one place of the suite where something is polled.
 
-A test never sleeps for a time that somebody guessed. It names what it waits for and gives a deadline; when the
-deadline passes, the failure says what did not happen and where every thread of this process was.
+A test never sleeps for a time that somebody guessed. It names what it waits for and gives a deadline; when
+the deadline passes, the failure says what did not happen and where every thread of this process was.
 """
 
 from __future__ import annotations
