@@ -1,0 +1,70 @@
+# Everything a developer does here, each as one word: `make help` lists them.
+# Needs python3 (3.10 or newer, with venv), git and make; the first target that needs .venv creates it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CONSTRAINTS := deploy/constraints.txt
+TORCH ?= $(shell sed -n 's/^\(torch==[^;]*\).*/\1/p' $(CONSTRAINTS))
+PIP := -m pip --disable-pip-version-check --quiet
+DEMO := build/demo
+LOCK := build/lock
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check lint types bench lock clean python
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(INSTALLED) ## Run the main job: train on real digits on two ranks, results in build/demo
+	@rm -rf $(DEMO)
+	$(BIN)/rankfire run examples/digits/job.yaml --set storage=$(DEMO)
+
+test: $(INSTALLED) ## Run all tests (some of them: make test TESTS=tests/workers)
+	$(BIN)/python -m pytest $(COVERAGE) $(TESTS)
+
+check: COVERAGE := --cov
+check: lint types test ## Format, lint, types, then all tests (house rules too) with coverage
+
+lint: $(INSTALLED) ## Formatting and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(INSTALLED) ## Strict type check of workers and orchestrator
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## Run the benchmarks, each against its peer
+	@set -e; for script in tests/benchmarks/[a-z]*.py; do \
+	  echo "== $$script"; PYTHONPATH=. $(BIN)/python "$$script"; done
+
+lock: python ## Resolve the dependencies anew and rewrite deploy/constraints.txt
+	rm -rf $(LOCK)
+	$(PYTHON) -m venv $(LOCK)
+	$(LOCK)/bin/python $(PIP) install $(TORCH)
+	$(LOCK)/bin/python $(PIP) install -e '.[dev]'
+	$(LOCK)/bin/python deploy/lock.py > $(LOCK)/constraints.txt
+	mv $(LOCK)/constraints.txt $(CONSTRAINTS)
+	rm -rf $(LOCK)
+
+clean: ## Remove .venv and everything that was built
+	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch first and alone: pip then takes the build for this machine, and nothing later asks for another.
+$(INSTALLED): pyproject.toml $(CONSTRAINTS) | python
+	@rm -f $@
+	@echo "Installing into $(VENV): about two minutes, once."
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
+	  echo "$(PYTHON) cannot create a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(BIN)/python $(PIP) install -c $(CONSTRAINTS) $(TORCH)
+	$(BIN)/python $(PIP) install -c $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+python:
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "no '$(PYTHON)' on this machine: install Python 3.10 or newer, or name one: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "'$(PYTHON)' is $$($(PYTHON) -V 2>&1), Rankfire needs 3.10 or newer; name one: make PYTHON=..." >&2; exit 1; }
