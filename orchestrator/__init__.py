@@ -1,0 +1,62 @@
+"""The driver's side of Rankfire: start the ranks, fire each event once, keep the checkpoints.
+
+Errors are here at once; names that need torch or ray are imported on first use, so that
+`rankfire validate` starts without them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import (
+    CapacityError,
+    CheckpointError,
+    GateMismatchError,
+    HandlerError,
+    RankfireError,
+    RunInterrupted,
+    SpecError,
+    StartError,
+    SystemFailure,
+    TrainingError,
+    WorkerLostError,
+)
+
+if TYPE_CHECKING:
+    from orchestrator.handlers import Best, Checkpoint, Evaluate
+    from orchestrator.orchestrator import Orchestrator, RunResult
+
+__all__ = [
+    "Best",
+    "CapacityError",
+    "Checkpoint",
+    "CheckpointError",
+    "Evaluate",
+    "GateMismatchError",
+    "HandlerError",
+    "Orchestrator",
+    "RankfireError",
+    "RunInterrupted",
+    "RunResult",
+    "SpecError",
+    "StartError",
+    "SystemFailure",
+    "TrainingError",
+    "WorkerLostError",
+]
+
+LATER = {
+    "Best": "orchestrator.handlers",
+    "Checkpoint": "orchestrator.handlers",
+    "Evaluate": "orchestrator.handlers",
+    "Orchestrator": "orchestrator.orchestrator",
+    "RunResult": "orchestrator.orchestrator",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a name on first use (PEP 562)."""
+    if name not in LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(LATER[name]), name)

@@ -1,0 +1,86 @@
+"""The `rankfire` command: its group, its help, and the exit codes.
+
+A command imports what it runs inside its function, so that help, `validate` and `version` start without torch
+and ray. Errors of our own tree become `error: TEXT` and their exit code here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from orchestrator.cli.run import run
+from orchestrator.cli.validate import validate
+from orchestrator.cli.version import version
+from orchestrator.errors import RankfireError, RunInterrupted, SystemFailure, TrainingError, exit_code_of
+
+__all__ = ["main"]
+
+EPILOG = """\b
+Examples:
+  rankfire validate job.yaml
+  rankfire run job.yaml
+  rankfire run job.yaml --set train.max_epochs=3 --workers 2
+  rankfire run job.yaml --resume never
+  rankfire validate --schema > job.schema.json
+
+\b
+Exit codes:
+  0    done
+  1    a user's code raised while training
+  2    the job file or the command line is wrong
+  3    system failure: lost workers, cluster, storage
+  130  interrupted"""
+
+
+@click.group(name="rankfire", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+def rankfire() -> None:
+    """Training as events, on every rank of a Ray cluster."""
+
+
+for command in (run, validate, version):
+    rankfire.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command and exit.
+
+    Args:
+        arguments: the command line after the program's name; None: that of the process.
+    """
+    sys.exit(exit_code(arguments))
+
+
+def exit_code(arguments: Sequence[str] | None) -> int:
+    """Run the command, tell its error if any, and give the exit code."""
+    try:
+        rankfire.main(args=arguments, prog_name="rankfire", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return tell(RunInterrupted())
+    except RankfireError as error:
+        return tell(error)
+    except BrokenPipeError:  # the reader of our output has gone, as in `rankfire validate --schema | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SystemFailure.exit_code
+    except Exception:  # a defect of ours: its traceback is wanted, and no code that blames the user
+        traceback.print_exc()
+        return SystemFailure.exit_code
+    return 0
+
+
+def tell(error: RankfireError) -> int:
+    """Print an error, after the user's own traceback if their code raised it, and give its exit code."""
+    if isinstance(error, TrainingError) and error.traceback:
+        click.echo(error.traceback.rstrip("\n"), err=True)
+    for line in str(error).splitlines() or [type(error).__name__]:
+        click.echo(f"error: {line}", err=True)
+    return exit_code_of(error)

@@ -1,0 +1,59 @@
+"""`rankfire run`: run a job file to its end and print what came out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli.job import roots_of, set_option
+
+if TYPE_CHECKING:
+    from orchestrator.orchestrator import RunResult
+
+__all__ = ["run"]
+
+
+@click.command()
+@click.argument("job", type=click.Path())
+@set_option
+@click.option("--workers", type=click.IntRange(min=0), help="Number of ranks, instead of the job file's.")
+@click.option(
+    "--resume",
+    type=click.Choice(["auto", "never"]),
+    default="auto",
+    show_default=True,
+    help="auto: go on from the run's newest checkpoint, if it has one; never: start anew.",
+)
+def run(job: str, sets: tuple[str, ...], workers: int | None, resume: str) -> None:
+    """Run JOB, a YAML job file, to its end.
+
+    Without a cluster address Ray is started on this machine; with 0 workers the job runs in this process.
+    """
+    from orchestrator.specfile import load_spec
+
+    roots = roots_of(job)
+    spec = load_spec(job, sets=sets, workers=workers, roots=roots)
+    from orchestrator.orchestrator import (
+        Orchestrator,
+    )  # after the check: a bad job file need not wait for torch
+
+    orchestrator = Orchestrator.from_spec(spec, roots=roots)
+    show_result(spec.run, orchestrator.run(resume=resume))
+
+
+def show_result(name: str, result: RunResult) -> None:
+    """Print the summary table of a finished run."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"run {name}", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("status", result.status)
+    table.add_row("epoch", str(result.state.epoch))
+    table.add_row("iteration", str(result.state.iteration))
+    for metric, value in sorted(result.metrics.items()):
+        table.add_row(metric, f"{value:.6g}")
+    table.add_row("checkpoint", result.checkpoint or "none")
+    Console(markup=False, highlight=False).print(table)

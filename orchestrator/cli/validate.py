@@ -1,0 +1,52 @@
+"""`rankfire validate`: check a job file without starting anything, or print the schema of job files."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli.job import roots_of, set_option
+
+if TYPE_CHECKING:
+    from orchestrator.spec import JobSpec
+
+__all__ = ["validate"]
+
+
+@click.command()
+@click.argument("job", type=click.Path(), required=False)
+@set_option
+@click.option("--schema", is_flag=True, help="Print the JSON schema of job files, for editors.")
+def validate(job: str | None, sets: tuple[str, ...], schema: bool) -> None:
+    """Check JOB, a YAML job file, without starting anything.
+
+    Says in one line what the job asks for. All problems are reported together, each with its line; the exit code is then 2.
+    """
+    if schema == (job is not None):
+        raise click.UsageError("expected either a job file or --schema; write rankfire validate job.yaml")
+    from orchestrator.spec import JobSpec
+    from orchestrator.specfile import load_spec
+
+    if job is None:
+        click.echo(json.dumps(JobSpec.model_json_schema(), indent=2))
+        return
+    click.echo(f"{job}: ok: {summarize(load_spec(job, sets=sets, roots=roots_of(job)))}")
+
+
+def summarize(spec: JobSpec) -> str:
+    """Say in one line what a job asks for."""
+    train, workers = spec.train, spec.workers
+    words = [
+        f"run {spec.run}",
+        f"{workers.count} workers" if workers.count != 1 else "1 worker",
+        f"{train.max_epochs} epochs" if train.max_epochs is not None else f"{train.max_iters} iterations",
+    ]
+    if workers.gpus:
+        words.append(f"{workers.gpus:g} gpus each")
+    if spec.evaluate is not None:
+        words.append(f"evaluate every {spec.evaluate.every}")
+    if spec.checkpoint is not None:
+        words.append(f"checkpoint every {spec.checkpoint.every}")
+    return ", ".join(words)
