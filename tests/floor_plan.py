@@ -1,0 +1,105 @@
+"""The floor plan of the code: which file lives on which floor, and who may import what.
+
+Meant to be edited: a new file goes on the lowest floor that is above everything it imports; a floor can be put
+in between. `house.py` holds the rules that read this plan, `test_house.py` applies them.
+"""
+
+WORKERS = (  # the top floor first; a name that ends in /* is a folder
+    ("actor.py",),
+    ("session.py",),
+    ("building.py", "checkpointing.py", "gates.py"),
+    ("steps.py", "worker.py"),
+    ("program.py",),
+    ("handlers/*",),
+    ("cut.py", "metrics/*", "shards.py", "snapshot.py", "strategy.py"),
+    ("data/loader.py", "engine.py"),
+    ("cursor.py", "dispatch.py", "faults.py", "mailbox.py", "outbox.py"),
+    ("messages.py", "state.py"),
+    (
+        "collectives.py",
+        "data/sampler.py",
+        "events.py",
+        "metadata.py",
+        "process_group.py",
+        "rng.py",
+        "timers.py",
+    ),
+    ("data/permutation.py", "errors.py", "failpoints.py", "filters.py", "rank.py"),
+)
+
+ORCHESTRATOR = (
+    ("__main__.py",),
+    ("cli/*",),
+    ("orchestrator.py",),
+    ("run.py",),
+    ("handlers/*", "loggers/*"),
+    ("bus.py", "checkpoints/registry.py", "exchange.py", "group.py"),
+    ("launch/*", "placement.py", "reduce.py", "rendezvous.py", "watch.py"),
+    ("checkpoints/*", "recovery.py", "roll_call.py", "specfile.py"),
+    ("spec_problems.py", "target.py"),
+    ("journal.py", "lifecycle.py", "spec.py", "yaml_text.py"),
+    ("errors.py",),
+)
+
+FLOORS = {
+    f"{package}/{name}": len(plan) - depth
+    for package, plan in (("workers", WORKERS), ("orchestrator", ORCHESTRATOR))
+    for depth, names in enumerate(plan)
+    for name in names
+}
+"""Floor by path pattern, 1 at the bottom; the first pattern that fits a path counts."""
+
+LIGHT = (
+    "workers/errors.py",
+    "workers/events.py",
+    "workers/failpoints.py",
+    "workers/filters.py",
+    "workers/rank.py",
+)
+"""Words of both sides, which know none of the heavy libraries below."""
+
+DOORS = {
+    "ray": (
+        "workers/actor.py",
+        "orchestrator/group.py",
+        "orchestrator/placement.py",
+        "orchestrator/launch/*",
+    ),
+    "torch": (
+        "workers/*",
+        "orchestrator/checkpoints/*",
+        "orchestrator/reduce.py",
+        "orchestrator/rendezvous.py",
+    ),
+    "torchmetrics": ("workers/*", "orchestrator/reduce.py"),
+}
+"""Who may import a heavy library; every other file goes through one of these."""
+
+SHARED = {
+    "orchestrator/*": (
+        "workers.dispatch",
+        "workers.errors",
+        "workers.events",
+        "workers.failpoints",
+        "workers.handlers.*",
+        "workers.messages",
+        "workers.rank",
+        "workers.state",
+    ),
+    "orchestrator/group.py": ("workers.actor", "workers.session"),
+}
+"""What a file of the driver may import from the rank's side."""
+
+IMPORTS_ANYTHING_LATE = "orchestrator/cli/*"
+"""A command imports what it runs inside its function, so that the other commands start without torch."""
+
+MAX_FILE_LINES = 320
+MAX_FUNCTION_LINES = 50
+
+EMPTY_NAMES = {"manager", "helper", "helpers", "util", "utils", "common", "misc", "base"}
+
+TOP_LEVEL = {
+    *("README.md", "CHANGELOG.md", "LICENSE", "Makefile", "pyproject.toml"),
+    *("orchestrator", "workers", "tests", "deploy", "examples"),
+    *(".ci", ".github", ".gitattributes", ".gitignore", ".dockerignore", ".pre-commit-config.yaml"),
+}
