@@ -23,7 +23,7 @@ demo: $(INSTALLED) ## Run the main job: train on real digits on two ranks, resul
 	$(BIN)/rankfire run examples/digits/job.yaml --set storage=$(DEMO)
 
 test: $(INSTALLED) ## Run all tests (some of them: make test TESTS=tests/workers)
-	$(BIN)/python -m pytest $(COVERAGE) $(TESTS)
+	$(BIN)/python -m pytest $(TESTS) $(COVERAGE)
 
 check: COVERAGE := --cov
 check: lint types test ## Format, lint, types, then all tests (house rules too) with coverage

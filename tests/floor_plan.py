@@ -1,7 +1,7 @@
 """The floor plan of the code: which file lives on which floor, and who may import what.
 
-Meant to be edited: a new file goes on the lowest floor that is above everything it imports; a floor can be put
-in between. `house.py` holds the rules that read this plan, `test_house.py` applies them.
+Meant to be edited: a new file goes on the lowest floor that is above everything it imports; a floor may
+be put in between. `house.py` holds the rules that read this plan, `test_house.py` applies them.
 """
 
 WORKERS = (  # the top floor first; a name that ends in /* is a folder
