@@ -1,0 +1,118 @@
+"""The driver's exceptions: exit codes, texts, pickling."""
+
+import pickle
+
+import pytest
+
+from orchestrator.errors import (
+    CapacityError,
+    CheckpointError,
+    GateMismatchError,
+    HandlerError,
+    RankfireError,
+    RunInterrupted,
+    SpecError,
+    StartError,
+    SystemFailure,
+    TrainingError,
+    WorkerLostError,
+    exit_code_of,
+    explain,
+    name_ranks,
+)
+from workers.errors import ProgramError
+
+EXAMPLES = [
+    (SpecError("job.yaml:7: a", "job.yaml:9: b"), 2, "job.yaml:7: a\njob.yaml:9: b"),
+    (
+        TrainingError.on_ranks([2, 0, 1, 5], "ValueError: boom", traceback="Traceback ..."),
+        1,
+        "ranks 0-2, 5 raised ValueError: boom",
+    ),
+    (
+        HandlerError.in_handler(
+            "validate", "EPOCH_COMPLETED 3", "KeyError: 'loss'", traceback="Traceback ..."
+        ),
+        1,
+        "driver handler validate at EPOCH_COMPLETED 3 raised KeyError: 'loss'",
+    ),
+    (
+        GateMismatchError.at({"EPOCH_COMPLETED 3": [0], "ITERATION_COMPLETED 40": [1, 2]}),
+        1,
+        "gate: expected all ranks at the same event, received rank 0 at EPOCH_COMPLETED 3, ranks 1-2 at "
+        "ITERATION_COMPLETED 40; give every rank the same number of iterations and fire events outside "
+        "rank-dependent branches",
+    ),
+    (SystemFailure("the cluster is gone"), 3, "the cluster is gone"),
+    (
+        WorkerLostError.of(1, pid=4242, node="10.0.0.5", cause="killed by signal 9"),
+        3,
+        "rank 1 (pid 4242 on node 10.0.0.5) was lost: killed by signal 9",
+    ),
+    (
+        WorkerLostError.of(1, pid=None, node="10.0.0.5", cause="its stream broke"),
+        3,
+        "rank 1 (pid unknown on node 10.0.0.5) was lost: its stream broke",
+    ),
+    (
+        CapacityError.of(asked="64 workers of 1 CPU", there="8 CPUs on 2 nodes"),
+        3,
+        "cluster: expected room for 64 workers of 1 CPU, received 8 CPUs on 2 nodes; "
+        "ask for fewer workers or add nodes",
+    ),
+    (
+        StartError.late([3], step="join", seconds=60.0),
+        3,
+        "rank 3 did not join within 60 s (cluster.start_timeout)",
+    ),
+    (
+        CheckpointError.at("step-00000100", "model.pt has the wrong sha256"),
+        3,
+        "checkpoint step-00000100: model.pt has the wrong sha256",
+    ),
+    (RunInterrupted(), 130, "interrupted"),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "text"), EXAMPLES)
+def test_every_error_has_its_exit_code_and_text(error: RankfireError, code: int, text: str) -> None:
+    assert exit_code_of(error) == code
+    assert str(error) == text
+
+
+@pytest.mark.parametrize("error", [error for error, _, _ in EXAMPLES])
+def test_every_error_survives_pickling_with_its_facts(error: RankfireError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert (str(copy), vars(copy)) == (str(error), vars(error))
+
+
+def test_every_class_of_the_tree_is_in_the_examples() -> None:
+    import orchestrator.errors
+
+    classes = {thing for thing in vars(orchestrator.errors).values() if isinstance(thing, type)}
+    tree = {thing for thing in classes if issubclass(thing, RankfireError)}
+    assert tree - {RankfireError} == {type(error) for error, _, _ in EXAMPLES}
+
+
+def test_an_error_of_the_ranks_side_counts_as_the_users() -> None:
+    assert exit_code_of(ProgramError("build returned None")) == 1
+
+
+def test_a_mismatch_of_gates_is_a_users_error_that_knows_its_ranks() -> None:
+    error = GateMismatchError.at({"STARTED": [1], "COMPLETED": [0]})
+    assert isinstance(error, TrainingError)
+    assert error.ranks == (0, 1)
+
+
+def test_explain_leaves_out_what_is_empty() -> None:
+    assert explain("", expected="a", received="b") == "expected a, received b"
+    assert explain("w", expected="a", received="b", mend="c") == "w: expected a, received b; c"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "words"),
+    [([3], "rank 3"), ([1, 0], "ranks 0-1"), ([0, 2, 2], "ranks 0, 2"), ([7, 5, 6, 1], "ranks 1, 5-7")],
+)
+def test_ranks_are_named_in_spans(ranks: list[int], words: str) -> None:
+    assert name_ranks(ranks) == words

@@ -1,0 +1,234 @@
+"""What a job's values may be."""
+
+from collections.abc import Iterator
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+import orchestrator.spec
+from orchestrator.errors import SpecError
+from orchestrator.spec import JobSpec, WorkersSpec
+from orchestrator.spec_problems import make_spec
+
+SMALLEST: dict[str, object] = {
+    "run": "digits",
+    "program": "examples.digits.program:build",
+    "train": {"max_epochs": 5},
+    "workers": 2,
+}
+
+
+def problem_with(**changes: object) -> str:
+    with pytest.raises(SpecError) as caught:
+        make_spec(SMALLEST | changes)
+    return str(caught.value)
+
+
+def sections(kind: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    yield kind
+    named = kind.model_json_schema()["$defs"]
+    yield from (getattr(orchestrator.spec, name) for name in named if name != "JsonValue")
+
+
+def test_the_smallest_job_has_these_defaults() -> None:
+    assert make_spec(SMALLEST).model_dump() == {
+        "run": "digits",
+        "program": "examples.digits.program:build",
+        "handlers": None,
+        "config": {},
+        "train": {"max_epochs": 5, "max_iters": None, "epoch_length": None},
+        "workers": {
+            "count": 2,
+            "spares": 0,
+            "cpus": 1.0,
+            "gpus": 0.0,
+            "resources": {},
+            "placement": "PACK",
+        },
+        "evaluate": None,
+        "checkpoint": None,
+        "seed": 0,
+        "storage": "runs",
+        "cluster": {"address": None, "autoscale": False, "start_timeout": 60.0},
+    }
+
+
+def test_a_whole_number_of_workers_is_short_for_count() -> None:
+    assert make_spec(SMALLEST | {"workers": 0}).workers == WorkersSpec(count=0)
+
+
+def test_empty_evaluate_and_checkpoint_mean_their_defaults() -> None:
+    spec = make_spec(SMALLEST | {"evaluate": {}, "checkpoint": {}})
+    assert spec.evaluate is not None
+    assert spec.checkpoint is not None
+    assert (spec.evaluate.engine, spec.evaluate.every) == ("evaluator", 1)
+    assert (spec.checkpoint.every, spec.checkpoint.keep, spec.checkpoint.best) == (1, 3, None)
+
+
+def test_a_spec_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        make_spec(SMALLEST).seed = 3  # type: ignore[misc]
+
+
+def test_every_key_is_described() -> None:
+    bare = [
+        f"{kind.__name__}.{name}"
+        for kind in sections(JobSpec)
+        for name, field in kind.model_fields.items()
+        if not (field.description or "").endswith(".")
+    ]
+    assert bare == []
+
+
+def test_the_schema_shows_editors_both_forms_of_workers_and_closed_sections() -> None:
+    schema = JobSpec.model_json_schema()
+    short, long = schema["$defs"]["WorkersSpec"]["anyOf"]
+    assert (short["type"], short["minimum"]) == ("integer", 0)
+    assert (long["required"], long["additionalProperties"]) == (["count"], False)
+    assert schema["additionalProperties"] is False
+    assert schema["required"] == ["run", "program", "train", "workers"]
+
+
+@pytest.mark.parametrize("run", ["digits", "0", "a.b_c-D", "x" * 64, "v1.", "con"])
+def test_a_plain_folder_name_is_a_run_id(run: str) -> None:
+    assert make_spec(SMALLEST | {"run": run}).run == run
+
+
+@pytest.mark.parametrize(
+    "run", ["", ".", "..", "../x", "a/b", "a..b", "/abs", "-x", "a b", "x" * 65, "a\n", "é", "a\0"]
+)
+def test_a_run_id_cannot_leave_the_storage_root(run: str) -> None:
+    assert problem_with(run=run).startswith(
+        "run: expected at most 64 letters, digits, '.', '_' and '-', starting with a letter or digit, "
+        "without '..', received "
+    )
+
+
+def train(**limits: object) -> dict[str, object]:
+    return {"train": limits}
+
+
+def workers(**changes: object) -> dict[str, object]:
+    return {"workers": {"count": 2} | changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"run": 5},
+            "run: expected text, received 5 (int); put it in quotes if it looks like a number",
+        ),
+        (
+            {"program": "examples/program.py"},
+            "program: expected module:function, received 'examples/program.py' (str); "
+            "write for example examples.digits.program:build",
+        ),
+        (
+            {"handlers": "a:"},
+            "handlers: expected module:function, received 'a:' (str); "
+            "write for example examples.digits.program:build",
+        ),
+        (
+            {"config": [1]},
+            "config: expected a mapping, received a list; write key: value pairs",
+        ),
+        (
+            {"config": {"layers": [1, {"x": 1j}]}},
+            "config.layers[1].x: expected plain values: text, numbers, true, false, null, lists, mappings, "
+            "received 1j (complex)",
+        ),
+        (
+            train(),
+            "train: expected exactly one of max_epochs and max_iters, received an empty mapping; "
+            "write for example max_epochs: 5",
+        ),
+        (
+            train(max_epochs=1, max_iters=1),
+            "train: expected exactly one of max_epochs and max_iters, received a mapping; "
+            "write for example max_epochs: 5",
+        ),
+        (train(max_epoch=1), "train.max_epoch: unknown key, did you mean max_epochs?"),
+        (train(max_epochs=0), "train.max_epochs: expected a number of at least 1, received 0 (int)"),
+        (
+            train(max_epochs=2.0),
+            "train.max_epochs: expected a whole number, received 2.0 (float); write a whole number such as 2",
+        ),
+        (
+            train(max_epochs=True),
+            "train.max_epochs: expected a whole number, received True (bool); write a whole number such as 2",
+        ),
+        ({"max-epochs": 5}, "max-epochs: unknown key, did you mean train.max_epochs?"),
+        (
+            {"lr": 5},
+            "lr: unknown key; the keys here are run, program, handlers, config, train, workers, evaluate, "
+            "checkpoint, seed, storage, cluster",
+        ),
+        (
+            {"workers": "two"},
+            "workers: expected a whole number, or a mapping with count, received 'two' (str); "
+            "write a whole number such as 2",
+        ),
+        ({"workers": -1}, "workers: expected a number of at least 0, received -1 (int)"),
+        (workers(count=-1), "workers.count: expected a number of at least 0, received -1 (int)"),
+        (
+            {"workers": {}},
+            "workers.count: missing key, add it: Number of ranks (the world size); 0 runs the "
+            "program in the calling process, for a debugger.",
+        ),
+        (workers(cpus=0), "workers.cpus: expected a number greater than 0, received 0 (int)"),
+        (
+            workers(gpus=1.5),
+            "workers.gpus: expected a share of one GPU below 1, or a whole number of GPUs, "
+            "received 1.5 (float); write for example 0.5 or 2",
+        ),
+        (
+            workers(gpus=float("nan")),
+            "workers.gpus: expected a finite number, received nan (float); write a number such as 0.5",
+        ),
+        (
+            workers(placement="spread"),
+            "workers.placement: expected PACK, SPREAD, STRICT_PACK or STRICT_SPREAD, "
+            "received 'spread' (str); did you mean SPREAD?",
+        ),
+        (
+            workers(resources={"GPU": 1}),
+            "workers.resources: expected resource names other than CPU and GPU, received a mapping; "
+            "use the key gpus beside resources",
+        ),
+        (
+            workers(count=0, spares=1),
+            "workers: expected no spares where count is 0 (the calling process can't be replaced), "
+            "received a mapping; write spares: 0",
+        ),
+        ({"checkpoint": {"keep": 0}}, "checkpoint.keep: expected a number of at least 1, received 0 (int)"),
+        (
+            {"checkpoint": {"best": {"mode": "max"}}},
+            "checkpoint.best.metric: missing key, add it: Name of the reduced metric to compare, such as "
+            "validation/accuracy.",
+        ),
+        (
+            {"checkpoint": {"best": {"metric": "", "mode": "maximum"}}},
+            "checkpoint.best.metric: expected text that is not empty, received '' (str)\n"
+            "checkpoint.best.mode: expected max or min, received 'maximum' (str); did you mean max?",
+        ),
+        ({"evaluate": None, "seed": -1}, "seed: expected a number of at least 0, received -1 (int)"),
+        (
+            {"cluster": {"autoscale": 1}},
+            "cluster.autoscale: expected true or false, received 1 (int)",
+        ),
+        (
+            {"cluster": {"start_timeout": 0}},
+            "cluster.start_timeout: expected a number greater than 0, received 0 (int)",
+        ),
+    ],
+)
+def test_a_bad_value_is_named_with_what_was_expected_received_and_the_mend(
+    changes: dict[str, object], text: str
+) -> None:
+    assert problem_with(**changes) == text
+
+
+@pytest.mark.parametrize("gpus", [0, 0.25, 1, 2, 4.0])
+def test_a_share_of_a_gpu_or_whole_gpus_are_accepted(gpus: float) -> None:
+    assert make_spec(SMALLEST | workers(gpus=gpus)).workers.gpus == gpus
