@@ -90,7 +90,7 @@ def word(detail: ErrorDetails) -> str:
         return explain("", expected=context["expected"].replace("'", ""), received=received, mend=mend)
     if kind in BOUNDS:
         relation, bound = BOUNDS[kind]
-        return explain("", expected=f"a number {relation} {context[bound]}", received=received)
+        return explain("", expected=f"a number {relation} {context[bound]:.20g}", received=received)
     if detail["loc"] == ("workers",) and kind == "model_type":
         expected = "a whole number, or a mapping with count"
         return explain("", expected=expected, received=received, mend=EXPECTED["int_type"][1])
@@ -101,9 +101,10 @@ def word(detail: ErrorDetails) -> str:
 def unknown_key(path: tuple[str | int, ...]) -> str:
     """Word an unknown key, with the key that was probably meant: beside it, or in another section."""
     known = list(keys_at(path[:-1]))
-    meant = difflib.get_close_matches(str(path[-1]).lower().replace("-", "_"), known, n=1)
+    name = str(path[-1]).lower().replace("-", "_")
+    meant = difflib.get_close_matches(name, known, n=1)
     if not meant:
-        meant = [place for place in all_keys(JobSpec) if place.rpartition(".")[2] == path[-1]]
+        meant = [place for place in all_keys(JobSpec) if place.rpartition(".")[2] == name]
     if meant:
         return f"unknown key, did you mean {meant[0]}?"
     return f"unknown key; the keys here are {', '.join(known)}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import JsonValue, ValidationError
 
@@ -56,7 +56,8 @@ def parse_spec(
     for override in sets:
         draft.set(override)
     if workers is not None:
-        draft.put(("workers", "count"), workers, f"--workers {workers}")
+        draft.labels.append(f"--workers {workers}")
+        draft.put(("workers", "count"), workers, draft.labels[-1])
     return draft.finish(roots)
 
 
@@ -96,6 +97,7 @@ class Draft:
     data: dict[str, JsonValue]
     origins: dict[Path, int | str]  # a line of the file, or the override that set the value
     problems: list[tuple[int | str, Path, str]]
+    labels: list[str] = field(default_factory=list)  # of the overrides, in their order
 
     @classmethod
     def of(cls, text: str, where: str) -> Draft:
@@ -112,6 +114,7 @@ class Draft:
     def set(self, override: str) -> None:
         """Lay one `KEY=VALUE` over the values."""
         label = f"--set {override}"
+        self.labels.append(label)
         key, equals, text = override.partition("=")
         path = tuple(key.strip().split("."))
         if not equals or not all(path):
@@ -163,7 +166,7 @@ class Draft:
             self.problems += [(self.origin(path), path, text) for path, text in found if path not in seen]
         self.check_targets(roots)
         if spec is None or self.problems:
-            raise SpecError(*(self.word(problem) for problem in sorted(self.problems, key=order)))
+            raise SpecError(*(self.word(problem) for problem in sorted(self.problems, key=self.order)))
         return spec
 
     def check_targets(self, roots: Sequence[str] | None) -> None:
@@ -183,6 +186,11 @@ class Draft:
             path = path[:-1]
         return self.origins.get(path, 1)
 
+    def order(self, problem: tuple[int | str, Path, str]) -> tuple[bool, int]:
+        """Sort by line; overrides come last, in their own order."""
+        origin = problem[0]
+        return (False, origin) if isinstance(origin, int) else (True, self.labels.index(origin))
+
     def word(self, problem: tuple[int | str, Path, str]) -> str:
         """Write a problem with its place; an override that names the path itself does not repeat it."""
         origin, path, text = problem
@@ -196,12 +204,6 @@ class Draft:
                 else path
             )
         return ": ".join(part for part in (place, dotted(path), text) if part)
-
-
-def order(problem: tuple[int | str, Path, str]) -> tuple[bool, int]:
-    """Sort by line; overrides come last, in their own order."""
-    origin = problem[0]
-    return (False, origin) if isinstance(origin, int) else (True, 0)
 
 
 def place_of(problem: Problem, where: str) -> str:

@@ -96,7 +96,7 @@ def read(text: str) -> Document:
 
 def dump(value: JsonValue) -> str:
     """Write a value so that `read` gives it back exactly."""
-    return str(yaml.dump(value, Dumper=PlainDumper, sort_keys=False, allow_unicode=True, width=100))
+    return str(yaml.dump(value, Dumper=PlainDumper, sort_keys=False, width=100))
 
 
 class BoundedLoader(yaml.SafeLoader):
