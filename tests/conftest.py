@@ -10,7 +10,7 @@ import itertools
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from tests.leftovers import MARK, Footprint, alive_in_ray, left_since, session_processes
-from tests.waiting import wait_until
+from tests.waiting import expect_none
 
 hypothesis.settings.register_profile("strict", deadline=None)
 hypothesis.settings.load_profile("strict")
@@ -95,11 +95,3 @@ def ray_cluster(private_root: Path) -> Iterator[str]:
             ray.shutdown()
             _, alive = psutil.wait_procs(processes, timeout=15)
     assert not alive, f"processes of Ray that outlived ray.shutdown(): {alive}"
-
-
-def expect_none(look: Callable[[], list[str]], title: str, timeout: float = 10.0) -> None:
-    """Wait until `look()` finds nothing; otherwise fail and list what it finds, and where our threads are."""
-    try:
-        wait_until(lambda: not look(), timeout, title, interval=0.1)
-    except AssertionError as late:
-        pytest.fail("\n  ".join([f"{title}:", *look()]) + f"\n{late}", pytrace=False)

@@ -46,6 +46,14 @@ def wait_until(
         pause.wait(interval)
 
 
+def expect_none(look: Callable[[], list[str]], title: str, timeout: float = 10.0) -> None:
+    """Wait until `look()` finds nothing; otherwise fail and list what it finds, and where our threads are."""
+    try:
+        wait_until(lambda: not look(), timeout, title, interval=0.1)
+    except AssertionError as late:
+        raise AssertionError("\n  ".join([f"{title}:", *look()]) + f"\n{late}") from None
+
+
 def thread_stacks() -> str:
     """The Python stacks of all threads of this process, as faulthandler prints them."""
     with tempfile.TemporaryFile("w+") as stacks:
