@@ -22,7 +22,8 @@ __all__ = ["validate"]
 def validate(job: str | None, sets: tuple[str, ...], schema: bool) -> None:
     """Check JOB, a YAML job file, without starting anything.
 
-    Says in one line what the job asks for. All problems are reported together, each with its line; the exit code is then 2.
+    Says in one line what the job asks for. All problems are reported together, each with its line; the exit
+    code is then 2.
     """
     if schema == (job is not None):
         raise click.UsageError("expected either a job file or --schema; write rankfire validate job.yaml")
