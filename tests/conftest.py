@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import hypothesis
@@ -48,9 +49,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Give the environment back and remove the session's folders."""
+    """Give the environment back and remove the session's folders when the interpreter ends."""
     config.stash[ENVIRONMENT].undo()
-    shutil.rmtree(config.stash[PRIVATE], ignore_errors=True)
+    # Not now: multiprocessing has a folder in there, and removes it itself with priority -100.
+    Finalize(None, shutil.rmtree, args=(config.stash[PRIVATE], True), exitpriority=-200)
 
 
 @pytest.fixture(scope="session")
