@@ -14,16 +14,10 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("cut.py", "metrics/*", "shards.py", "snapshot.py", "strategy.py"),
     ("data/loader.py", "engine.py"),
     ("cursor.py", "dispatch.py", "faults.py", "mailbox.py", "outbox.py"),
-    ("messages.py", "state.py"),
-    (
-        "collectives.py",
-        "data/sampler.py",
-        "events.py",
-        "metadata.py",
-        "process_group.py",
-        "rng.py",
-        "timers.py",
-    ),
+    ("listeners.py",),
+    ("messages.py", "signature.py", "state.py"),
+    ("data/sampler.py", "events.py", "feed.py", "timers.py"),
+    ("collectives.py", "metadata.py", "process_group.py", "rng.py"),
     ("data/permutation.py", "errors.py", "failpoints.py", "filters.py", "rank.py"),
 )
 
@@ -33,9 +27,9 @@ ORCHESTRATOR = (
     ("orchestrator.py",),
     ("run.py",),
     ("handlers/*", "loggers/*"),
-    ("bus.py", "checkpoints/registry.py", "exchange.py", "group.py"),
-    ("launch/*", "placement.py", "reduce.py", "rendezvous.py", "watch.py"),
-    ("checkpoints/*", "recovery.py", "roll_call.py", "specfile.py"),
+    ("bus.py", "checkpoints/registry.py", "group.py", "local.py"),
+    ("exchange.py", "launch/*", "placement.py", "reduce.py", "rendezvous.py", "watch.py"),
+    ("checkpoints/*", "recovery.py", "roll_call.py", "specfile.py", "verdict.py"),
     ("spec_problems.py", "target.py"),
     ("journal.py", "lifecycle.py", "spec.py", "yaml_text.py"),
     ("errors.py",),
@@ -87,6 +81,7 @@ SHARED = {
         "workers.state",
     ),
     "orchestrator/group.py": ("workers.actor", "workers.session"),
+    "orchestrator/local.py": ("workers.mailbox", "workers.session"),  # the rank in the calling process
 }
 """What a file of the driver may import from the rank's side."""
 
