@@ -130,6 +130,7 @@ class PlainDumper(yaml.SafeDumper):
 for kind, (pattern, starts) in RESOLVERS.items():
     for table in (BoundedLoader, PlainDumper):
         table.add_implicit_resolver(f"{TAG}{kind}", re.compile(rf"(?:{pattern})\Z"), starts)
+PlainDumper.add_implicit_resolver(f"{TAG}merge", re.compile(r"<<\Z"), ["<"])
 
 
 def check_bounds(depth: int, count: int, line: int, path: Path) -> None:
