@@ -1,12 +1,12 @@
 """The exceptions that ranks raise, as one tree.
 
-What is wrong with a user's input is said in four parts: where, what was expected, what was received, the mend.
-The driver's own exceptions live in `orchestrator/errors.py` and grow from the same root.
+What is wrong with a user's input is said in four parts: where, what was expected, what was received, the
+mend. The driver's own exceptions live in `orchestrator/errors.py` and grow from the same root.
 """
 
 from __future__ import annotations
 
-__all__ = ["DataLoaderEmptyError", "ProgramError", "RankfireError"]
+__all__ = ["DataLoaderEmptyError", "FastForwardWarning", "ProgramError", "RankfireError"]
 
 
 class RankfireError(Exception):
@@ -19,3 +19,7 @@ class DataLoaderEmptyError(RankfireError):
 
 class ProgramError(RankfireError):
     """What a user's `build(worker)` did or returned can't be run."""
+
+
+class FastForwardWarning(RuntimeWarning):
+    """Data that can't be told where to go on was read up to there."""

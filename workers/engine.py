@@ -1,0 +1,466 @@
+"""The loop: an `Engine` runs a function over batches, epoch by epoch, and fires events around every step.
+
+Where a run begins and ends is worked out in `cursor.py`, the data is kept in place by `feed.py`, who is
+called at an event is known to `dispatch.py`, and what is saved of an engine is in `saved.py`. Needs neither
+torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from time import perf_counter as clock
+from typing import Any
+
+from workers.cursor import Course, Past, chart
+from workers.errors import DataLoaderEmptyError
+from workers.events import NEVER, Event, Events
+from workers.feed import Feed, length_of
+from workers.listeners import Listeners
+from workers.saved import is_stateful, read_saved, write_saved
+from workers.state import State
+from workers.steering import Steered
+from workers.timers import Timer
+
+__all__ = ["Engine"]
+
+_END = object()
+_ITERATION_EVENTS = (Events.ITERATION_STARTED, Events.ITERATION_COMPLETED)
+_BATCH_EVENTS = (Events.GET_BATCH_STARTED, Events.GET_BATCH_COMPLETED)
+_EPOCH_KEYS = (Events.EPOCH_STARTED.key, Events.EPOCH_COMPLETED.key)
+_logger = logging.getLogger(__name__)
+
+
+class Engine(Steered):
+    """Runs a process function over data and fires events.
+
+    Args:
+        process_function: `f(engine, batch)`; what it returns becomes `engine.state.output`.
+
+    Attributes:
+        state: where the run is; see `State`.
+        attached: metrics and handlers by name; those with a state are saved with the engine.
+        announced: number of the iteration that the engine is in or about to start.
+        state_dict_user_keys: names of attributes of `state` that are saved with the engine.
+
+    Example:
+        >>> trainer = Engine(lambda engine, batch: batch * 2)
+        >>> @trainer.on(Events.EPOCH_COMPLETED(every=2))
+        ... def tell(engine):
+        ...     print(engine.state.epoch, engine.state.output)
+        >>> state = trainer.run([1, 2, 3], max_epochs=4)
+        2 6
+        4 6
+    """
+
+    def __init__(self, process_function: Callable[[Engine, Any], Any]) -> None:
+        if not callable(process_function):
+            raise TypeError(
+                f"Engine(process_function): expected a function f(engine, batch), "
+                f"received {process_function!r}"
+            )
+        super().__init__()
+        self.process_function = process_function
+        self.attached: dict[str, Any] = {}
+        self.announced = 0
+        self.state_dict_user_keys: list[str] = []
+        self._feed: Feed | None = None
+        self._epochs_started = 0
+        self._epochs_completed = 0
+        self._loaded = False
+        self._paused = False
+        self._running = False
+        self._held_data: Any = None
+        self._timers = Timer("run")
+        self._within = self._timers
+        self._first_iteration = 0
+
+    # ---------------------------------------------------------------- running
+    def run(
+        self,
+        data: Any = None,
+        max_epochs: int | None = None,
+        epoch_length: int | None = None,
+        max_iters: int | None = None,
+        resume_from_epoch: int | None = None,
+        resume_from_iteration: int | None = None,
+    ) -> State:
+        """Run over `data` until the goal is reached.
+
+        A run that did not reach its goal (`terminate`, `interrupt`, an exception) or was loaded goes on at
+        its next iteration; so does a completed one that is given a farther goal. Any other begins at
+        iteration 0.
+
+        Args:
+            data: an iterable of batches; None calls the process function with None. A run that goes on may
+                leave it out and keep its data.
+            max_epochs: epochs to make in all; 1 if neither goal is given.
+            epoch_length: iterations in an epoch. Default: `len(data)`; without a length, the first end of the
+                data. If given, one iterator over the data lives on from epoch to epoch.
+            max_iters: iterations to make in all, instead of `max_epochs`.
+            resume_from_epoch: go on after so many epochs; 0 starts over.
+            resume_from_iteration: go on after so many iterations; 0 starts over. Wins over
+                `resume_from_epoch`.
+
+        Returns:
+            The state of the run.
+
+        Raises:
+            DataLoaderEmptyError: the data gives no batches.
+            RuntimeError: the engine is running already.
+            TypeError: a number is not whole.
+            ValueError: the arguments do not fit each other, or the run that goes on.
+        """
+        if self._running:
+            raise RuntimeError("run(): this engine is running already; use another engine inside a handler")
+        if data is None and (self._paused or self._feed is not None):
+            data = self.state.dataloader
+        course = chart(
+            self._past(),
+            data,
+            max_epochs=max_epochs,
+            epoch_length=epoch_length,
+            max_iters=max_iters,
+            resume_from_epoch=resume_from_epoch,
+            resume_from_iteration=resume_from_iteration,
+        )
+        first = self._begin(course, data)
+        try:
+            self._run(first)
+        except KeyboardInterrupt:
+            self.fire_event(Events.INTERRUPT)
+            raise
+        except Exception as error:
+            self._tell_exception(error)
+            if not self._suppressed:
+                raise
+        finally:
+            self._end()
+        return self.state
+
+    def _run(self, first: Event) -> None:
+        """The run, step by step.
+
+        STARTED, or RESUMED
+        while epochs are left, and nothing was requested:
+            EPOCH_STARTED, once an epoch
+            iterations                      (`_iterate`)
+            TERMINATE_SINGLE_EPOCH, if `terminate_epoch()` was called
+            EPOCH_COMPLETED, if the epoch is complete
+        INTERRUPT, if `interrupt()` was called: the run is over for now
+        TERMINATE, if `terminate()` was called
+        COMPLETED
+        """
+        started = clock()
+        self.fire_event(first)
+        self._within = self._timers["epoch loop"]
+        while not (self._terminating or self._interrupting) and self._epochs_left():
+            self._run_epoch()
+        self._within = self._timers
+        self.state.times[Events.COMPLETED.key] = clock() - started
+        self._timers.add(clock() - started)
+        if self._interrupting and not self._terminating:
+            self._paused = True
+            self.fire_event(Events.INTERRUPT)
+            return
+        if self._terminating:
+            self.fire_event(Events.TERMINATE)
+        if not self._skip_completed:
+            self.fire_event(Events.COMPLETED)
+
+    def _run_epoch(self) -> None:
+        state, started = self.state, clock()
+        epoch = state.epoch = self._epochs_completed + 1
+        if self._epochs_started < epoch:
+            self._epochs_started = epoch
+            self.dispatch(Events.EPOCH_STARTED, epoch)
+        last = self._last_iteration(epoch)
+        if state.iteration < last and not self._stopping():
+            assert self._feed is not None
+            self._feed.begin_epoch(state.iteration)
+            self._iterate(self._feed, last)
+        if self._terminating_epoch:
+            self._skip_epoch(epoch)
+        took = clock() - started
+        if state.epoch_length is not None and state.iteration >= epoch * state.epoch_length:
+            state.times[Events.EPOCH_COMPLETED.key] = took
+            self._epochs_completed = epoch
+            self.dispatch(Events.EPOCH_COMPLETED, epoch)
+        self._within.add(clock() - started)
+
+    def _iterate(self, feed: Feed, last: int) -> None:  # noqa: C901 - one hot loop, written out on purpose
+        """The iterations of one epoch, up to number `last`.
+
+        while iterations are left:
+            announce the number; see to requests, which may end the loop here
+            GET_BATCH_STARTED, fetch, GET_BATCH_COMPLETED     (DATALOADER_STOP_ITERATION, if the data ran out)
+            ITERATION_STARTED
+            output = process_function(engine, batch)
+            ITERATION_COMPLETED
+
+        This is the hot path: what happens at every iteration is written out, what happens at few is a call.
+        """
+        state, step = self.state, self.process_function
+        epochs, self._within = self._within, self._within["iteration loop"]
+        fetching, processing = self._within["get batch"], self._within["process function"]
+        starts, ends = _ITERATION_EVENTS
+        before, after = _BATCH_EVENTS
+        at_before, at_after, at_start, at_end = map(self._listeners_of, (before, after, starts, ends))
+        if feed.data is None:  # nothing is fetched, so nothing tells of it
+            before, after = ends, starts
+            at_before = at_after = Listeners(self, ends)
+        number, batches, entered = state.iteration, feed.resume(), clock()
+        start = entered
+        try:
+            while number < last:
+                number += 1
+                self.announced = number
+                if self._requested:
+                    if not self._attend():
+                        break
+                    batches, start = feed.resume(), clock()
+                state.last_event = before
+                if number >= at_before.due:
+                    start = self._fire_timed(at_before, number, start)
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    batch = self._next_pass(feed)
+                    if batch is _END:
+                        break
+                    batches = feed.resume()
+                state.batch = batch
+                state.last_event = after
+                now = clock()
+                fetching.seconds += now - start
+                if number >= at_after.due:
+                    now = self._fire_timed(at_after, number, now)
+                    batch = state.batch
+                state.iteration = number
+                state.last_event = starts
+                if number >= at_start.due:
+                    now = self._fire_timed(at_start, number, now)
+                    batch = state.batch
+                state.output = step(self, batch)
+                start = clock()
+                processing.seconds += start - now
+                state.last_event = ends
+                if number >= at_end.due:
+                    start = self._fire_timed(at_end, number, start)
+        finally:
+            self._within.add(clock() - entered)
+            self._within = epochs
+
+    def _next_pass(self, feed: Feed) -> Any:
+        """The data ran out: the first batch of its next pass, or `_END` if the epoch ends here."""
+        state = self.state
+        if state.epoch_length is None and state.iteration > 0:
+            state.epoch_length = state.iteration
+            self._listeners_of(Events.GET_BATCH_STARTED).rearm()  # that number will be fetched once more
+            return _END
+        if state.epoch_length is not None:
+            self.fire_event(Events.DATALOADER_STOP_ITERATION)
+            if self._stopping():
+                return _END
+            feed.restart()
+        batch = _END if feed.iterator is None else next(feed.iterator, _END)
+        if batch is _END:
+            raise DataLoaderEmptyError(
+                f"run(data): expected batch {state.iteration + 1}, but the data, begun anew, gave none; an "
+                "iterator can't be read twice: give data that can, or call set_data() in a handler of "
+                "DATALOADER_STOP_ITERATION"
+            )
+        return batch
+
+    def _skip_epoch(self, epoch: int) -> None:
+        """`terminate_epoch()` was called: the next iteration is the first of the next epoch."""
+        state = self.state
+        self._terminating_epoch = False
+        self.fire_event(Events.TERMINATE_SINGLE_EPOCH)
+        last = epoch * (state.epoch_length or 0)
+        if state.iteration < last and self._feed is not None:
+            self._first_iteration += last - state.iteration
+            state.iteration = last
+            self._feed.skip_epoch()
+
+    def _epochs_left(self) -> bool:
+        state = self.state
+        if state.max_iters is None:
+            return self._epochs_completed < (state.max_epochs or 0)
+        ended = state.epoch_length and state.iteration >= (self._epochs_completed + 1) * state.epoch_length
+        return bool(ended) or state.iteration < state.max_iters
+
+    def _last_iteration(self, epoch: int) -> int:
+        state = self.state
+        length = NEVER if state.epoch_length is None else epoch * state.epoch_length
+        return min(length, NEVER if state.max_iters is None else state.max_iters)
+
+    # ---------------------------------------------------------------- events
+    def dispatch(self, event: Event, count: int, *extra: Any) -> None:
+        """Like `EventSource.dispatch`; the time that handlers take is measured."""
+        start = clock()
+        super().dispatch(event, count, *extra)
+        if self.listens(event):
+            self._within[f"event {event.key}"].add(clock() - start)
+
+    def _fire_timed(self, listeners: Listeners, count: int, start: float) -> float:
+        listeners.fire(count)
+        now = clock()
+        self._within[f"event {listeners.event.key}"].add(now - start)
+        return now
+
+    def _next_count(self, event: Event) -> int:
+        """Events of the loop that are fired by hand carry the number of the iteration or epoch."""
+        if event.key in self.state.following:
+            return self.state.iteration
+        if event.key in _EPOCH_KEYS and self.state.epoch > 0:
+            return self.state.epoch
+        return super()._next_count(event)
+
+    def _tell_exception(self, error: Exception) -> None:
+        listeners = self._listeners_of(Events.EXCEPTION_RAISED)
+        traceback = error.__traceback__
+        for raised in listeners.fire_all(super()._next_count(Events.EXCEPTION_RAISED), error):
+            if raised is not error:
+                _logger.error("a handler of EXCEPTION_RAISED raised an exception itself", exc_info=raised)
+        error.__traceback__ = traceback
+
+    # ---------------------------------------------------------------- the ends of a run
+    def _past(self) -> Past:
+        state = self.state
+        return Past(
+            iteration=state.iteration,
+            epochs=self._epochs_completed,
+            epoch_length=state.epoch_length,
+            max_epochs=state.max_epochs,
+            max_iters=state.max_iters,
+            held=self._loaded or self._paused,
+            lives=None if self._feed is None else self._feed.lives,
+        )
+
+    def _begin(self, course: Course, data: Any) -> Event:
+        """Stand where the run begins; the first event that it fires."""
+        state = self.state
+        self._feed = self._feed_for(course, data)
+        if not course.goes_on or course.iteration != state.iteration:
+            middle = course.iteration > course.epochs * (course.epoch_length or 0)
+            self._epochs_started = course.epochs + middle
+            state.output = state.batch = None
+        self._epochs_completed = course.epochs
+        state.iteration, state.epoch = course.iteration, self._epochs_started
+        state.epoch_length, state.max_epochs, state.max_iters = (
+            course.epoch_length,
+            course.max_epochs,
+            course.max_iters,
+        )
+        state.dataloader, state.times = data, {}
+        followed = _ITERATION_EVENTS if data is None else (*_ITERATION_EVENTS, *_BATCH_EVENTS)
+        state.following = tuple(event.key for event in followed)
+        state.fired.update({key: course.iteration for key in state.following})
+        state.fired.update(zip(_EPOCH_KEYS, (self._epochs_started, self._epochs_completed), strict=True))
+        for listeners in self._listeners.values():
+            listeners.rearm()
+        self._timers.reset()
+        self._within, self._first_iteration = self._timers, course.iteration
+        self._loaded = self._paused = False
+        self._held_data = None
+        self._running = True
+        self._clear_requests()
+        resumes = course.goes_on and (course.iteration > 0 or state.fired[Events.STARTED.key] > 0)
+        return Events.RESUMED if resumes else Events.STARTED
+
+    def _feed_for(self, course: Course, data: Any) -> Feed:
+        """The batches of the run: those of an interrupted run, where it stood, or new ones in their place."""
+        same = self._feed is not None and data is self.state.dataloader
+        here = course.goes_on and course.iteration == self.state.iteration
+        if self._feed is not None and self._paused and same and here:
+            return self._feed
+        held = None
+        if here and not hasattr(data, "seek"):
+            held = self._held_data
+            if held is None and same and course.iteration > 0 and is_stateful(data):
+                held = data.state_dict()
+        period = length_of(data) if course.lives else course.epoch_length
+        return Feed(data, lives=course.lives, period=period, held=held, standing=same and here)
+
+    def _end(self) -> None:
+        self._running = False
+        if self._feed is not None and not self._paused:
+            self._feed.iterator = None
+
+    # ---------------------------------------------------------------- what is attached, measured, saved
+    def set_data(self, data: Any) -> None:
+        """Go on with other data from the next batch on. Epochs keep their length."""
+        self.state.dataloader = data
+        if self._feed is not None:
+            self._feed.replace(data)
+        self._requested = True
+
+    def attach(self, name: str, thing: Any) -> None:
+        """Keep a thing under a name; if it has `state_dict` and `load_state_dict`, it is saved with the
+        engine.
+
+        Raises:
+            ValueError: the name is taken.
+        """
+        if name in self.attached:
+            raise ValueError(
+                f"attach({name!r}): the engine has {self.attached[name]!r} under this name already"
+            )
+        self.attached[name] = thing
+
+    @property
+    def timers(self) -> Timer:
+        """Counts and times of the last run, as a tree; printing it gives a table.
+
+        run > epoch loop > iteration loop > "get batch", "process function", "event X".
+        """
+        loop = self._timers["epoch loop"]["iteration loop"]
+        for name in ("get batch", "process function"):  # counted here, since the loop does not
+            if name in loop.parts:
+                loop[name].count = self.state.iteration - self._first_iteration
+        return self._timers
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the engine is, as plain data: numbers, texts, and the states of what is attached.
+
+        It says what the next iteration is, so take it when none is in progress: from ITERATION_COMPLETED on.
+
+        Raises:
+            ValueError: a user key is not an attribute of the state.
+        """
+        data = self.state.dataloader
+        if self._loaded:
+            data_state = self._held_data
+        else:
+            data_state = data.state_dict() if is_stateful(data) and not hasattr(data, "seek") else None
+        epochs = self._epochs_started, self._epochs_completed
+        return write_saved(self.state, epochs, self.attached, data_state, self.state_dict_user_keys)
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Be where `state_dict` was taken; the next `run` goes on from there, and fires RESUMED.
+
+        Raises:
+            RuntimeError: the engine is running.
+            TypeError: a value has the wrong type.
+            ValueError: something is missing, unknown or does not fit. Nothing is changed then.
+        """
+        if self._running:
+            raise RuntimeError("load_state_dict(): this engine is running; load between runs")
+        found = read_saved(saved, self.attached, self.state_dict_user_keys)
+        state = self.state
+        state.iteration, state.epoch = found.iteration, found.epochs_started
+        state.epoch_length, state.max_epochs, state.max_iters = (
+            found.epoch_length,
+            found.max_epochs,
+            found.max_iters,
+        )
+        self._epochs_started, self._epochs_completed = found.epochs_started, found.epochs_completed
+        state.following = ()
+        state.fired.clear()
+        state.fired.update(found.counters)
+        for name, value in found.user.items():
+            setattr(state, name, value)
+        for name, value in found.attached.items():
+            self.attached[name].load_state_dict(value)
+        self._held_data, self._loaded, self._paused = found.data, True, False

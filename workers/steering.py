@@ -1,0 +1,94 @@
+"""What may be asked of a running engine: to stop, to leave out the rest of an epoch, to pause between
+iterations.
+
+A request only sets flags, so it may come from any thread and at any time; the loop sees to it before it
+starts the next iteration. The iteration in progress always finishes: other ranks may wait for it in a
+collective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from workers.dispatch import EventSource
+
+__all__ = ["Steered"]
+
+
+class Steered(EventSource):
+    """An event source with a loop that can be steered. `Engine` is the one to use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._boundary: Callable[[Any], object] | None = None
+        self._clear_requests()
+
+    def terminate(self, skip_completed: bool = False) -> None:
+        """End the run after the iteration in progress: TERMINATE fires, then COMPLETED.
+
+        Args:
+            skip_completed: leave out COMPLETED.
+        """
+        self._skip_completed = skip_completed
+        self._terminating = True
+        self._requested = True
+
+    def terminate_epoch(self) -> None:
+        """End the epoch after the iteration in progress; the iterations that it leaves out count as done.
+
+        So epoch k always ends at iteration `k * epoch_length`. TERMINATE_SINGLE_EPOCH fires, then
+        EPOCH_COMPLETED.
+
+        Raises:
+            RuntimeError: the epoch length is not known yet.
+        """
+        if self.state.epoch_length is None:
+            raise RuntimeError(
+                "terminate_epoch(): an epoch's length is unknown before the data first ends; "
+                "give run(epoch_length=...)"
+            )
+        self._terminating_epoch = True
+        self._requested = True
+
+    def interrupt(self) -> None:
+        """Leave the run after the iteration in progress: INTERRUPT fires; the next `run` goes on there."""
+        self._interrupting = True
+        self._requested = True
+
+    def suppress(self) -> None:
+        """In a handler of EXCEPTION_RAISED: let the run end quietly instead of raising."""
+        self._suppressed = True
+
+    def set_boundary(self, function: Callable[[Any], object] | None) -> None:
+        """Have `function(engine)` called between iterations, until None is set; from any thread.
+
+        It runs on the training thread, after `announced` was stored and before the batch is fetched:
+        `state.iteration` iterations are complete, `announced` is the next one. If it calls `terminate()`,
+        that one is not started. An iteration that was announced before this call may still run.
+
+        Args:
+            function: what to call, or None to call nothing any more.
+        """
+        self._boundary = function
+        self._requested = True
+
+    def _clear_requests(self) -> None:
+        self._terminating = False
+        self._terminating_epoch = False
+        self._interrupting = False
+        self._skip_completed = False
+        self._suppressed = False
+        self._requested = True  # the first iteration looks: a boundary may be set already
+
+    def _attend(self) -> bool:
+        """See to what was requested; whether the next iteration may start."""
+        self._requested = False  # first, so that what is requested from now on is seen at the next iteration
+        boundary = self._boundary
+        if boundary is not None:
+            self._requested = True
+            boundary(self)
+        return not self._stopping()
+
+    def _stopping(self) -> bool:
+        return self._terminating or self._terminating_epoch or self._interrupting
