@@ -1,0 +1,175 @@
+"""The driver's event bus: which driver handlers listen to which event of which engine, and who waits for them.
+
+One `EventBus` per engine of the program; it fires an event when the roll call of ranks says so. Before the run starts it
+compiles what its handlers need into gates (the ranks wait) and watches (they report in passing), counts only.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import HandlerError, RankfireError
+from workers.dispatch import EventSource, RemovableEventHandle
+from workers.events import Event, EventExpression, Events, counts_only
+
+__all__ = ["EventBus"]
+
+BLOCKING = frozenset(
+    event.key
+    for event in (
+        Events.STARTED, Events.RESUMED, Events.EPOCH_STARTED, Events.EPOCH_COMPLETED, Events.TERMINATE,
+        Events.INTERRUPT, Events.COMPLETED,
+    )
+)  # fmt: skip
+"""Events at which the ranks wait for driver handlers unless told otherwise; at all others they only report."""
+
+_OURS = tuple(str(Path(__file__).resolve().parent.parent / package) for package in ("orchestrator", "workers"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Need:
+    """What one registration wants of the ranks."""
+
+    base: Event
+    expression: EventExpression
+    blocking: bool
+
+
+class EventBus(EventSource):
+    """Driver handlers of one engine's events.
+
+    Args:
+        engine: name of the engine in the program.
+        subject: what handlers get as their first argument: the orchestrator.
+    """
+
+    def __init__(self, engine: str, subject: object) -> None:
+        super().__init__(subject)
+        self.engine = engine
+        self._needs: list[_Need] = []
+        self._sealed = False
+
+    def listen(
+        self,
+        event: EventExpression | str,
+        handler: Callable[..., Any],
+        *args: Any,
+        blocking: bool | None = None,
+        phase: str = "user",
+        **kwargs: Any,
+    ) -> RemovableEventHandle:
+        """Register a driver handler.
+
+        Args:
+            event: what to wait for.
+            handler: called as `handler(orchestrator, *args, **kwargs)`, or without the orchestrator.
+            args: passed to every call.
+            blocking: whether the ranks wait until it returns. Default: at epochs, start and end yes, else no.
+            phase: "metrics", "user" or "gate", in this order at one firing.
+            kwargs: passed to every call.
+
+        Raises:
+            RuntimeError: the run has started and the ranks were not told of such a gate.
+        """
+        expression = self._expression(event)
+        needs = [
+            _Need(
+                base=base,
+                expression=_at(counts_only(expression), base),
+                blocking=base.key in BLOCKING if blocking is None else blocking,
+            )
+            for base in expression.bases()
+            if base != Events.EXCEPTION_RAISED  # comes from a fault, not from a firing that ranks tell of
+        ]
+        if self._sealed and (new := [need for need in needs if not self._covers(need)]):
+            raise RuntimeError(
+                f"orchestrator.on({expression!r}): the run has started, and its ranks do not report "
+                f"{new[0].base!r} of engine {self.engine!r} there; register the handler before run()"
+            )
+        handle = self.add_phase_handler(phase, expression, handler, *args, **kwargs)
+        self._needs += needs
+        return handle
+
+    def watch(self, event: Event) -> None:
+        """Have the ranks report an event although no handler listens: for the journal."""
+        self._needs.append(_Need(base=event, expression=event, blocking=False))
+
+    def expression(self, event: EventExpression | str) -> EventExpression:
+        """An event as a value; a string if such an event is known."""
+        return self._expression(event)
+
+    def check(
+        self, event: EventExpression | str, handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """See that a handler could be registered here, without doing it: for handlers that run on ranks.
+
+        Raises:
+            ValueError: it can't be called that way.
+        """
+        self.add_phase_handler("user", event, handler, *args, **kwargs).remove()
+
+    def seal(self) -> None:
+        """The ranks have been told; from here on no handler may need more."""
+        self._sealed = True
+
+    def gates(self) -> EventExpression | None:
+        """Where the ranks must wait, or None."""
+        return _any([need.expression for need in self._needs if need.blocking])
+
+    def watches(self) -> EventExpression | None:
+        """What the ranks report in passing, or None."""
+        return _any([need.expression for need in self._needs if not need.blocking])
+
+    def event_of(self, key: str) -> Event:
+        """The event behind a key that a rank sent."""
+        known = self._listeners.get(key)
+        return known.event if known is not None else next((e for e in Events if e.key == key), Event(key))
+
+    def fire(self, key: str, count: int, *extra: object) -> None:
+        """Run the handlers due at one firing, in order.
+
+        Raises:
+            HandlerError: one of them raised; names it, the event, and the line.
+        """
+        event = self.event_of(key)
+        try:
+            self.dispatch(event, count, *extra)
+        except RankfireError:
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            raise HandlerError.in_handler(
+                _culprit(error), f"{event!r} #{count}", what, traceback="".join(traceback.format_exception(error))
+            ) from error
+
+    def _covers(self, need: _Need) -> bool:
+        return any(
+            known.base == need.base
+            and known.blocking >= need.blocking
+            and known.expression in (need.expression, need.base)
+            for known in self._needs
+        )
+
+
+def _at(expression: EventExpression, base: Event) -> EventExpression:
+    """The part of an expression that one base event can trigger."""
+    return expression if expression.bases() == (base,) else expression & base
+
+
+def _any(expressions: list[EventExpression]) -> EventExpression | None:
+    distinct = list(dict.fromkeys(expressions))
+    return reduce(or_, distinct) if distinct else None
+
+
+def _culprit(error: BaseException) -> str:
+    """The outermost function in the traceback that is not ours: the handler."""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if not frame.filename.startswith(_OURS):
+            return f"{frame.name} ({frame.filename}:{frame.lineno})"
+    return "of Rankfire"

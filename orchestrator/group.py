@@ -1,0 +1,188 @@
+"""The ranks as one thing on Ray: start the actors, send orders, gather their streams into one queue, end them.
+
+One background thread drains all streams; the driver's loop takes from the queue on the thread of the user. The first
+error of a stream, of whatever kind, means that its worker is lost now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from orchestrator.exchange import Incoming, Interrupt, Lost
+from orchestrator.placement import Cluster, bundle_of
+from orchestrator.spec import ClusterSpec, WorkersSpec
+from workers.actor import RankActor
+from workers.messages import CutAt, Hello, Leave, Order, ProposeCut
+from workers.rank import Place
+
+__all__ = ["RayGroup"]
+
+
+class RayGroup:
+    """Workers that are Ray actors.
+
+    Args:
+        workers: how many, and what each needs.
+        cluster: where they live.
+        roots: folders that go to the front of the ranks' `sys.path`.
+        environment: variables for the ranks.
+    """
+
+    needs_store = True
+
+    def __init__(
+        self,
+        workers: WorkersSpec,
+        cluster: ClusterSpec,
+        *,
+        roots: tuple[str, ...] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._workers = workers
+        self.size = workers.count + workers.spares
+        self._cluster = Cluster(cluster, workers)
+        self._roots = roots
+        self._environment = dict(environment or {})
+        self._queue: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._actors: dict[int, Any] = {}
+        self._numbers: dict[int, int] = {}
+        self._places: dict[int, Place] = {}
+        self._ended: set[int] = set()
+        self._here = ""
+
+    def start(self) -> None:
+        """Start the actors against the placement group without waiting for it: they queue for their places."""
+        group = self._cluster.start()
+        self._here = self._cluster.node()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rankfire-streams", daemon=True)
+        self._thread.start()
+        bundle = bundle_of(self._workers)
+        extra = {name: amount for name, amount in bundle.items() if name not in {"CPU", "GPU"}}
+        for worker in range(self._workers.count + self._workers.spares):
+            actor = RankActor.options(  # type: ignore[attr-defined]
+                num_cpus=bundle.get("CPU", 0),
+                num_gpus=bundle.get("GPU", 0),
+                resources=extra,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=worker),
+            ).remote(worker, self._roots, self._environment)
+            self._actors[worker] = actor
+            self._numbers[worker] = 0
+            actor.run.remote()
+            asyncio.run_coroutine_threadsafe(self._drain(worker, actor.events.remote()), self._loop)
+
+    def address(self) -> str:
+        """IP address of the driver's node."""
+        return self._cluster.address()
+
+    def shortage(self) -> str | None:
+        """If the places are not there yet: what is free, in words."""
+        return None if self._cluster.ready() else self._cluster.shortage()
+
+    def order(self, worker: int, order: Order) -> None:
+        """Send an order; numbered, since a threaded actor may take two at once."""
+        number = -1
+        if not isinstance(order, ProposeCut | CutAt):
+            number = self._numbers[worker]
+            self._numbers[worker] += 1
+        self._actors[worker].control.remote(number, order)
+
+    def take(self, timeout: float) -> Incoming | None:
+        """The next thing that came from any worker."""
+        try:
+            return self._queue.get(timeout=max(timeout, 0.0))
+        except queue.Empty:
+            return None
+
+    def interrupt(self) -> None:
+        """Put an `Interrupt` into the queue."""
+        self._queue.put(Interrupt())
+
+    def stop(self, *, grace: float) -> list[str]:
+        """Let the ranks leave, then end their processes, give back their places, and see that all is gone."""
+        if grace > 0:
+            for worker in self._actors.keys() - self._ended:
+                self.order(worker, Leave())
+            self._wait_ended(grace)
+        for actor in self._actors.values():
+            with contextlib.suppress(Exception):  # a dead actor, or a cluster that is gone: nothing is left to end
+                ray.kill(actor, no_restart=True)
+        left = self._wait_gone()
+        self._stop_streams()
+        self._actors.clear()
+        self._cluster.stop()
+        return left
+
+    async def _drain(self, worker: int, stream: Any) -> None:
+        """Move one worker's messages into the queue until its stream ends or breaks."""
+        try:
+            async for batch in stream:
+                for message in await batch:
+                    if isinstance(message, Hello):
+                        self._places[worker] = message.place
+                    self._queue.put(message)
+            self._ended.add(worker)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # of any kind: this worker can't be heard any more
+            self._ended.add(worker)
+            self._queue.put(Lost(worker=worker, cause=_cause(error)))
+
+    def _wait_ended(self, grace: float) -> None:
+        until = time.monotonic() + grace
+        while self._actors.keys() - self._ended and time.monotonic() < until:
+            time.sleep(0.001)
+
+    def _wait_gone(self) -> list[str]:
+        """Wait for the processes on this machine to be gone; those elsewhere are their raylet's to end."""
+        until = time.monotonic() + 6.0  # Ray gives a killed worker 5 s
+        here = {place.pid: str(place) for place in self._places.values() if place.node == self._here}
+        while here and time.monotonic() < until:
+            here = {pid: text for pid, text in here.items() if _alive(pid)}
+            time.sleep(0.001)
+        return list(here.values())
+
+    def _stop_streams(self) -> None:
+        """Readers do not end with Ray: cancel them first."""
+        loop, thread = self._loop, self._thread
+        if loop is None or thread is None:
+            return
+
+        async def cancel() -> None:
+            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(cancel(), loop).result(timeout=5.0)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(timeout=5.0)
+        loop.close()
+        self._loop = self._thread = None
+
+
+def _cause(error: BaseException) -> str:
+    """The first telling line of Ray's error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs: one that is only waiting to be reaped does not."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return os.path.exists(f"/proc/{pid}")

@@ -1,0 +1,45 @@
+"""A shared evaluation at the end of epochs: all ranks, each its share, once."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from workers.events import EventExpression, Events
+
+__all__ = ["Evaluate"]
+
+
+class _Evaluates(Protocol):
+    def evaluate(self, engine: str, *, prefix: str | None = None) -> object:
+        """Evaluate with an engine of the program."""
+        ...
+
+    def listen(self, event: EventExpression, handler: object, *, phase: str = "user") -> object:
+        """Register a driver handler in a phase."""
+        ...
+
+
+class Evaluate:
+    """Evaluate with one engine of the program; its metrics appear as `validation/NAME`.
+
+    Args:
+        engine: name of the engine.
+        every: after each so many epochs.
+        prefix: what stands before the metrics' names.
+
+    Example:
+        >>> orchestrator.attach(Evaluate("evaluator", every=2))  # doctest: +SKIP
+    """
+
+    def __init__(self, engine: str = "evaluator", *, every: int = 1, prefix: str = "validation") -> None:
+        self.engine = engine
+        self.every = every
+        self.prefix = prefix
+
+    def attach(self, orchestrator: _Evaluates) -> None:
+        """Register; before the user's own handlers of the same event, so that they see the metrics."""
+        orchestrator.listen(Events.EPOCH_COMPLETED(every=self.every), self, phase="metrics")
+
+    def __call__(self, orchestrator: _Evaluates) -> None:
+        """Evaluate now."""
+        orchestrator.evaluate(self.engine, prefix=self.prefix)

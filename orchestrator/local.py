@@ -1,0 +1,104 @@
+"""`workers: 0`: one session in the calling process and thread, so that a debugger sees user code as it is.
+
+Driver and rank take turns on one stack. Where a rank on a cluster would wait for an order, the driver's loop is called;
+where the driver would wait for a message, the session is given its next order.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+
+from orchestrator.exchange import Incoming, Interrupt
+from workers.mailbox import Mailbox, Outbox
+from workers.messages import Hello, Leave, Message, Order
+from workers.rank import Place
+from workers.session import LeaveNow, Session
+
+__all__ = ["LocalGroup"]
+
+
+class LocalGroup:
+    """One worker in this process.
+
+    Args:
+        turn: the driver's turn: handle what has come; called when the session waits for an order.
+    """
+
+    needs_store = False
+
+    def __init__(self, turn: Callable[[], None]) -> None:
+        self.size = 1
+        self._turn = turn
+        self._mailbox = Mailbox(idle=self._give_turn)
+        self._outbox = Outbox()
+        self._number = 0
+        self._inbox: deque[Incoming] = deque()
+        self._raised: BaseException | None = None
+        place = Place(node="local", host=socket.gethostname(), address="127.0.0.1", pid=os.getpid())
+        self.session = Session(worker_id=0, place=place, outbox=self._outbox, mailbox=self._mailbox)
+
+    def start(self) -> None:
+        """The session says hello; nothing needs to be started."""
+        self.session.send(Hello, place=self.session.place)
+
+    def address(self) -> str:
+        """This machine, for this machine."""
+        return "127.0.0.1"
+
+    def shortage(self) -> str | None:
+        """There is always room for nobody."""
+        return None
+
+    def order(self, worker: int, order: Order) -> None:
+        """Act at once on what can't wait; keep the rest until the session takes its turn."""
+        assert worker == 0, f"there is no worker {worker} in this process"
+        if not self.session.control(order):
+            self._mailbox.put(self._number, order)
+            self._number += 1
+
+    def take(self, timeout: float) -> Incoming | None:
+        """What came; if nothing did, the session carries out its next order, which brings something."""
+        self._collect()
+        if not self._inbox and (order := self._mailbox.take()) is not None:
+            self._serve(order)
+            self._collect()
+        return self._inbox.popleft() if self._inbox else None
+
+    def interrupt(self) -> None:
+        """Have the driver take a turn at the next iteration boundary, with an `Interrupt` before it."""
+        self._inbox.append(Interrupt())
+        worker = self.session._worker
+        if worker is not None and worker.program is not None:
+            self.session.trainer.set_boundary(lambda _: self._give_turn())
+
+    def stop(self, *, grace: float) -> list[str]:
+        """Have the session let go of everything."""
+        try:
+            self.session.serve(Leave())
+        except LeaveNow:
+            pass
+        return []
+
+    def _give_turn(self) -> None:
+        """Let the driver work; what it raises must unwind the session below it without being taken for the user's."""
+        try:
+            self._turn()
+        except BaseException as error:
+            self._raised = error
+            raise LeaveNow from error
+
+    def _serve(self, order: Order) -> None:
+        try:
+            self.session.serve(order)
+        except LeaveNow:
+            if self._raised is None:
+                raise
+            raised, self._raised = self._raised, None
+            raise raised from raised.__cause__
+
+    def _collect(self) -> None:
+        messages: list[Message] = self._outbox.take(timeout=0)
+        self._inbox.extend(messages)

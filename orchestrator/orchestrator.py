@@ -1,0 +1,421 @@
+"""The public face of the driver: say what to build, hang handlers on events, run.
+
+What happens while a run lives is in `run.py`; here a user's words become its parts, and its end becomes a result.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+from orchestrator.bus import EventBus
+from orchestrator.checkpoints.registry import Registry
+from orchestrator.errors import CheckpointError, SpecError, TrainingError
+from orchestrator.handlers import Best, Checkpoint, Evaluate, Progress
+from orchestrator.journal import Journal
+from orchestrator.run import TRAINER, Limits, Run
+from orchestrator.saving import manifest_of, save
+from orchestrator.settings import Settings, pickled
+from orchestrator.spec import JobSpec, WorkersSpec
+from orchestrator.specfile import load_spec
+from orchestrator.target import load_target
+from orchestrator.training import Parts, RunResult, train
+from workers.dispatch import RemovableEventHandle
+from workers.events import EventExpression, Events
+from workers.messages import RankHandler
+from workers.state import State
+
+__all__ = ["Orchestrator", "RunResult"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Where = int | Sequence[int] | Literal["all", "local_rank_0"]
+
+
+class Attachable(Protocol):
+    """Anything that hangs itself on an orchestrator: shipped handlers, and yours."""
+
+    def attach(self, orchestrator: Any, /) -> object:
+        """Register handlers."""
+        ...
+
+
+class Orchestrator:
+    """Train a program on many ranks, with events on the driver.
+
+    Args:
+        build: `build(worker) -> Program`, or `"module:function"`; runs on every rank.
+        run: run id, the name of its folder in storage. The same id goes on with the same run.
+        workers: how many ranks; or a mapping or `WorkersSpec` with `count, spares, cpus, gpus, resources, placement`.
+            0 runs the program in this process, for a debugger.
+        spares: further workers that build the program and wait.
+        config: settings of the program, as `worker.config`.
+        seed: of the data order and all random numbers.
+        storage: folder under which each run has its folder.
+        cluster: `{"address": …, "autoscale": …, "start_timeout": …}`; default: Ray on this machine.
+
+    Raises:
+        SpecError: an argument can't be used; says which, and what was expected.
+
+    Example:
+        >>> orchestrator = Orchestrator(build, workers=2, config={"lr": 1e-3})  # doctest: +SKIP
+        >>> @orchestrator.on(Events.EPOCH_COMPLETED)  # doctest: +SKIP
+        ... def tell(run):
+        ...     print(run.state.epoch, run.state.metrics)
+        >>> result = orchestrator.run(max_epochs=5)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        build: Callable[..., Any] | str,
+        *,
+        run: str = "run",
+        workers: int | Mapping[str, Any] | WorkersSpec = 2,
+        spares: int = 0,
+        config: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        storage: str | os.PathLike[str] = "runs",
+        cluster: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._set_up(
+            Settings.of(
+                build,
+                run=run,
+                workers=workers,
+                spares=spares,
+                config=config,
+                seed=seed,
+                storage=storage,
+                cluster=cluster,
+            )
+        )
+
+    def _set_up(self, settings: Settings) -> None:
+        self._ran = False
+        self.settings = settings
+        self.registry = Registry(settings.folder / "checkpoints")
+        self.stateful: dict[str, Any] = {}  # handlers whose state is in the checkpoints
+        self._journal = Journal(settings.folder / "journal.jsonl")
+        self._buses: dict[str, EventBus] = {}
+        self._bus(TRAINER).watch(Events.EPOCH_COMPLETED)
+        self._rank_handlers: list[RankHandler] = []
+        self._attached: list[object] = []
+        self._run: Run | None = None
+
+    @classmethod
+    def from_spec(cls, spec: JobSpec | str | os.PathLike[str], *, roots: Sequence[str] = ()) -> Orchestrator:
+        """Make the orchestrator of a job file.
+
+        Args:
+            spec: the file's path, or what was read from it.
+            roots: folders in which the job's functions are searched; default: the current one, and the file's.
+
+        Raises:
+            SpecError: the file can't be used, or names functions that are not there.
+        """
+        if not isinstance(spec, JobSpec):
+            roots = list(roots) or [os.getcwd(), str(Path(spec).resolve().parent)]
+            spec = load_spec(str(spec), roots=roots)
+        self = cls.__new__(cls)
+        self._set_up(Settings.from_spec(spec, roots))
+        if spec.evaluate is not None:
+            self.attach(Evaluate(spec.evaluate.engine, every=spec.evaluate.every))
+        if spec.handlers is not None:
+            load_target(spec.handlers, list(self.settings.roots), where="handlers")(self)
+        if spec.checkpoint is not None:
+            best = spec.checkpoint.best
+            self.attach(
+                Checkpoint(
+                    every=spec.checkpoint.every,
+                    keep=spec.checkpoint.keep,
+                    best=None if best is None else Best(best.metric, best.mode),
+                )
+            )
+        return self
+
+    # ---------------------------------------------------------------- handlers
+    def on(
+        self,
+        event: EventExpression | str,
+        *args: Any,
+        rank: Where | None = None,
+        engine: str = TRAINER,
+        blocking: bool | None = None,
+        **kwargs: Any,
+    ) -> Callable[[Function], Function]:
+        """Decorator: run a handler when an event of an engine fires. It gives back the function, so it stacks.
+
+        Args:
+            event: a plain, filtered or combined event.
+            args: passed to every call.
+            rank: where it runs. None: on the driver, once, when all ranks are there; called with the orchestrator.
+                A number, several, "all" or "local_rank_0": inside those ranks; called with their engine.
+            engine: name of the engine whose event it is.
+            blocking: for the driver: whether the ranks wait until it returns. Default: yes at starts and ends of runs
+                and epochs, no at iterations, batches and events of your own.
+            kwargs: passed to every call.
+
+        Raises:
+            SpecError: a handler for ranks can't be pickled, or `rank` names no rank.
+            ValueError: the handler can't be called that way.
+            RuntimeError: the run has started, and its ranks know nothing of such a handler.
+
+        Example:
+            >>> @orchestrator.on(Events.EPOCH_COMPLETED(every=5))  # doctest: +SKIP
+            ... def validate(run):
+            ...     run.evaluate("evaluator")
+        """
+
+        def register(handler: Function) -> Function:
+            if rank is None:
+                self.listen(event, handler, *args, engine=engine, blocking=blocking, **kwargs)
+            else:
+                self._ship(event, handler, args, kwargs, rank=rank, engine=engine)
+            return handler
+
+        if rank is not None and blocking is not None:
+            raise SpecError("orchestrator.on: blocking is for handlers on the driver; one on a rank always runs there")
+        return register
+
+    def listen(
+        self,
+        event: EventExpression | str,
+        handler: Callable[..., Any],
+        *args: Any,
+        engine: str = TRAINER,
+        blocking: bool | None = None,
+        phase: str = "user",
+        **kwargs: Any,
+    ) -> RemovableEventHandle:
+        """Register a driver handler without a decorator, in a phase: "metrics", then "user", then "gate".
+
+        Returns:
+            A handle that takes the handler off again.
+        """
+        return self._bus(engine).listen(event, handler, *args, blocking=blocking, phase=phase, **kwargs)
+
+    def attach(self, handler: Attachable) -> None:
+        """Attach a handler object: `Checkpoint`, `Evaluate`, or any with an `attach(orchestrator)` method.
+
+        Raises:
+            SpecError: it has no such method.
+        """
+        if not callable(getattr(handler, "attach", None)):
+            raise SpecError(
+                f"orchestrator.attach: expected an object with attach(orchestrator), received {handler!r}; "
+                "a function goes to orchestrator.on(event)"
+            )
+        handler.attach(self)
+        self._attached.append(handler)
+        if hasattr(handler, "state_dict") and hasattr(handler, "load_state_dict"):
+            name = type(handler).__name__
+            number = sum(1 for known in self.stateful if known.partition("#")[0] == name)
+            self.stateful[f"{name}#{number + 1}" if number else name] = handler
+
+    # ---------------------------------------------------------------- running
+    def run(
+        self,
+        max_epochs: int | None = None,
+        *,
+        max_iters: int | None = None,
+        epoch_length: int | None = None,
+        resume: Literal["auto", "never"] = "auto",
+    ) -> RunResult:
+        """Train on all ranks, to the end.
+
+        Args:
+            max_epochs: epochs in all, those before a resume included. Default: as the job file says.
+            max_iters: iterations in all, instead of epochs.
+            epoch_length: iterations of an epoch; default: one pass over the data.
+            resume: "auto" goes on from the newest checkpoint of this run id; "never" refuses if there is one.
+
+        Raises:
+            SpecError: bad arguments.
+            TrainingError: a user's code raised, on a rank or in a handler.
+            SystemFailure: a worker was lost, the cluster is too small, storage failed.
+            RunInterrupted: Ctrl-C.
+        """
+        if self._ran:
+            raise SpecError("orchestrator.run: this orchestrator has run already; make another one")
+        if resume not in ("auto", "never"):
+            raise SpecError(f"orchestrator.run: resume: expected 'auto' or 'never', received {resume!r}")
+        limits = self._limits(max_epochs, max_iters, epoch_length)
+        self._ran = True
+        parts = Parts(
+            settings=self.settings,
+            buses=self._buses,
+            handlers=tuple(self._rank_handlers),
+            registry=self.registry,
+            journal=self._journal,
+            stateful=self.stateful,
+            started=self._started,
+            on_interrupt=self._on_interrupt,
+        )
+        progress = Progress(limits.max_epochs, limits.max_iters)
+        progress.attach(self)
+        self._progress = progress
+        try:
+            return train(parts, limits, resume)
+        finally:
+            progress.close()
+            self._run = None
+
+    @property
+    def state(self) -> State:
+        """The trainer's state over all ranks: epoch, iteration, reduced metrics and output."""
+        return self._buses[TRAINER].state
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The reduced metrics."""
+        return self.state.metrics
+
+    def state_of(self, engine: str) -> State:
+        """The state of another engine that has handlers here."""
+        return self._bus(engine).state
+
+    # ---------------------------------------------------------------- orders, inside a blocking handler
+    def evaluate(self, engine: str = "evaluator", *, prefix: str | None = None) -> dict[str, Any]:
+        """Have all ranks evaluate, each its share of the data; exact over all of them.
+
+        Args:
+            engine: name of the engine.
+            prefix: the metrics also appear in `state.metrics` as `prefix/NAME`. Default: "validation" for the engine
+                called "evaluator", else the engine's name.
+
+        Returns:
+            metric name → value.
+        """
+        run = self._running("evaluate")
+        metrics = run.evaluate(engine)
+        prefix = prefix if prefix is not None else ("validation" if engine == "evaluator" else engine)
+        self.state.metrics.update({f"{prefix}/{name}": value for name, value in metrics.items()})
+        self.note("EVALUATION_COMPLETED", engine=engine, metrics=metrics)
+        return metrics
+
+    def checkpoint(self) -> str:
+        """Save and commit the state as it is now; returns the checkpoint's path."""
+        run = self._running("checkpoint")
+        driver = {"handlers": {name: handler.state_dict() for name, handler in self.stateful.items()}}
+        manifest = manifest_of(self.settings.run, self.settings.world_size, self.state, driver)
+        committed = save(run, self.registry, manifest)
+        size = sum(entry.size for entry in committed.manifest.files)
+        self.note("CHECKPOINT_COMMITTED", checkpoint=committed.name, bytes=size)
+        return str(committed.folder)
+
+    def call(self, function: Callable[..., Any], *args: Any, rank: int | Sequence[int] | Literal["all"] = "all", **kwargs: Any) -> Any:
+        """Call `function(worker, *args, **kwargs)` on ranks.
+
+        Args:
+            function: must be picklable, and so must what it returns; may use collectives if it goes to all ranks.
+            args: passed on.
+            rank: a number, several, or "all".
+            kwargs: passed on.
+
+        Returns:
+            The value of the one rank, or a list of values in the order of ranks.
+
+        Raises:
+            TrainingError: it raised on a rank.
+        """
+        run = self._running("call")
+        pickled((function, args, kwargs), "orchestrator.call")
+        ranks = None if rank == "all" else [rank] if isinstance(rank, int) else list(rank)
+        answers = run.call(function, args, kwargs, ranks)
+        failed = {number: answer.failure for number, answer in answers.items() if answer.failure is not None}
+        if failed:
+            first = failed[min(failed)]
+            raise TrainingError.on_ranks(failed, f"{first} in orchestrator.call", traceback=first.traceback)
+        values = [answers[number].value for number in sorted(answers)]
+        return values[0] if isinstance(rank, int) else values
+
+    def terminate(self, reason: str = "terminated by a handler") -> None:
+        """End training: at the gate that is open, else at the next iteration boundary common to all ranks."""
+        self._running("terminate").terminate(reason)
+
+    def note(self, event: str, **fields: object) -> None:
+        """Write a line of your own into the run's journal."""
+        self._journal.write(event, **fields)
+
+    # ---------------------------------------------------------------- within
+    def _bus(self, engine: str) -> EventBus:
+        if engine not in self._buses:
+            if self._ran:
+                raise RuntimeError(
+                    f"orchestrator.on(engine={engine!r}): the run has started; register the handler before run()"
+                )
+            self._buses[engine] = EventBus(engine, self)
+        return self._buses[engine]
+
+    def _ship(
+        self,
+        event: EventExpression | str,
+        handler: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        rank: Where,
+        engine: str,
+    ) -> None:
+        name = str(getattr(handler, "__qualname__", None) or type(handler).__name__)
+        if self._ran:
+            raise RuntimeError(f"orchestrator.on(rank={rank!r}) for {name}: the run has started; register it before")
+        bus = self._bus(engine)
+        bus.check(event, handler, args, kwargs)
+        where = _where(rank, self.settings.world_size)
+        shipped = RankHandler(
+            engine=engine,
+            event=bus.expression(event),
+            name=name,
+            where=where,
+            pickled=pickled((handler, args, kwargs), f"orchestrator.on(rank={rank!r})"),
+        )
+        self._rank_handlers.append(shipped)
+
+    def _limits(self, max_epochs: int | None, max_iters: int | None, epoch_length: int | None) -> Limits:
+        train = self.settings.train
+        if train is not None and max_epochs is None and max_iters is None:
+            max_epochs, max_iters = train.max_epochs, train.max_iters
+            epoch_length = train.epoch_length if epoch_length is None else epoch_length
+        if (max_epochs is None) == (max_iters is None):
+            raise SpecError("orchestrator.run: expected exactly one of max_epochs and max_iters")
+        for name, value in (("max_epochs", max_epochs), ("max_iters", max_iters), ("epoch_length", epoch_length)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise SpecError(f"orchestrator.run: {name}: expected a positive whole number, received {value!r}")
+        return Limits(
+            max_epochs=max_epochs,
+            max_iters=max_iters,
+            epoch_length=epoch_length,
+            start_timeout=self.settings.cluster.start_timeout,
+        )
+
+    def _started(self, run: Run) -> None:
+        self._run = run
+        run.on_pulse = self._progress.pulse
+        self._progress.begin(run)
+
+    def _on_interrupt(self) -> None:
+        """At the cut that Ctrl-C made: save if checkpoints are wanted at all."""
+        if any(isinstance(handler, Checkpoint) for handler in self._attached):
+            self.checkpoint()
+
+    def _running(self, what: str) -> Run:
+        if self._run is None:
+            raise SpecError(f"orchestrator.{what}: nothing runs; call it inside a handler")
+        return self._run
+
+
+def _where(rank: Where, world_size: int) -> int | tuple[int, ...] | Literal["all", "local_rank_0"]:
+    """Check the `rank` of a handler for ranks."""
+    if rank == "all" or rank == "local_rank_0":
+        return rank
+    several = isinstance(rank, Sequence) and not isinstance(rank, str)
+    numbers = tuple(rank) if several else (rank,)  # type: ignore[arg-type]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < world_size:
+            raise SpecError(
+                f"orchestrator.on(rank={rank!r}): expected ranks from 0 to {world_size - 1}, \"all\" or "
+                f"\"local_rank_0\", received {number!r}"
+            )
+    return numbers if several else numbers[0]

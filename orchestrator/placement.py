@@ -1,0 +1,175 @@
+"""Find or start the cluster, see that it can hold the workers, and reserve their places.
+
+With `group.py` the only file of the driver that imports `ray`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from orchestrator.errors import CapacityError, StartError
+from orchestrator.spec import ClusterSpec, WorkersSpec
+
+__all__ = ["Cluster", "bundle_of", "check_capacity"]
+
+OVERSUBSCRIBE = 8  # ranks per core that a laptop may be asked for
+OBJECT_STORE = 256 << 20  # bytes; messages are small, and tensors do not travel through it
+
+
+def bundle_of(workers: WorkersSpec) -> dict[str, float]:
+    """What one worker reserves.
+
+    Example:
+        >>> bundle_of(WorkersSpec(count=2, cpus=1.0))
+        {'CPU': 1.0}
+    """
+    bundle = {"CPU": workers.cpus, "GPU": workers.gpus, **workers.resources}
+    return {name: amount for name, amount in bundle.items() if amount}
+
+
+def check_capacity(workers: WorkersSpec, nodes: list[Mapping[str, float]]) -> None:
+    """See whether nodes could hold the workers if nothing else ran there.
+
+    Args:
+        workers: how many, and what each needs.
+        nodes: the total resources of every node.
+
+    Raises:
+        CapacityError: they never could; says what is asked and what is there.
+    """
+    count, bundle = workers.count + workers.spares, bundle_of(workers)
+    rooms = [
+        min(int((node.get(name, 0.0) + 1e-9) / amount) for name, amount in bundle.items()) for node in nodes
+    ]
+    asked = f"{count} workers of {_words(bundle)} each, placed {workers.placement}"
+    if workers.placement == "STRICT_PACK":
+        enough = max(rooms, default=0) >= count
+    elif workers.placement == "STRICT_SPREAD":
+        enough = sum(1 for room in rooms if room) >= count
+    else:
+        enough = sum(rooms) >= count
+    if not enough:
+        raise CapacityError.of(asked=asked, there=_there(nodes, bundle))
+
+
+class Cluster:
+    """The connection to Ray and the places reserved there, from `start` to `stop`.
+
+    Args:
+        cluster: where it is.
+        workers: what to reserve.
+    """
+
+    def __init__(self, cluster: ClusterSpec, workers: WorkersSpec) -> None:
+        self._cluster = cluster
+        self._workers = workers
+        self._owned = False
+        self._environment: str | None = None
+        self.group: PlacementGroup | None = None
+
+    def start(self) -> PlacementGroup:
+        """Connect, or start Ray on this machine, and ask for the places; does not wait for them.
+
+        Raises:
+            CapacityError: the cluster can't ever hold the workers.
+            StartError: there is no cluster at the address.
+        """
+        self._connect()
+        if not self._cluster.autoscale:
+            check_capacity(self._workers, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        count = self._workers.count + self._workers.spares
+        self.group = placement_group([bundle_of(self._workers)] * count, strategy=self._workers.placement)
+        return self.group
+
+    def ready(self) -> bool:
+        """Whether the places are there by now."""
+        return self.group is not None and bool(self.group.wait(0))
+
+    def shortage(self) -> str:
+        """What is free at the moment, in words, for an error."""
+        free = ray.available_resources()
+        return _words({name: free.get(name, 0.0) for name in bundle_of(self._workers)})
+
+    def address(self) -> str:
+        """IP address of this node."""
+        return str(ray.util.get_node_ip_address())
+
+    def node(self) -> str:
+        """Id of this node."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def stop(self) -> None:
+        """Give the places back; end Ray if it was started here."""
+        if self.group is not None and ray.is_initialized():
+            remove_placement_group(self.group)
+            self._wait_removed(self.group)
+        self.group = None
+        if self._owned:
+            ray.shutdown()
+            self._owned = False
+            if self._environment is None:
+                os.environ.pop("RAY_AUTH_MODE", None)
+
+    def _connect(self) -> None:
+        if ray.is_initialized():
+            return
+        address = self._cluster.address or os.environ.get("RAY_ADDRESS")
+        self._environment = os.environ.get("RAY_AUTH_MODE")
+        self._owned = True
+        if address is not None:
+            try:
+                ray.init(address=address, log_to_driver=True)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                self._owned = False
+                raise StartError(
+                    f"cluster.address: expected a Ray cluster at {address!r}, received {type(error).__name__}: {error}; "
+                    "see that it runs and that this machine may reach it, or leave the address out to use this machine"
+                ) from error
+            return
+        ray.init(
+            address="local",
+            num_cpus=_local_cpus(self._workers),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE,
+            configure_logging=False,
+            log_to_driver=True,
+        )
+
+    def _wait_removed(self, group: PlacementGroup) -> None:
+        """Removal is asynchronous; wait a moment, so that the next run finds the places free."""
+        until = time.monotonic() + 2.0
+        while time.monotonic() < until:
+            table = ray.util.placement_group_table(group)
+            if not table or table.get("state") == "REMOVED":
+                return
+            time.sleep(0.002)
+
+
+def _local_cpus(workers: WorkersSpec) -> int:
+    """CPUs that a local Ray is told it has: all cores, or more if a few more ranks are asked for."""
+    cores = os.cpu_count() or 1
+    asked = (workers.count + workers.spares) * workers.cpus
+    if asked > cores * OVERSUBSCRIBE:
+        raise CapacityError.of(
+            asked=f"{workers.count + workers.spares} workers of {workers.cpus:g} CPU each",
+            there=f"this machine with {cores} cores (at most {OVERSUBSCRIBE} ranks share one)",
+            mend="ask for fewer workers, or give cluster.address",
+        )
+    return max(cores, int(-(-asked // 1)))
+
+
+def _words(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
+
+
+def _there(nodes: list[Mapping[str, float]], bundle: Mapping[str, float]) -> str:
+    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in bundle}
+    best = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in bundle}
+    several = f", at most {_words(best)} on one" if len(nodes) > 1 else ""
+    return f"a cluster of {len(nodes)} node{'s' if len(nodes) != 1 else ''} with {_words(total)} in all{several}"

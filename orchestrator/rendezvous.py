@@ -1,0 +1,37 @@
+"""The store at which ranks meet to form a process group; it lives at the driver, so it outlives every rank."""
+
+from __future__ import annotations
+
+import datetime
+from types import TracebackType
+
+import torch.distributed as dist
+
+__all__ = ["Rendezvous"]
+
+
+class Rendezvous:
+    """A TCP store on a port chosen by the system.
+
+    Args:
+        host: address of this machine at which the ranks reach it.
+
+    Example:
+        >>> with Rendezvous("127.0.0.1") as (host, port):
+        ...     port > 0
+        True
+    """
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._store: dist.TCPStore | None = None
+
+    def __enter__(self) -> tuple[str, int]:
+        limit = datetime.timedelta(seconds=30)
+        self._store = dist.TCPStore(self._host, 0, is_master=True, wait_for_workers=False, timeout=limit)
+        return self._host, self._store.port
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._store = None  # its server thread ends with it

@@ -1,0 +1,106 @@
+"""Who has arrived where: pure bookkeeping of gates and of watched events, without Ray, clock or network.
+
+A gate blocks, so a rank stands at one gate at most, and two ranks at different gates can never meet. A watched event
+blocks nobody: ranks report it at their own pace, and it counts when all have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Generic, TypeVar
+
+from workers.messages import GateKey
+
+__all__ = ["Observations", "RollCall"]
+
+Report = TypeVar("Report")
+
+
+class RollCall(Generic[Report]):
+    """The gate at which the ranks gather.
+
+    Args:
+        world_size: how many ranks must arrive.
+
+    Example:
+        >>> call = RollCall(world_size=2)
+        >>> key = GateKey(engine="trainer", event="EPOCH_COMPLETED", count=1)
+        >>> call.arrive(0, key, "a"); call.full
+        False
+        >>> call.arrive(1, key, "b"); call.full
+        True
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self._at: dict[int, tuple[GateKey, Report]] = {}
+
+    def arrive(self, rank: int, key: GateKey, report: Report) -> None:
+        """Mark a rank as waiting at a gate."""
+        assert rank not in self._at, f"rank {rank} arrived at {key} while it waits at {self._at[rank][0]}"
+        self._at[rank] = (key, report)
+
+    @property
+    def full(self) -> bool:
+        """All ranks wait, all at the same gate."""
+        return len(self._at) == self.world_size and not self.mismatch
+
+    @property
+    def mismatch(self) -> bool:
+        """Two ranks wait at different gates: neither will ever be full."""
+        return len({key for key, _ in self._at.values()}) > 1
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        """Ranks that wait, in order."""
+        return tuple(sorted(self._at))
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Ranks that are not at any gate, in order."""
+        return tuple(rank for rank in range(self.world_size) if rank not in self._at)
+
+    def where(self) -> dict[str, list[int]]:
+        """Gate → the ranks that wait there, for an error's text."""
+        places: dict[str, list[int]] = {}
+        for rank in self.present:
+            places.setdefault(str(self._at[rank][0]), []).append(rank)
+        return places
+
+    def take(self) -> tuple[GateKey, dict[int, Report]]:
+        """The gate and the reports of a full roll call, by rank; the call is empty afterwards."""
+        assert self.full, f"a roll call was taken that waits for ranks {self.missing}"
+        gathered, self._at = self._at, {}
+        return gathered[0][0], {rank: gathered[rank][1] for rank in sorted(gathered)}
+
+
+class Observations(Generic[Report]):
+    """Watched firings, until all ranks have reported each.
+
+    Args:
+        world_size: how many ranks report.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self.dropped = 0  # firings that some rank never reported: its box was full, or its data shorter
+        self._open: dict[tuple[str, str, int], dict[int, dict[int, Report]]] = {}
+
+    def report(self, rank: int, key: GateKey, report: Report) -> Mapping[int, Report] | None:
+        """Take one rank's report.
+
+        Returns:
+            All ranks' reports if this was the last one missing, else None.
+        """
+        counts = self._open.setdefault((key.engine, key.event, key.visit), {})
+        reports = counts.setdefault(key.count, {})
+        reports[rank] = report
+        if len(reports) < self.world_size:
+            return None
+        for count in [known for known in counts if known < key.count]:
+            del counts[count]  # every rank reports in order, so these will never be complete
+            self.dropped += 1
+        del counts[key.count]
+        if not counts:
+            del self._open[key.engine, key.event, key.visit]
+        return {known: reports[known] for known in sorted(reports)}

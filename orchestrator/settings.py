@@ -1,0 +1,161 @@
+"""What a run needs to know before it starts, checked and frozen: the common ground of Python callers and job files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+from orchestrator.errors import SpecError
+from orchestrator.spec import ClusterSpec, JobSpec, TrainSpec, WorkersSpec
+from orchestrator.spec_problems import make_spec
+from orchestrator.specfile import dump_spec
+
+__all__ = ["Settings", "pickled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One run's settings.
+
+    Args:
+        run: run id.
+        program: `"module:function"`, or the cloudpickled build function.
+        program_name: what to call it in errors and in the journal.
+        config: the program's own settings.
+        workers, cluster: what is needed, and where.
+        seed: of the job.
+        storage: folder under which the run has its folder; absolute.
+        roots: folders that go to the front of the ranks' `sys.path`.
+        train: how long to train, if a job file says so.
+        text: the job file, for the run's folder; None for a Python caller.
+    """
+
+    run: str
+    program: str | bytes
+    program_name: str
+    config: Mapping[str, Any]
+    workers: WorkersSpec
+    cluster: ClusterSpec
+    seed: int
+    storage: Path
+    roots: tuple[str, ...]
+    train: TrainSpec | None = None
+    text: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.storage / self.run
+
+    @property
+    def world_size(self) -> int:
+        """Ranks that train: `workers: 0` is a world of one."""
+        return max(self.workers.count, 1)
+
+    @classmethod
+    def from_spec(cls, spec: JobSpec, roots: Sequence[str]) -> Settings:
+        """The settings of a job file."""
+        return cls(
+            run=spec.run,
+            program=spec.program,
+            program_name=spec.program,
+            config=spec.config,
+            workers=spec.workers,
+            cluster=spec.cluster,
+            seed=spec.seed,
+            storage=_folder(spec.storage),
+            roots=_roots(roots),
+            train=spec.train,
+            text=dump_spec(spec),
+        )
+
+    @classmethod
+    def of(cls, build: Callable[..., Any] | str, **given: Any) -> Settings:
+        """The settings of a Python caller; `given` are the arguments of `Orchestrator`.
+
+        Raises:
+            SpecError: one of them can't be used.
+        """
+        workers, spares, config = given["workers"], given["spares"], dict(given["config"] or {})
+        if isinstance(workers, WorkersSpec):
+            workers = workers.model_dump()
+        elif isinstance(workers, int) and not isinstance(workers, bool):
+            workers = {"count": workers}
+        if isinstance(workers, Mapping) and spares:
+            workers = {**workers, "spares": spares}
+        program = build if isinstance(build, str) else "given:build"
+        spec = make_spec(
+            {
+                "run": given["run"],
+                "program": program,
+                "train": {"max_epochs": 1},
+                "workers": workers,
+                "seed": given["seed"],
+                "storage": os.fspath(given["storage"]),
+                **({} if given["cluster"] is None else {"cluster": given["cluster"]}),
+            }
+        )
+        pickled(config, "Orchestrator(config)")
+        return cls(
+            run=spec.run,
+            program=build if isinstance(build, str) else pickled(_callable(build), "Orchestrator(build)"),
+            program_name=build if isinstance(build, str) else getattr(build, "__qualname__", repr(build)),
+            config=config,
+            workers=spec.workers,
+            cluster=spec.cluster,
+            seed=spec.seed,
+            storage=_folder(spec.storage),
+            roots=_roots(()),
+        )
+
+
+def pickled(value: object, where: str) -> bytes:
+    """Pickle what is to travel to the ranks.
+
+    Raises:
+        SpecError: it can't be; names it, and the reason that pickle gives.
+    """
+    try:
+        return cloudpickle.dumps(value)
+    except Exception as error:  # pickling runs code of the user's objects, which may raise anything
+        raise SpecError(
+            f"{where}: expected something that can be pickled and sent to the ranks, received "
+            f"{_name(value)}: {type(error).__name__}: {error}; make what it refers to inside the function, or pass "
+            "plain values"
+        ) from error
+
+
+def _callable(build: object) -> Callable[..., Any]:
+    if not callable(build):
+        raise SpecError(
+            f"Orchestrator(build): expected a function build(worker) or 'module:function', received {build!r}"
+        )
+    return build
+
+
+def _name(value: object) -> str:
+    subject = value[0] if isinstance(value, tuple) and value else value
+    return str(getattr(subject, "__qualname__", None) or type(subject).__name__)
+
+
+def _folder(storage: str) -> Path:
+    if "://" in storage:
+        raise SpecError(
+            f"storage: expected a folder that all ranks reach, received the URL {storage!r}; "
+            "mount it, or write to a folder and copy"
+        )
+    return Path(storage).expanduser().absolute()
+
+
+def _roots(given: Sequence[str]) -> tuple[str, ...]:
+    """What can be imported here shall be imported there: the given folders, then those of `sys.path` that are no installation."""
+    prefixes = tuple({sys.prefix, sys.base_prefix, sys.exec_prefix})
+    own = [os.path.abspath(entry or os.getcwd()) for entry in sys.path]
+    folders = [entry for entry in own if os.path.isdir(entry) and not entry.startswith(prefixes)]
+    return tuple(dict.fromkeys([*map(os.path.abspath, given), *folders]))

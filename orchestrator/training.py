@@ -1,0 +1,253 @@
+"""One training around its loop: the run's folder and journal, where to resume, Ctrl-C, the workers' start and end.
+
+Whatever happens in between, the workers are ended, their places given back, the journal closed, in this order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Literal
+
+from orchestrator.bus import EventBus
+from orchestrator.checkpoints.registry import Committed, Registry
+from orchestrator.errors import RankfireError, RunInterrupted, SpecError, SystemFailure
+from orchestrator.exchange import Group
+from orchestrator.group import RayGroup
+from orchestrator.journal import Journal
+from orchestrator.lifecycle import Phase
+from orchestrator.local import LocalGroup
+from orchestrator.run import TRAINER, Limits, Run
+from orchestrator.saving import versions
+from orchestrator.settings import Settings
+from workers.events import EventExpression
+from workers.messages import Build, LoadPoint, RankHandler
+from workers.rank import Membership
+from workers.state import State
+
+__all__ = ["Parts", "RunResult", "train"]
+
+Status = Literal["completed", "terminated"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        status: "completed", or "terminated" if a handler called `terminate`.
+        state: the trainer's state as the driver knows it.
+        metrics: the last reduced metrics.
+        checkpoint: path of the newest checkpoint, or None.
+        reason: why it was terminated, or None.
+    """
+
+    status: Status
+    state: State
+    metrics: dict[str, Any]
+    checkpoint: str | None
+    reason: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Parts:
+    """What an orchestrator brings to a training.
+
+    Args:
+        settings: the run's settings.
+        buses: per engine, the driver's handlers.
+        handlers: those that run on ranks.
+        registry: the run's checkpoints.
+        stateful: handlers of the driver whose state is in the checkpoints.
+        started: called with the run before it starts, so that its owner can give it orders.
+        on_interrupt: called at the cut that Ctrl-C made, while all ranks wait.
+    """
+
+    settings: Settings
+    buses: Mapping[str, EventBus]
+    handlers: tuple[RankHandler, ...]
+    registry: Registry
+    journal: Journal
+    stateful: Mapping[str, Any] = field(default_factory=dict)
+    started: Callable[[Run], None]
+    on_interrupt: Callable[[], None]
+
+
+def train(parts: Parts, limits: Limits, resume: Literal["auto", "never"]) -> RunResult:
+    """Train to the end.
+
+    Raises:
+        RankfireError: what ended the run otherwise; its class tells whose fault it was.
+    """
+    settings, journal = parts.settings, parts.journal
+    try:
+        settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        journal.start()
+    except BlockingIOError:
+        raise SystemFailure(
+            f"run {settings.run!r} in {settings.folder}: another process is running it; wait for it, or choose another run id"
+        ) from None
+    except OSError as error:
+        raise SystemFailure(f"storage: {settings.folder} can't be written: {error.strerror}") from error
+    try:
+        return _train(parts, limits, resume)
+    finally:
+        journal.close()
+
+
+def _train(parts: Parts, limits: Limits, resume: Literal["auto", "never"]) -> RunResult:
+    settings, journal = parts.settings, parts.journal
+    parts.registry.sweep()
+    point = _resume_point(parts, resume)
+    if settings.text is not None:
+        (settings.folder / "spec.yaml").write_text(settings.text, encoding="utf-8")
+    if point is not None and _is_done(point, limits):
+        journal.write("RUN_COMPLETED", already=True, checkpoint=point.name)
+        return _result(parts, "completed", None)
+    journal.write(
+        "RUN_STARTED", run=settings.run, world_size=settings.world_size, pid=os.getpid(),
+        host=socket.gethostname(), program=settings.program_name, versions=versions(),
+    )  # fmt: skip
+    run = _make_run(parts, limits)
+    parts.started(run)
+    load = None
+    if point is not None:
+        journal.write("RESUMED", checkpoint=point.name)
+        load = LoadPoint(folder=str(point.folder), world_size=point.manifest.world_size)
+    try:
+        _execute(run, load)
+    except (RankfireError, KeyboardInterrupt) as error:
+        run.life.enter(Phase.FAILED)
+        journal.write("RUN_FAILED", error=type(error).__name__, text=str(error))
+        if isinstance(error, KeyboardInterrupt):
+            raise RunInterrupted(f"run {settings.run!r} was interrupted at once") from error
+        raise
+    if run.interrupted:
+        run.life.enter(Phase.STOPPED)
+        journal.write("RUN_INTERRUPTED")
+        raise RunInterrupted(f"run {settings.run!r} was interrupted after iteration {journal.iteration}")
+    run.life.enter(Phase.COMPLETED)
+    status: Status = "completed" if run.stop_reason is None else "terminated"
+    journal.write("RUN_COMPLETED", status=status, reason=run.stop_reason, metrics=parts.buses[TRAINER].state.metrics)
+    return _result(parts, status, run.stop_reason)
+
+
+def _execute(run: Run, load: LoadPoint | None) -> None:
+    """Run, and end the workers in every case: gently if all went well, else at once."""
+    grace = 0.0
+    with _interrupts(run.group):
+        try:
+            run.execute(load)
+            grace = 2.0
+        finally:
+            left = run.group.stop(grace=grace)
+            if left:
+                run.journal.write("LEFT_BEHIND", processes=left)
+                print(f"rankfire: could not be ended: {', '.join(left)}", file=sys.stderr)  # noqa: T201
+
+
+def _make_run(parts: Parts, limits: Limits) -> Run:
+    settings = parts.settings
+    group: Group
+    if settings.workers.count == 0:
+        group = LocalGroup(turn=lambda: run.pump())
+    else:
+        group = RayGroup(settings.workers, settings.cluster, roots=settings.roots)
+    gates = _expressions(parts.buses, EventBus.gates)
+    watches = _expressions(parts.buses, EventBus.watches)
+
+    def build(membership: Membership) -> Build:
+        return Build(
+            program=settings.program,
+            config=settings.config,
+            seed=settings.seed,
+            membership=membership,
+            roots=settings.roots,
+            gates=gates,
+            watches=watches,
+            handlers=parts.handlers,
+            threads=None if settings.workers.count == 0 else max(1, int(settings.workers.cpus)),
+        )
+
+    run = Run(group, parts.buses, parts.journal, build=build, limits=limits, world_size=settings.world_size)
+    run.on_interrupt = parts.on_interrupt
+    return run
+
+
+def _expressions(
+    buses: Mapping[str, EventBus], of: Callable[[EventBus], EventExpression | None]
+) -> dict[str, EventExpression]:
+    found = ((name, of(bus)) for name, bus in buses.items())
+    return {name: expression for name, expression in found if expression is not None}
+
+
+def _resume_point(parts: Parts, resume: Literal["auto", "never"]) -> Committed | None:
+    """The newest checkpoint that verifies; the driver's own state is taken from it."""
+    if resume == "never":
+        if parts.registry.committed():
+            raise SpecError(
+                f"run {parts.settings.run!r}: expected no checkpoints with resume=never, received some in "
+                f"{parts.registry.folder}; choose another run id, or remove that folder"
+            )
+        return None
+    point, refused = parts.registry.newest_valid()
+    for text in refused:
+        parts.journal.write("CHECKPOINT_REFUSED", text=text)
+        print(f"rankfire: {text}; trying the one before it", file=sys.stderr)  # noqa: T201
+    if point is None:
+        return None
+    manifest = point.manifest
+    state = parts.buses[TRAINER].state
+    state.iteration, state.epoch, state.epoch_length = manifest.iteration, manifest.epoch, manifest.epoch_length
+    state.metrics.update(manifest.metrics)
+    parts.journal.iteration, parts.journal.epoch = manifest.iteration, manifest.epoch
+    for name, saved in manifest.driver.get("handlers", {}).items():
+        if name in parts.stateful:
+            parts.stateful[name].load_state_dict(saved)
+    return point
+
+
+def _is_done(point: Committed, limits: Limits) -> bool:
+    manifest = point.manifest
+    if limits.max_iters is not None:
+        return manifest.iteration >= limits.max_iters
+    length = manifest.epoch_length
+    assert limits.max_epochs is not None, "one of max_epochs and max_iters is set"
+    return length is not None and manifest.iteration >= limits.max_epochs * length
+
+
+def _result(parts: Parts, status: Status, reason: str | None) -> RunResult:
+    state = parts.buses[TRAINER].state
+    committed = parts.registry.committed()
+    newest = str(committed[-1].folder) if committed else None
+    return RunResult(status=status, state=state, metrics=dict(state.metrics), checkpoint=newest, reason=reason)
+
+
+@contextlib.contextmanager
+def _interrupts(group: Group) -> Iterator[None]:
+    """Ctrl-C once asks the loop to stop at the next iteration boundary; twice raises `KeyboardInterrupt` here and now."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = 0
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed += 1
+        if pressed > 1:
+            raise KeyboardInterrupt
+        print("\nrankfire: stopping at the next iteration; press Ctrl-C again to stop now", file=sys.stderr)  # noqa: T201
+        group.interrupt()
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,84 @@
+"""From what ranks reported to the one error that ends a run: whose fault it was, said once, with the ranks. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from orchestrator.errors import RankfireError, SystemFailure, TrainingError, WorkerLostError, name_ranks
+from workers.messages import Failure, Fault
+from workers.rank import Place
+
+__all__ = ["Facts", "verdict"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Facts:
+    """What is known when a run ends badly.
+
+    Args:
+        places: worker → where it runs.
+        ranks: worker → its rank.
+        phases: worker → what it was doing when last heard of.
+        faults: in the order in which they came.
+        lost: worker → how the loss was seen.
+    """
+
+    places: dict[int, Place] = field(default_factory=dict)
+    ranks: dict[int, int] = field(default_factory=dict)
+    phases: dict[int, str] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    lost: dict[int, str] = field(default_factory=dict)
+
+    def silent(self, workers: int) -> bool:
+        """Whether some worker has neither failed nor been lost yet."""
+        return len({fault.worker for fault in self.faults} | self.lost.keys()) < workers
+
+
+def verdict(facts: Facts) -> RankfireError:
+    """The error to end with: a user's exception if there is one, else a lost worker, else what broke the ranks' talk."""
+    users = [fault for fault in facts.faults if fault.kind == "user"]
+    if users:
+        return _of_user(users)
+    if facts.lost:
+        return _of_loss(facts)
+    return _of_talk(facts)
+
+
+def _of_user(faults: list[Fault]) -> TrainingError:
+    """The first exception, with every rank that raised the same; others are counted, not told."""
+    first = faults[0].failure
+    same = [fault for fault in faults if _signature(fault.failure) == _signature(first)]
+    error = TrainingError.on_ranks((fault.rank for fault in same), f"{first}", traceback=first.traceback)
+    others = [fault for fault in faults if fault not in same]
+    if not others:
+        return error
+    told = "; ".join(f"{name_ranks([fault.rank])} raised {fault.failure}" for fault in others)
+    return TrainingError(f"{error}; and {told}", ranks=error.ranks, traceback=first.traceback)
+
+
+def _of_loss(facts: Facts) -> RankfireError:
+    worker = min(facts.lost, key=lambda lost: facts.ranks.get(lost, lost))
+    place = facts.places.get(worker)
+    error = WorkerLostError.of(
+        facts.ranks.get(worker, worker),
+        pid=None if place is None else place.pid,
+        node="unknown" if place is None else f"{place.node} ({place.host})",
+        cause=facts.lost[worker],
+    )
+    others = sorted(facts.ranks.get(lost, lost) for lost in facts.lost if lost != worker)
+    return WorkerLostError(f"{error}; lost as well: {name_ranks(others)}") if others else error
+
+
+def _of_talk(facts: Facts) -> SystemFailure:
+    told = "; ".join(f"rank {fault.rank} ({fault.phase}, iteration {fault.iteration}): {fault.failure}" for fault in facts.faults)
+    failed = {fault.worker for fault in facts.faults}
+    silent = "; ".join(
+        f"rank {facts.ranks.get(worker, worker)} was {phase}"
+        for worker, phase in sorted(facts.phases.items())
+        if worker not in failed
+    )
+    return SystemFailure(f"ranks lost contact with each other: {told}{'; ' if silent else ''}{silent}")
+
+
+def _signature(failure: Failure) -> tuple[str, str]:
+    return failure.type_name, failure.text
