@@ -1,10 +1,25 @@
-"""Training on one rank: an engine that fires events, and what hangs on it. Usable alone, without Ray."""
+"""Training on one rank: an engine that fires events, and what hangs on it. Usable alone, without Ray.
+
+Names that bring torch with them are imported on first use, so that the driver's light commands start without
+it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from workers.dispatch import RemovableEventHandle
 from workers.engine import Engine
-from workers.errors import DataLoaderEmptyError, RankfireError
+from workers.errors import DataLoaderEmptyError, ProgramError, RankfireError
 from workers.events import Event, EventEnum, Events
+from workers.messages import Number
+from workers.program import Program
 from workers.state import State
+
+if TYPE_CHECKING:
+    from workers.metrics import attach_metric
+    from workers.worker import Worker
 
 __all__ = [
     "DataLoaderEmptyError",
@@ -12,7 +27,21 @@ __all__ = [
     "Event",
     "EventEnum",
     "Events",
+    "Number",
+    "Program",
+    "ProgramError",
     "RankfireError",
     "RemovableEventHandle",
     "State",
+    "Worker",
+    "attach_metric",
 ]
+
+LATER = {"Worker": "workers.worker", "attach_metric": "workers.metrics"}
+
+
+def __getattr__(name: str) -> object:
+    """Import a name on first use (PEP 562)."""
+    if name not in LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(LATER[name]), name)

@@ -1,0 +1,73 @@
+"""What of a rank goes into a checkpoint, and how it comes back: the program's state, engines, cursors, random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from workers.messages import LoadPoint
+from workers.metrics.attach import AttachedMetric
+from workers.program import Program, Stateful
+from workers.rng import capture_rng, restore_rng, seed_rng
+from workers.shards import FrozenState, load_state, read_rank_file
+from workers.worker import Worker
+
+__all__ = ["freeze", "restore"]
+
+
+def freeze(worker: Worker, program: Program) -> FrozenState:
+    """The state of this rank, as it is now; the tensors are the living ones, so nothing may train until it is written."""
+    shared = {name: entry.state_dict() for name, entry in program.state.items()}
+    own = {
+        "engines": {name: engine.state_dict() for name, engine in program.engines.items()},
+        "data": {name: data.state_dict() for name, data in program.data.items() if isinstance(data, Stateful)},
+        "rng": capture_rng(worker.device),
+        "samples": worker.samples,
+    }
+    return FrozenState(shared, own, worker.rank)
+
+
+def restore(worker: Worker, program: Program, point: LoadPoint) -> None:
+    """Take up a checkpoint, whatever the world size was when it was made.
+
+    Raises:
+        KeyError: the program has a state entry or engine that the checkpoint does not know.
+    """
+    stranger = worker.rank >= point.world_size  # this rank did not exist when the checkpoint was made
+    saved = read_rank_file(point.folder, 0 if stranger else worker.rank)
+    shared = load_state(point.folder, saved["structure"])
+    _check_names(program, shared, saved["own"])
+    for name, entry in program.state.items():
+        entry.load_state_dict(shared[name])
+    own = saved["own"]
+    for name, engine in program.engines.items():
+        engine.load_state_dict(own["engines"][name])
+    for name, data in program.data.items():
+        if isinstance(data, Stateful) and name in own["data"]:
+            data.load_state_dict(own["data"][name])
+    if stranger:
+        _begin_as_stranger(worker, program)
+    else:
+        worker.samples = own["samples"]
+        restore_rng(own["rng"], worker.device)
+
+
+def _begin_as_stranger(worker: Worker, program: Program) -> None:
+    """Rank 0's file gave the position; what rank 0 had seen and drawn is not this rank's."""
+    for engine in program.engines.values():
+        for thing in engine.attached.values():
+            if isinstance(thing, AttachedMetric):
+                thing.reset()
+    seed_rng(worker.seed + program.engines["trainer"].state.iteration, worker.rank)
+
+
+def _check_names(program: Program, shared: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    for kind, wanted, held in (
+        ("state", set(program.state), set(shared)),
+        ("engine", set(program.engines), set(own["engines"])),
+    ):
+        if missing := sorted(wanted - held):
+            raise KeyError(
+                f"checkpoint: {kind} {', '.join(map(repr, missing))} of the program is not in the checkpoint, which holds "
+                f"{', '.join(map(repr, sorted(held))) or 'none'}; give the run another name to start afresh"
+            )

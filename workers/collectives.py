@@ -1,0 +1,87 @@
+"""Collectives of one rank, for tensors and plain numbers, with a serial twin: the same call in a world of one.
+
+They use the default process group of the current generation. Called on the training thread only: a process function,
+a handler on every rank, or a call that goes to all ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+
+__all__ = ["Value", "all_gather", "all_reduce", "barrier", "broadcast"]
+
+Value = TypeVar("Value", torch.Tensor, float, int)
+Op = Literal["sum", "mean", "min", "max", "product"]
+_OPS = {
+    "sum": dist.ReduceOp.SUM,
+    "mean": dist.ReduceOp.SUM,  # gloo has no average: divided afterwards
+    "min": dist.ReduceOp.MIN,
+    "max": dist.ReduceOp.MAX,
+    "product": dist.ReduceOp.PRODUCT,
+}
+
+
+def all_reduce(value: Value, op: Op = "sum", *, device: torch.device) -> Value:
+    """Reduce a tensor or a number over all ranks; every rank gets the result, the argument is left as it is.
+
+    Args:
+        value: tensor of any shape, equal on all ranks, or a number.
+        op: "sum", "mean", "min", "max" or "product".
+        device: where plain numbers are reduced.
+
+    Raises:
+        ValueError: an operation that is not known.
+    """
+    if op not in _OPS:
+        raise ValueError(f"all_reduce: op: expected one of {', '.join(_OPS)}, received {op!r}")
+    if not dist.is_initialized():
+        return value
+    tensor = _as_tensor(value, device).clone()
+    dist.all_reduce(tensor, _OPS[op])
+    if op == "mean":
+        tensor = tensor / dist.get_world_size()
+        return tensor if isinstance(value, torch.Tensor) else tensor.item()
+    return _like(value, tensor)
+
+
+def all_gather(value: Value, *, device: torch.device) -> list[Value]:
+    """The values of all ranks, in the order of ranks; tensors must have equal shapes."""
+    if not dist.is_initialized():
+        return [value]
+    tensor = _as_tensor(value, device).contiguous()
+    gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, tensor)
+    return [_like(value, item) for item in gathered]
+
+
+def broadcast(value: Value, source: int = 0, *, device: torch.device) -> Value:
+    """The value of rank `source`, on every rank; tensors must have equal shapes and types."""
+    if not dist.is_initialized():
+        return value
+    tensor = _as_tensor(value, device).clone()
+    dist.broadcast(tensor, source)
+    return _like(value, tensor)
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _as_tensor(value: torch.Tensor | float | int, device: torch.device) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"a collective takes a tensor, an int or a float, received {value!r} ({type(value).__name__})")
+    if isinstance(value, int):
+        return torch.tensor(value, dtype=torch.int64, device=device)
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # Metal has no float64
+    return torch.tensor(value, dtype=dtype, device=device)
+
+
+def _like(value: Value, tensor: torch.Tensor) -> Value:
+    return tensor if isinstance(value, torch.Tensor) else tensor.item()

@@ -1,0 +1,96 @@
+"""Hang the driver's gates and watches, and the handlers it shipped, on a rank's engines.
+
+Expressions that arrive here use counts only, so every rank comes to the same answer; what a gate does is the session's.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+
+from workers.dispatch import RemovableEventHandle
+from workers.engine import Engine
+from workers.events import Event, EventExpression
+from workers.messages import RankHandler
+from workers.program import Program
+from workers.rank import Membership
+
+__all__ = ["attach_gates", "attach_shipped", "runs_here"]
+
+Reach = Callable[[str, Engine, Event, int], None]  # (engine name, engine, event, count)
+
+
+def attach_gates(
+    program: Program,
+    gates: Mapping[str, EventExpression],
+    watches: Mapping[str, EventExpression],
+    *,
+    arrive: Reach,
+    observe: Reach,
+) -> None:
+    """Call `arrive` or `observe` after a matching firing's local handlers; a gate also tells what a watch would.
+
+    Args:
+        program: the rank's program.
+        gates: engine name → firings at which this rank waits for the driver.
+        watches: engine name → firings that are reported in passing.
+        arrive: called at a gate, on the training thread; returns when the driver released it.
+        observe: called at a watched firing that is no gate.
+    """
+    for name in sorted({*gates, *watches}):
+        _attach(name, program.engine(name), gates.get(name), watches.get(name), arrive, observe)
+
+
+def _attach(
+    name: str,
+    engine: Engine,
+    gate: EventExpression | None,
+    watch: EventExpression | None,
+    arrive: Reach,
+    observe: Reach,
+) -> None:
+    told: list[tuple[str, int]] = []  # the firing that went through the gate just now
+
+    def at_gate(engine: Engine) -> None:
+        event, count = _firing(engine)
+        told[:] = [(event.key, count)]
+        arrive(name, engine, event, count)
+
+    def at_watch(engine: Engine) -> None:
+        event, count = _firing(engine)
+        if (event.key, count) not in told:
+            observe(name, engine, event, count)
+
+    if gate is not None:
+        engine.add_phase_handler("gate", gate, at_gate)
+    if watch is not None:
+        engine.add_phase_handler("gate", watch, at_watch)
+
+
+def _firing(engine: Engine) -> tuple[Event, int]:
+    event = engine.state.last_event
+    assert event is not None, "a handler runs inside a firing"
+    return event, engine.state.counters[event]
+
+
+def attach_shipped(
+    program: Program, handlers: tuple[RankHandler, ...], membership: Membership
+) -> list[RemovableEventHandle]:
+    """Attach the shipped handlers that name this rank; their handles take them off again."""
+    handles = []
+    for shipped in handlers:
+        if runs_here(shipped, membership):
+            handler, args, kwargs = pickle.loads(shipped.pickled)
+            engine = program.engine(shipped.engine)
+            handles.append(engine.add_event_handler(shipped.event, handler, *args, **kwargs))
+    return handles
+
+
+def runs_here(handler: RankHandler, membership: Membership) -> bool:
+    """True if a handler names this rank."""
+    where = handler.where
+    if where == "all":
+        return True
+    if where == "local_rank_0":
+        return membership.local_rank == 0
+    return membership.rank in where if isinstance(where, tuple) else membership.rank == where

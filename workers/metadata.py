@@ -1,0 +1,89 @@
+"""Read the `.metadata` pickle of torch's distributed checkpoints without trusting it.
+
+Only the dozen classes that such a file legally names can be built, and no class can be changed: a `BUILD` opcode on an
+allowed class would otherwise set its attributes. Used when a rank loads a checkpoint; writing is torch's.
+"""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import filesystem, metadata
+
+__all__ = ["MetadataError", "read_metadata"]
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    (kind.__module__, kind.__qualname__): kind
+    for kind in (
+        metadata.Metadata,
+        metadata.MetadataIndex,
+        metadata.StorageMeta,
+        metadata.TensorStorageMetadata,
+        metadata.BytesStorageMetadata,
+        metadata.ChunkStorageMetadata,
+        metadata.TensorProperties,
+        metadata._MEM_FORMAT_ENCODING,
+        filesystem._StorageInfo,
+    )
+} | {
+    ("torch", "Size"): torch.Size,
+    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
+    ("pathlib", "PosixPath"): pathlib.PurePosixPath,
+    ("pathlib._local", "PosixPath"): pathlib.PurePosixPath,  # the name in Python 3.13
+}
+
+
+class MetadataError(ValueError):
+    """The file is no checkpoint metadata, or does what such a file has no reason to do."""
+
+
+def read_metadata(path: Path) -> metadata.Metadata:
+    """Read a `.metadata` file.
+
+    Args:
+        path: the file.
+
+    Raises:
+        MetadataError: it names something that has no place there, is damaged, or points outside its folder.
+    """
+    try:
+        loaded = _Restricted(io.BytesIO(path.read_bytes())).load()
+    except MetadataError as error:
+        raise MetadataError(f"{path}: {error}") from None
+    except Exception as error:  # whatever a damaged pickle makes the reader stumble over
+        raise MetadataError(f"{path}: damaged: {type(error).__name__}: {error}") from None
+    if not isinstance(loaded, metadata.Metadata):
+        raise MetadataError(f"{path}: expected checkpoint metadata, received {type(loaded).__name__}")
+    for info in (loaded.storage_data or {}).values():
+        name = str(getattr(info, "relative_path", ""))
+        if not name or "/" in name or name in {".", ".."}:
+            raise MetadataError(f"{path}: a tensor is said to lie in {name!r}, outside the folder")
+    return loaded
+
+
+class _Restricted(pickle._Unpickler):  # type: ignore[name-defined,misc]  # the pure Python one: its opcodes can be overridden
+    """Builds allowed classes only."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[module, name]
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        raise MetadataError(f"refused to build {module}.{name}: it has no place in checkpoint metadata")
+
+    def persistent_load(self, pid: object) -> Any:
+        raise MetadataError(f"refused the persistent id {pid!r}")
+
+    def load_build(self) -> None:
+        if isinstance(self.stack[-2], type):
+            raise MetadataError(f"refused to change the class {self.stack[-2].__name__}")
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build

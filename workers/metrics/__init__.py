@@ -1,0 +1,6 @@
+"""Metrics of an engine: attach them, and pack one rank's state of them for the driver."""
+
+from workers.metrics.attach import AttachedMetric, attach_metric
+from workers.metrics.pack import empty_copy, pack_metric, pack_numbers
+
+__all__ = ["AttachedMetric", "attach_metric", "empty_copy", "pack_metric", "pack_numbers"]

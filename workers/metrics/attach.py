@@ -1,0 +1,147 @@
+"""Hang a metric on an engine: reset at the epoch's start, updated after every iteration, computed at its end.
+
+The engine then holds this rank's value in `state.metrics`; at a gate the driver replaces it by the exact value over all
+ranks. A metric never starts a collective of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torchmetrics
+from torchmetrics import Metric, MetricCollection
+
+from workers.engine import Engine
+from workers.events import Events
+from workers.messages import MetricPack
+from workers.metrics.pack import pack_metric
+
+__all__ = ["AttachedMetric", "attach_metric"]
+
+Output = Callable[[object], object]
+_PLAIN = {
+    "mean": torchmetrics.MeanMetric,
+    "sum": torchmetrics.SumMetric,
+    "min": torchmetrics.MinMetric,
+    "max": torchmetrics.MaxMetric,
+}
+
+
+class AttachedMetric:
+    """One metric on one engine; made by `attach_metric`."""
+
+    def __init__(self, name: str, metric: Metric, output: Output | None) -> None:
+        self.name = name
+        self.metric = metric
+        self.samples: Callable[[], int] | None = None  # of this rank in the current batch; None if nobody knows
+        self._output = output
+
+    def reset(self) -> None:
+        """Forget what was seen."""
+        self.metric.reset()
+
+    def update(self, engine: Engine) -> None:
+        """Take in the output of the iteration that just ended."""
+        samples = 1 if self.samples is None else self.samples()
+        if samples == 0:  # a stand-in batch, there only so that this rank takes part in the step
+            return
+        seen = engine.state.output if self._output is None else self._output(engine.state.output)
+        if isinstance(seen, Mapping):
+            self.metric.update(**{key: self._placed(value) for key, value in seen.items()})
+        elif isinstance(seen, tuple):
+            self.metric.update(*(self._placed(value) for value in seen))
+        elif isinstance(self.metric, torchmetrics.MeanMetric) and _is_number(seen):
+            self.metric.update(self._placed(seen), weight=samples)  # a batch's mean stands for all its samples
+        else:
+            self.metric.update(self._placed(seen))
+
+    def compute(self, engine: Engine) -> None:
+        """Put this rank's value into `engine.state.metrics`."""
+        if self.metric.update_called:
+            engine.state.metrics[self.name] = plain_value(self.metric.compute())
+
+    def pack(self) -> MetricPack:
+        """This rank's state of the metric."""
+        return pack_metric(self.metric)
+
+    def state_dict(self) -> dict[str, object]:
+        """The accumulated states, so that an epoch's metric survives a resume in its middle."""
+        return {path: {"states": dict(states), "updates": n} for path, (states, n) in self.pack().parts.items()}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, object]]) -> None:
+        """Take up states that `state_dict` gave."""
+        for path, module in self.metric.named_modules():
+            if isinstance(module, Metric) and path in state:
+                for name, value in state[path]["states"].items():  # type: ignore[attr-defined]
+                    setattr(module, name, self._placed(value))
+                module._update_count = state[path]["updates"]
+                module._computed = None
+
+    def _placed(self, value: object) -> object:
+        """Tensors where the metric lives; everything else as it is."""
+        if isinstance(value, torch.Tensor):
+            return value.detach().to(self.metric.device)
+        if isinstance(value, list):
+            return [self._placed(item) for item in value]
+        return value
+
+
+def attach_metric(
+    engine: Engine, name: str, metric: Metric | MetricCollection | str, *, output: Output | None = None
+) -> None:
+    """Compute a metric of every epoch of an engine.
+
+    Args:
+        engine: the engine whose `state.output` is measured.
+        name: its name in `state.metrics`; the members of a collection are called `name/member`.
+        metric: a torchmetrics metric or collection, or one of "mean", "sum", "min", "max" for a plain number.
+        output: takes `state.output` and gives what the metric's `update` wants: one value, a tuple of positional
+            arguments, or a mapping of keyword arguments. Default: the output itself.
+
+    Raises:
+        TypeError: `metric` is none of these.
+        ValueError: the word is not known, or the engine already has something of that name.
+
+    Example:
+        >>> trainer = Engine(lambda engine, batch: {"loss": batch})
+        >>> attach_metric(trainer, "loss", "mean", output=lambda out: out["loss"])
+        >>> trainer.run([1.0, 3.0]).metrics["loss"]
+        2.0
+    """
+    if isinstance(metric, MetricCollection):
+        for member, inner in metric.items(keep_base=True, copy_state=True):
+            attach_metric(engine, f"{name}/{member}", inner.clone(), output=output)
+        return
+    attached = AttachedMetric(name, _as_metric(name, metric), output)
+    attached.metric.sync_on_compute = False
+    engine.attach(name, attached)
+    engine.add_phase_handler("metrics", Events.EPOCH_STARTED, attached.reset)
+    engine.add_phase_handler("metrics", Events.ITERATION_COMPLETED, attached.update)
+    engine.add_phase_handler("metrics", Events.EPOCH_COMPLETED, attached.compute)
+
+
+def plain_value(value: object) -> object:
+    """A Python number for a tensor of one element; anything else as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.item() if value.numel() == 1 else value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: plain_value(item) for key, item in value.items()}
+    return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+
+
+def _as_metric(name: str, metric: Metric | str) -> Metric:
+    if isinstance(metric, Metric):
+        return metric
+    if not isinstance(metric, str):
+        raise TypeError(
+            f"attach_metric({name!r}): metric: expected a torchmetrics metric or collection, or one of "
+            f"{', '.join(map(repr, _PLAIN))}, received {metric!r} ({type(metric).__name__})"
+        )
+    if metric not in _PLAIN:
+        raise ValueError(f"attach_metric({name!r}): metric: expected one of {', '.join(_PLAIN)}, received {metric!r}")
+    return _PLAIN[metric]()

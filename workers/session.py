@@ -1,0 +1,332 @@
+"""One rank's life, without Ray: build, join, train, wait at gates, answer orders, leave.
+
+The training thread calls `run()` and stays in it; all orders that touch the program are served there, so collectives
+keep one order on every rank. Control orders act at once, on whatever thread brings them. Called by `actor.py` on a
+cluster, and by the driver itself for `workers: 0`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import time
+from collections.abc import Callable
+from typing import Any
+
+from workers import messages as m
+from workers import process_group
+from workers.building import build_program, make_worker, metrics_of, state_bytes
+from workers.checkpointing import freeze, restore
+from workers.cut import Cut
+from workers.data.loader import GlobalLoader
+from workers.dispatch import RemovableEventHandle
+from workers.engine import Engine
+from workers.errors import ProgramError
+from workers.events import Event
+from workers.faults import fault_kind
+from workers.gates import attach_gates, attach_shipped
+from workers.mailbox import Mailbox, Outbox
+from workers.metrics.attach import AttachedMetric
+from workers.metrics.pack import pack_numbers
+from workers.program import TRAINER, Program
+from workers.rank import Membership, Place
+from workers.rng import seed_rng
+from workers.shards import FrozenState
+from workers.worker import Worker
+
+__all__ = ["CUT", "LeaveNow", "Session"]
+
+CUT = "CUT"  # the gate of a consistent cut; no event of an engine has this key
+
+
+class LeaveNow(BaseException):
+    """Unwinds the training thread from inside a gate; no handler and no `except Exception` of a user stops it."""
+
+
+class Session:
+    """One rank.
+
+    Args:
+        worker_id: id of this worker, unique in the run; its rank may change, this does not.
+        place: where it runs.
+        outbox: where its messages go.
+        mailbox: where its orders come from.
+
+    Example:
+        >>> session = Session(worker_id=0, place=place, outbox=Outbox(), mailbox=Mailbox())  # doctest: +SKIP
+        >>> session.run()  # doctest: +SKIP
+    """
+
+    def __init__(self, *, worker_id: int, place: Place, outbox: Outbox, mailbox: Mailbox) -> None:
+        self.worker_id = worker_id
+        self.place = place
+        self.outbox = outbox
+        self.mailbox = mailbox
+        self.membership = Membership(generation=0, rank=worker_id, world_size=1)
+        self.phase = "starting"
+        self.error: BaseException | None = None  # what ended this rank, for a driver in the same process
+        self._sequence = itertools.count()
+        self._progress = (0, time.monotonic())  # last iteration seen by pulse(), and when it changed
+        self._cut = Cut(self._arrive_at_cut)
+        self._shipped: list[RemovableEventHandle] = []
+        self._visits: dict[str, int] = {}
+        self._released: dict[str, float] = {}
+        self._frozen: FrozenState | None = None
+        self._build_order: m.Build | None = None
+        self._worker: Worker | None = None
+        self._orders: dict[type[m.Order], Callable[[Any], None]] = {
+            m.Build: self._build,
+            m.Join: self._join,
+            m.Go: self._go,
+            m.Evaluate: self._evaluate,
+            m.Call: self._call,
+            m.PlanSave: self._plan_save,
+            m.WriteSave: self._write_save,
+            m.Leave: self._leave,
+        }
+
+    # ---------------------------------------------------------------- the training thread
+    def run(self) -> None:
+        """Serve orders until `Leave`; after a `Fault` nothing else is served."""
+        self.send(m.Hello, place=self.place)
+        try:
+            while True:
+                self.serve(self.mailbox.get())
+        except LeaveNow:
+            pass
+        finally:
+            self.outbox.close()
+
+    def serve(self, order: m.Order) -> None:
+        """Carry out one order; what the program raises is reported as `Fault`, and ends this rank's work."""
+        if self.error is not None and not isinstance(order, m.Leave):
+            return
+        try:
+            self._orders[type(order)](order)
+        except Exception as error:
+            self.error = error
+            phase, iteration = self.phase, self._iteration()
+            self._note("failed")
+            failure = m.Failure.of(error)
+            self.send(m.Fault, kind=fault_kind(error), phase=phase, iteration=iteration, failure=failure)
+
+    def send(self, kind: type[m.Message], **fields: Any) -> None:
+        """Stamp a message and put it into the outbox."""
+        stamp: dict[str, Any] = {
+            "generation": self.membership.generation,
+            "worker": self.worker_id,
+            "rank": self.membership.rank,
+            "seq": next(self._sequence),
+        }
+        self.outbox.put(kind(**stamp, **fields))
+
+    # ---------------------------------------------------------------- any thread
+    def control(self, order: m.Order) -> bool:
+        """Act at once on an order that can't wait for the training thread; False if it is none of these."""
+        if isinstance(order, m.ProposeCut):
+            self.send(m.Answer, order=order.order, value=self._cut.propose(self.trainer))
+        elif isinstance(order, m.CutAt):
+            self._cut.settle(order.iteration)
+        else:
+            return False
+        return True
+
+    def pulse(self) -> m.Pulse:
+        """What this rank is doing right now."""
+        iteration, now = self._iteration(), time.monotonic()
+        if iteration != self._progress[0]:
+            self._progress = (iteration, now)
+        worker = self._worker
+        state = None if worker is None or worker.program is None else self.trainer.state
+        return m.Pulse(
+            generation=self.membership.generation,
+            worker=self.worker_id,
+            rank=self.membership.rank,
+            seq=next(self._sequence),
+            phase=self.phase,
+            iteration=iteration,
+            epoch=0 if state is None else state.epoch,
+            idle=now - self._progress[1],
+            samples=0 if worker is None else worker.samples,
+            drops=self.outbox.drops,
+            output={} if state is None else pack_numbers(state.output, on_cpu=True),
+        )
+
+    # ---------------------------------------------------------------- what a program needs
+    @property
+    def worker(self) -> Worker:
+        """This rank's worker; only after `Build`."""
+        assert self._worker is not None, "an order came before Build"
+        return self._worker
+
+    @property
+    def program(self) -> Program:
+        """This rank's program; only after `Build`."""
+        assert self.worker.program is not None, "an order came before build() returned"
+        return self.worker.program
+
+    @property
+    def trainer(self) -> Engine:
+        """The engine that trains."""
+        return self.program.engines[TRAINER]
+
+    # ---------------------------------------------------------------- orders, in the order of a life
+    def _build(self, order: m.Build) -> None:
+        self._note("building the program")
+        began = time.monotonic()
+        self.membership = order.membership
+        self._build_order = order
+        self._worker = make_worker(order)
+        program = build_program(order, self._worker)
+        attach_gates(program, order.gates, order.watches, arrive=self._arrive, observe=self._observe)
+        self.send(
+            m.Built,
+            device=str(self._worker.device),
+            seconds=time.monotonic() - began,
+            engines=tuple(program.engines),
+            state_bytes=state_bytes(program),
+            metrics=metrics_of(program),
+        )
+
+    def _join(self, order: m.Join) -> None:
+        self._note("joining the process group")
+        self.membership = self.worker.membership = order.membership
+        if order.store is not None:
+            process_group.form(
+                order.membership, order.store, self.worker.device, self.place.address, timeout=order.timeout
+            )
+        if order.load is not None:
+            self._note("loading the checkpoint")
+            restore(self.worker, self.program, order.load)
+        if order.membership.world_size > 1:
+            self.worker.models.wrap(first=order.load is None)
+        if order.load is None:
+            seed_rng(self.worker.seed, order.membership.rank)
+        for handle in self._shipped:
+            handle.remove()
+        assert self._build_order is not None, "Join came before Build"
+        self._shipped = attach_shipped(self.program, self._build_order.handlers, order.membership)
+        self.send(m.Joined, iteration=self.trainer.state.iteration)
+
+    def _go(self, order: m.Go) -> None:
+        self._note("training")
+        state = self.trainer.run(
+            self.program.data.get(TRAINER),
+            max_epochs=order.max_epochs,
+            max_iters=order.max_iters,
+            epoch_length=order.epoch_length,
+        )
+        self._note("finished")
+        self.send(m.Finished, iteration=state.iteration, epoch=state.epoch)
+
+    def _evaluate(self, order: m.Evaluate) -> None:
+        engine = self.program.engine(order.engine)
+        data = self.program.data.get(order.engine)
+        if data is None:
+            raise ProgramError(f"evaluate({order.engine!r}): the program's data has no entry {order.engine!r}")
+        before = self._note(f"evaluating with {order.engine}")
+        self._visits[order.engine] = order.order
+        with self.worker.set_aside():
+            if isinstance(data, GlobalLoader):
+                view = data.evaluation()
+                engine.run(view, max_epochs=1, epoch_length=len(view), resume_from_iteration=0)
+            else:
+                engine.run(data, max_epochs=1, resume_from_iteration=0)
+        self._note(before)
+        self.send(m.Answer, order=order.order, value=self._packs(engine))
+
+    def _call(self, order: m.Call) -> None:
+        function, args, kwargs = pickle.loads(order.pickled)
+        before = self._note(f"calling {getattr(function, '__qualname__', function)}")
+        try:
+            value, failure = function(self.worker, *args, **kwargs), None
+        except Exception as error:  # the caller on the driver gets it, as from any function
+            value, failure = None, m.Failure.of(error)
+        self._note(before)
+        self.send(m.Answer, order=order.order, value=value, failure=failure)
+
+    def _plan_save(self, order: m.PlanSave) -> None:
+        before = self._note("planning a checkpoint")
+        self._frozen = freeze(self.worker, self.program)
+        self.send(m.Answer, order=order.order, value=self._frozen.plan())
+        self._note(before)
+
+    def _write_save(self, order: m.WriteSave) -> None:
+        assert self._frozen is not None, "WriteSave came before PlanSave"
+        before = self._note("writing a checkpoint")
+        frozen, self._frozen = self._frozen, None
+        try:
+            value, failure = frozen.write(order.folder, order.plan), None
+        except OSError as error:  # a full or missing disk is no fault of the program: the driver decides
+            value, failure = None, m.Failure.of(error)
+        self.send(m.Answer, order=order.order, value=value, failure=failure)
+        self._note(before)
+
+    def _leave(self, order: m.Leave) -> None:
+        self._note("leaving")
+        if self._worker is not None:
+            self._worker.models.unwrap()
+        process_group.leave()
+        raise LeaveNow
+
+    # ---------------------------------------------------------------- gates
+    def _arrive(self, name: str, engine: Engine, event: Event, count: int) -> None:
+        self._wait_at(m.GateKey(engine=name, event=event.key, count=count, visit=self._visits.get(name, 0)), engine)
+
+    def _arrive_at_cut(self, engine: Engine, iteration: int) -> None:
+        self._wait_at(m.GateKey(engine=TRAINER, event=CUT, count=iteration), engine)
+
+    def _observe(self, name: str, engine: Engine, event: Event, count: int) -> None:
+        key = m.GateKey(engine=name, event=event.key, count=count, visit=self._visits.get(name, 0))
+        self.send(m.Observed, gate=key, **self._report(engine))
+
+    def _wait_at(self, key: m.GateKey, engine: Engine) -> None:
+        before = self._note(f"waiting at {key}")
+        self.send(m.Arrived, gate=key, **self._report(engine))
+        while not isinstance(order := self.mailbox.get(), m.Release):
+            self._orders[type(order)](order)
+        assert order.gate == key, f"released from {order.gate} while waiting at {key}"
+        self._note(before)
+        engine.state.metrics.update(order.metrics)
+        self._released.update(order.metrics)
+        if order.then == "terminate":
+            self.trainer.terminate()
+        elif order.then == "interrupt":
+            self.trainer.interrupt()
+
+    # ---------------------------------------------------------------- small
+    def _report(self, engine: Engine) -> dict[str, Any]:
+        """What the driver learns at a gate or a watched event."""
+        state = engine.state
+        return {
+            "epoch": state.epoch,
+            "iteration": state.iteration,
+            "epoch_length": state.epoch_length,
+            "samples": self.worker.samples,
+            "packs": self._packs(engine),
+            "output": pack_numbers(state.output, count=self.worker.batch_size),
+        }
+
+    def _packs(self, engine: Engine) -> dict[str, m.Pack]:
+        """Attached metrics by their states; other numbers in `state.metrics` as they are, if this rank put them there."""
+        packs: dict[str, m.Pack] = {}
+        for name, value in engine.state.metrics.items():
+            if name not in self._released or value is not self._released[name]:
+                packs.update(pack_numbers({name: value}))
+        for name, thing in engine.attached.items():
+            if isinstance(thing, AttachedMetric):
+                packs.pop(name, None)  # this rank's own value of it
+                if thing.metric.update_called:
+                    packs[name] = thing.pack()
+        return packs
+
+    def _iteration(self) -> int:
+        if self._worker is None or self._worker.program is None:
+            return 0
+        return self.trainer.state.iteration
+
+    def _note(self, phase: str) -> str:
+        """Set the phase that pulses tell; returns the one before."""
+        before, self.phase = self.phase, phase
+        self._progress = (self._progress[0], time.monotonic())
+        return before

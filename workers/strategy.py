@@ -1,0 +1,129 @@
+"""How a model is spread over ranks: a stable handle around a DDP wrapper that is made anew at every join.
+
+The handle *is* the user's module (same class tree, same `__dict__`, hence parameters, hooks, `state_dict`, `train()`);
+only calling it is routed: through the wrapper while training with gradients, to the module itself otherwise. So an
+optimizer made from it, and every reference a user keeps, stays good over all generations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["DataParallel", "no_sync"]
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class DataParallel:
+    """The models of one rank, and their wrappers in the current generation.
+
+    Args:
+        device: where the models live.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._routes: list[_Route] = []
+
+    def prepare(self, module: Module, **options: object) -> Module:
+        """Move a module to the device and give the handle to train it with.
+
+        Args:
+            module: the user's model; must have parameters that need gradients to be wrapped.
+            options: for `DistributedDataParallel`: `find_unused_parameters`, `bucket_cap_mb`, `static_graph` …
+
+        Raises:
+            TypeError: it is no module, or it is a handle or a wrapper already.
+        """
+        if isinstance(module, _Handle | DistributedDataParallel):
+            raise TypeError(
+                f"worker.prepare: expected a plain module, received {type(module).__name__} that is prepared already; "
+                "pass the module you built"
+            )
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"worker.prepare: expected a torch.nn.Module, received {type(module).__name__}")
+        route = _Route(module.to(self.device), options)
+        self._routes.append(route)
+        return cast(Module, _handle_of(route))
+
+    def wrap(self, *, first: bool) -> None:
+        """Wrap every model for the process group that was just formed.
+
+        Args:
+            first: copy rank 0's parameters to all ranks. Later generations restore a state that is equal already.
+        """
+        for route in self._routes:
+            route.module.zero_grad(set_to_none=True)  # gradients may be views into the old wrapper's buckets
+            if any(parameter.requires_grad for parameter in route.module.parameters()):
+                ids = [self.device.index] if self.device.type == "cuda" else None
+                route.wrapper = DistributedDataParallel(
+                    route.module,
+                    device_ids=ids,
+                    init_sync=first,
+                    **route.options,  # type: ignore[arg-type]
+                )
+
+    def unwrap(self) -> None:
+        """Forget the wrappers; the handles call the plain modules."""
+        for route in self._routes:
+            route.wrapper = None
+
+
+def no_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Accumulate gradients without an all-reduce inside this context; for a prepared model, else nothing happens.
+
+    Example:
+        >>> with no_sync(model):  # doctest: +SKIP
+        ...     worker.backward(loss)
+    """
+    if isinstance(model, _Handle):
+        wrapper = model._route.wrapper
+        if wrapper is not None:
+            return cast("contextlib.AbstractContextManager[None]", wrapper.no_sync())
+    return contextlib.nullcontext()
+
+
+class _Route:
+    """A module and what its handle calls at the moment."""
+
+    def __init__(self, module: nn.Module, options: dict[str, object]) -> None:
+        self.module = module
+        self.options = options
+        self.wrapper: DistributedDataParallel | None = None
+
+
+class _Handle:
+    """What makes a handle of a module class; mixed in by `_handle_of`."""
+
+    _route: _Route
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        route = self._route
+        wrapper = route.wrapper
+        if wrapper is not None and route.module.training and torch.is_grad_enabled():
+            return wrapper(*args, **kwargs)
+        return route.module(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> nn.Module:
+        return copy.deepcopy(self._route.module, memo)
+
+    def __copy__(self) -> nn.Module:
+        return copy.copy(self._route.module)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # a pickled handle comes back as the plain module
+        return self._route.module.__reduce_ex__(protocol)
+
+
+def _handle_of(route: _Route) -> nn.Module:
+    """A handle of the route's module: an object of a subclass of its class that shares its `__dict__`."""
+    kind = type(route.module)
+    handle_kind = type(kind.__name__, (_Handle, kind), {"__module__": kind.__module__, "_route": route})
+    handle = object.__new__(handle_kind)
+    object.__setattr__(handle, "__dict__", route.module.__dict__)
+    return cast(nn.Module, handle)
