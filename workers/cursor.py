@@ -27,6 +27,7 @@ class Past:
         max_iters: the goal so far, in iterations.
         held: the run was loaded or interrupted: it goes on even from its very beginning or its very end.
         lives: whether one iterator lived on from epoch to epoch, if known.
+        data: what was iterated over.
     """
 
     iteration: int = 0
@@ -36,6 +37,7 @@ class Past:
     max_iters: int | None = None
     held: bool = False
     lives: bool | None = None
+    data: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,7 @@ class Course:
         lives: the epoch length was given, so one iterator over the data lives on from epoch to epoch.
         max_epochs: the goal, in epochs.
         max_iters: the goal, in iterations.
+        data: what to iterate over; a run that goes on keeps its data if it is given none.
     """
 
     goes_on: bool
@@ -59,6 +62,7 @@ class Course:
     lives: bool
     max_epochs: int | None
     max_iters: int | None
+    data: Any
 
 
 def chart(
@@ -83,28 +87,27 @@ def chart(
         whole_number("run", "epoch_length", epoch_length, least=0),
         whole_number("run", "max_iters", max_iters, least=1),
     )
-    if max_epochs is not None and max_iters is not None:
-        raise ValueError(
-            f"run(max_epochs={max_epochs}, max_iters={max_iters}): expected one of them, received both"
-        )
+    _check_goals(max_epochs, max_iters, epoch_length)
     start = _asked_start(resume_from_epoch, resume_from_iteration, epoch_length, past, data)
-    if start is None and _goes_on(past, max_epochs, max_iters):
-        start, epochs = past.iteration, past.epochs
-    else:
-        epochs = None
-    goes_on = bool(start) or epochs is not None
-    length = _epoch_length(past if goes_on else Past(), data, epoch_length, max_iters)
+    continues = start is None and _goes_on(past, max_epochs, max_iters)
+    goes_on = continues or bool(start)
+    if not goes_on:
+        past = Past()
+    data = past.data if data is None else data
+    length = _epoch_length(past, data, epoch_length, max_iters)
+    iteration = past.iteration if continues else start or 0
     if max_epochs is None and max_iters is None:
-        max_epochs, max_iters = (past.max_epochs, past.max_iters) if goes_on else (1, None)
+        max_epochs, max_iters = past.max_epochs, past.max_iters
         max_epochs = 1 if max_epochs is None and max_iters is None else max_epochs
     course = Course(
         goes_on=goes_on,
-        iteration=start or 0,
-        epochs=epochs_in(start or 0, length) if epochs is None else epochs,
+        iteration=iteration,
+        epochs=past.epochs if continues else epochs_in(iteration, length),
         epoch_length=length,
-        lives=epoch_length is not None or (goes_on and _lived(past, data)),
+        lives=epoch_length is not None or _lived(past, data),
         max_epochs=max_epochs,
         max_iters=max_iters,
+        data=data,
     )
     _check_goal(course)
     return course
@@ -202,6 +205,18 @@ def _lived(past: Past, data: Any) -> bool:
     return past.epoch_length is not None and (
         length_of(data) != past.epoch_length if past.lives is None else past.lives
     )
+
+
+def _check_goals(max_epochs: int | None, max_iters: int | None, epoch_length: int | None) -> None:
+    if max_epochs is not None and max_iters is not None:
+        raise ValueError(
+            f"run(max_epochs={max_epochs}, max_iters={max_iters}): expected one of them, received both"
+        )
+    if max_iters is not None and epoch_length == 0:
+        raise ValueError(
+            f"run(max_iters={max_iters}, epoch_length=0): epochs without iterations never get there; "
+            "give max_epochs"
+        )
 
 
 def _check_goal(course: Course) -> None:

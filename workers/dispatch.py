@@ -94,9 +94,10 @@ class EventSource:
 
         Args:
             event: an event, filtered or not, or a combination; a string if such an event is known.
-            handler: any callable: `handler()`, `handler(engine)`, with `args` and `kwargs` behind. Whether it
-                takes the engine is told from its signature, now. Handlers of EXCEPTION_RAISED may take the
-                exception after the engine. What it returns is ignored.
+            handler: any callable: `handler()`, `handler(engine)`, with `args` and `kwargs` behind. It gets
+                the engine if its signature has room for one more argument, be it one with a default; that is
+                decided now. Handlers of EXCEPTION_RAISED may take the exception after the engine. What it
+                returns is ignored.
             args: passed to every call, after the engine.
             kwargs: passed to every call.
 

@@ -1,25 +1,23 @@
 """The loop: an `Engine` runs a function over batches, epoch by epoch, and fires events around every step.
 
-Where a run begins and ends is worked out in `cursor.py`, the data is kept in place by `feed.py`, who is
-called at an event is known to `dispatch.py`, and what is saved of an engine is in `saved.py`. Needs neither
-torch nor Ray.
+Below it: `resumable.py` (where a run stands), `steering.py` (what may be asked of it), `dispatch.py` (who is
+called at an event). Needs neither torch nor Ray.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from time import perf_counter as clock
 from typing import Any
 
-from workers.cursor import Course, Past, chart
+from workers.cursor import chart
 from workers.errors import DataLoaderEmptyError
-from workers.events import NEVER, Event, Events
-from workers.feed import Feed, length_of
+from workers.events import Event, Events
+from workers.feed import Feed
 from workers.listeners import Listeners
-from workers.saved import is_stateful, read_saved, write_saved
+from workers.resumable import Resumable
 from workers.state import State
-from workers.steering import Steered
 from workers.timers import Timer
 
 __all__ = ["Engine"]
@@ -27,11 +25,10 @@ __all__ = ["Engine"]
 _END = object()
 _ITERATION_EVENTS = (Events.ITERATION_STARTED, Events.ITERATION_COMPLETED)
 _BATCH_EVENTS = (Events.GET_BATCH_STARTED, Events.GET_BATCH_COMPLETED)
-_EPOCH_KEYS = (Events.EPOCH_STARTED.key, Events.EPOCH_COMPLETED.key)
 _logger = logging.getLogger(__name__)
 
 
-class Engine(Steered):
+class Engine(Resumable):
     """Runs a process function over data and fires events.
 
     Args:
@@ -42,6 +39,7 @@ class Engine(Steered):
         attached: metrics and handlers by name; those with a state are saved with the engine.
         announced: number of the iteration that the engine is in or about to start.
         state_dict_user_keys: names of attributes of `state` that are saved with the engine.
+        worker: this rank's `Worker`, where there is one; for handlers that want more than the engine.
 
     Example:
         >>> trainer = Engine(lambda engine, batch: batch * 2)
@@ -61,16 +59,8 @@ class Engine(Steered):
             )
         super().__init__()
         self.process_function = process_function
-        self.attached: dict[str, Any] = {}
         self.announced = 0
-        self.state_dict_user_keys: list[str] = []
-        self._feed: Feed | None = None
-        self._epochs_started = 0
-        self._epochs_completed = 0
-        self._loaded = False
-        self._paused = False
-        self._running = False
-        self._held_data: Any = None
+        self.worker: Any = None
         self._timers = Timer("run")
         self._within = self._timers
         self._first_iteration = 0
@@ -113,8 +103,6 @@ class Engine(Steered):
         """
         if self._running:
             raise RuntimeError("run(): this engine is running already; use another engine inside a handler")
-        if data is None and (self._paused or self._feed is not None):
-            data = self.state.dataloader
         course = chart(
             self._past(),
             data,
@@ -124,7 +112,9 @@ class Engine(Steered):
             resume_from_epoch=resume_from_epoch,
             resume_from_iteration=resume_from_iteration,
         )
-        first = self._begin(course, data)
+        first = self._begin(course)
+        self._timers.reset()
+        self._within, self._first_iteration = self._timers, course.iteration
         try:
             self._run(first)
         except KeyboardInterrupt:
@@ -160,8 +150,8 @@ class Engine(Steered):
         self.state.times[Events.COMPLETED.key] = clock() - started
         self._timers.add(clock() - started)
         if self._interrupting and not self._terminating:
-            self._paused = True
             self.fire_event(Events.INTERRUPT)
+            self._paused = True
             return
         if self._terminating:
             self.fire_event(Events.TERMINATE)
@@ -170,6 +160,7 @@ class Engine(Steered):
 
     def _run_epoch(self) -> None:
         state, started = self.state, clock()
+        self._terminating_epoch = False  # a request between two epochs has none to end
         epoch = state.epoch = self._epochs_completed + 1
         if self._epochs_started < epoch:
             self._epochs_started = epoch
@@ -203,8 +194,7 @@ class Engine(Steered):
         state, step = self.state, self.process_function
         epochs, self._within = self._within, self._within["iteration loop"]
         fetching, processing = self._within["get batch"], self._within["process function"]
-        starts, ends = _ITERATION_EVENTS
-        before, after = _BATCH_EVENTS
+        (before, after), (starts, ends) = _BATCH_EVENTS, _ITERATION_EVENTS
         at_before, at_after, at_start, at_end = map(self._listeners_of, (before, after, starts, ends))
         if feed.data is None:  # nothing is fetched, so nothing tells of it
             before, after = ends, starts
@@ -283,18 +273,6 @@ class Engine(Steered):
             state.iteration = last
             self._feed.skip_epoch()
 
-    def _epochs_left(self) -> bool:
-        state = self.state
-        if state.max_iters is None:
-            return self._epochs_completed < (state.max_epochs or 0)
-        ended = state.epoch_length and state.iteration >= (self._epochs_completed + 1) * state.epoch_length
-        return bool(ended) or state.iteration < state.max_iters
-
-    def _last_iteration(self, epoch: int) -> int:
-        state = self.state
-        length = NEVER if state.epoch_length is None else epoch * state.epoch_length
-        return min(length, NEVER if state.max_iters is None else state.max_iters)
-
     # ---------------------------------------------------------------- events
     def dispatch(self, event: Event, count: int, *extra: Any) -> None:
         """Like `EventSource.dispatch`; the time that handlers take is measured."""
@@ -309,106 +287,15 @@ class Engine(Steered):
         self._within[f"event {listeners.event.key}"].add(now - start)
         return now
 
-    def _next_count(self, event: Event) -> int:
-        """Events of the loop that are fired by hand carry the number of the iteration or epoch."""
-        if event.key in self.state.following:
-            return self.state.iteration
-        if event.key in _EPOCH_KEYS and self.state.epoch > 0:
-            return self.state.epoch
-        return super()._next_count(event)
-
     def _tell_exception(self, error: Exception) -> None:
         listeners = self._listeners_of(Events.EXCEPTION_RAISED)
         traceback = error.__traceback__
-        for raised in listeners.fire_all(super()._next_count(Events.EXCEPTION_RAISED), error):
+        for raised in listeners.fire_all(self._next_count(Events.EXCEPTION_RAISED), error):
             if raised is not error:
                 _logger.error("a handler of EXCEPTION_RAISED raised an exception itself", exc_info=raised)
         error.__traceback__ = traceback
 
-    # ---------------------------------------------------------------- the ends of a run
-    def _past(self) -> Past:
-        state = self.state
-        return Past(
-            iteration=state.iteration,
-            epochs=self._epochs_completed,
-            epoch_length=state.epoch_length,
-            max_epochs=state.max_epochs,
-            max_iters=state.max_iters,
-            held=self._loaded or self._paused,
-            lives=None if self._feed is None else self._feed.lives,
-        )
-
-    def _begin(self, course: Course, data: Any) -> Event:
-        """Stand where the run begins; the first event that it fires."""
-        state = self.state
-        self._feed = self._feed_for(course, data)
-        if not course.goes_on or course.iteration != state.iteration:
-            middle = course.iteration > course.epochs * (course.epoch_length or 0)
-            self._epochs_started = course.epochs + middle
-            state.output = state.batch = None
-        self._epochs_completed = course.epochs
-        state.iteration, state.epoch = course.iteration, self._epochs_started
-        state.epoch_length, state.max_epochs, state.max_iters = (
-            course.epoch_length,
-            course.max_epochs,
-            course.max_iters,
-        )
-        state.dataloader, state.times = data, {}
-        followed = _ITERATION_EVENTS if data is None else (*_ITERATION_EVENTS, *_BATCH_EVENTS)
-        state.following = tuple(event.key for event in followed)
-        state.fired.update({key: course.iteration for key in state.following})
-        state.fired.update(zip(_EPOCH_KEYS, (self._epochs_started, self._epochs_completed), strict=True))
-        for listeners in self._listeners.values():
-            listeners.rearm()
-        self._timers.reset()
-        self._within, self._first_iteration = self._timers, course.iteration
-        self._loaded = self._paused = False
-        self._held_data = None
-        self._running = True
-        self._clear_requests()
-        resumes = course.goes_on and (course.iteration > 0 or state.fired[Events.STARTED.key] > 0)
-        return Events.RESUMED if resumes else Events.STARTED
-
-    def _feed_for(self, course: Course, data: Any) -> Feed:
-        """The batches of the run: those of an interrupted run, where it stood, or new ones in their place."""
-        same = self._feed is not None and data is self.state.dataloader
-        here = course.goes_on and course.iteration == self.state.iteration
-        if self._feed is not None and self._paused and same and here:
-            return self._feed
-        held = None
-        if here and not hasattr(data, "seek"):
-            held = self._held_data
-            if held is None and same and course.iteration > 0 and is_stateful(data):
-                held = data.state_dict()
-        period = length_of(data) if course.lives else course.epoch_length
-        return Feed(data, lives=course.lives, period=period, held=held, standing=same and here)
-
-    def _end(self) -> None:
-        self._running = False
-        if self._feed is not None and not self._paused:
-            self._feed.iterator = None
-
     # ---------------------------------------------------------------- what is attached, measured, saved
-    def set_data(self, data: Any) -> None:
-        """Go on with other data from the next batch on. Epochs keep their length."""
-        self.state.dataloader = data
-        if self._feed is not None:
-            self._feed.replace(data)
-        self._requested = True
-
-    def attach(self, name: str, thing: Any) -> None:
-        """Keep a thing under a name; if it has `state_dict` and `load_state_dict`, it is saved with the
-        engine.
-
-        Raises:
-            ValueError: the name is taken.
-        """
-        if name in self.attached:
-            raise ValueError(
-                f"attach({name!r}): the engine has {self.attached[name]!r} under this name already"
-            )
-        self.attached[name] = thing
-
     @property
     def timers(self) -> Timer:
         """Counts and times of the last run, as a tree; printing it gives a table.
@@ -420,47 +307,3 @@ class Engine(Steered):
             if name in loop.parts:
                 loop[name].count = self.state.iteration - self._first_iteration
         return self._timers
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the engine is, as plain data: numbers, texts, and the states of what is attached.
-
-        It says what the next iteration is, so take it when none is in progress: from ITERATION_COMPLETED on.
-
-        Raises:
-            ValueError: a user key is not an attribute of the state.
-        """
-        data = self.state.dataloader
-        if self._loaded:
-            data_state = self._held_data
-        else:
-            data_state = data.state_dict() if is_stateful(data) and not hasattr(data, "seek") else None
-        epochs = self._epochs_started, self._epochs_completed
-        return write_saved(self.state, epochs, self.attached, data_state, self.state_dict_user_keys)
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Be where `state_dict` was taken; the next `run` goes on from there, and fires RESUMED.
-
-        Raises:
-            RuntimeError: the engine is running.
-            TypeError: a value has the wrong type.
-            ValueError: something is missing, unknown or does not fit. Nothing is changed then.
-        """
-        if self._running:
-            raise RuntimeError("load_state_dict(): this engine is running; load between runs")
-        found = read_saved(saved, self.attached, self.state_dict_user_keys)
-        state = self.state
-        state.iteration, state.epoch = found.iteration, found.epochs_started
-        state.epoch_length, state.max_epochs, state.max_iters = (
-            found.epoch_length,
-            found.max_epochs,
-            found.max_iters,
-        )
-        self._epochs_started, self._epochs_completed = found.epochs_started, found.epochs_completed
-        state.following = ()
-        state.fired.clear()
-        state.fired.update(found.counters)
-        for name, value in found.user.items():
-            setattr(state, name, value)
-        for name, value in found.attached.items():
-            self.attached[name].load_state_dict(value)
-        self._held_data, self._loaded, self._paused = found.data, True, False

@@ -49,11 +49,12 @@ class Feed:
         self._held = held
         self._standing = standing
         self._used = False
+        self._replaced = False
 
     def begin_epoch(self, iteration: int) -> None:
         """Stand at the batch that follows `iteration` others."""
         if self.iterator is None:
-            self.iterator = self._open(iteration)
+            self.iterator = self._iter() if self._replaced else self._open(iteration)
         elif self._used and not self.lives:
             self.restart()
         self._used = True
@@ -78,6 +79,7 @@ class Feed:
         """Go on with other data, from its beginning."""
         self.data = data
         self.iterator = None
+        self._replaced = True
 
     def _open(self, iteration: int) -> Iterator[Any]:
         if hasattr(self.data, "seek"):

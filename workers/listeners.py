@@ -11,7 +11,7 @@ import heapq
 import operator
 from typing import Any, Protocol
 
-from workers.events import NEVER, AnyOf, Event, EventExpression, counts_only
+from workers.expressions import NEVER, AnyOf, Event, EventExpression, counts_only
 from workers.signature import Handler
 from workers.state import State
 

@@ -1,8 +1,9 @@
-"""What an iteration costs beside the step itself: a bare loop, our engine with its timers on, and pytorch-ignite.
+"""What an iteration costs beside the step itself: a bare loop, our engine with its timers on, and
+pytorch-ignite.
 
-Run `python tests/benchmarks/engine_overhead.py`. The step is empty, the data a range; the filtered handlers listen to
-ITERATION_COMPLETED(every=1000). Times are CPU time of the thread, since cores are shared; each figure is the best of
-several rounds, taken in turns, with the bare loop taken off.
+Run `python tests/benchmarks/engine_overhead.py`. The step is empty, the data a range; the filtered handlers
+listen to ITERATION_COMPLETED(every=1000). Times are CPU time of the thread, since cores are shared; each
+figure is the best of several rounds, taken in turns, with the bare loop taken off.
 """
 
 from __future__ import annotations
