@@ -13,11 +13,13 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("handlers/*",),
     ("cut.py", "metrics/*", "shards.py", "snapshot.py", "strategy.py"),
     ("data/loader.py", "engine.py"),
+    ("resumable.py",),
+    ("saved.py", "steering.py"),
     ("cursor.py", "dispatch.py", "faults.py", "mailbox.py", "outbox.py"),
     ("listeners.py",),
     ("messages.py", "signature.py", "state.py"),
     ("data/sampler.py", "events.py", "feed.py", "timers.py"),
-    ("collectives.py", "metadata.py", "process_group.py", "rng.py"),
+    ("collectives.py", "expressions.py", "metadata.py", "process_group.py", "rng.py"),
     ("data/permutation.py", "errors.py", "failpoints.py", "filters.py", "rank.py"),
 )
 
@@ -46,6 +48,7 @@ FLOORS = {
 LIGHT = (
     "workers/errors.py",
     "workers/events.py",
+    "workers/expressions.py",
     "workers/failpoints.py",
     "workers/filters.py",
     "workers/rank.py",

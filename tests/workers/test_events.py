@@ -36,9 +36,9 @@ def test_an_event_has_a_name(name, error):
 
 
 def test_members_of_a_family_have_names_and_keys():
-    assert Backprop.BACKWARD_STARTED.name == "BACKWARD_STARTED"
-    assert Backprop.BACKWARD_STARTED.key == "backward_started"
-    assert Backprop.BACKWARD_COMPLETED == Event("BACKWARD_COMPLETED")
+    assert [event.name for event in Backprop] == ["BACKWARD_STARTED", "BACKWARD_COMPLETED"]
+    assert [event.key for event in Backprop] == ["backward_started", "BACKWARD_COMPLETED"]
+    assert Event("BACKWARD_COMPLETED") == Backprop.BACKWARD_COMPLETED
 
 
 @pytest.mark.parametrize("event", [*Events, *Backprop])
