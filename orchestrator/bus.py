@@ -1,6 +1,6 @@
 """The driver's event bus: which driver handlers listen to which event of which engine, and who waits for them.
 
-One `EventBus` per engine of the program; it fires an event when the roll call of ranks says so. Before the run starts it
+One `EventBus` per engine of the program; it fires an event when the roll call says so. Before the run starts it
 compiles what its handlers need into gates (the ranks wait) and watches (they report in passing), counts only.
 """
 
@@ -105,7 +105,11 @@ class EventBus(EventSource):
         return self._expression(event)
 
     def check(
-        self, event: EventExpression | str, handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        event: EventExpression | str,
+        handler: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
         """See that a handler could be registered here, without doing it: for handlers that run on ranks.
 
@@ -145,7 +149,10 @@ class EventBus(EventSource):
         except Exception as error:
             what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             raise HandlerError.in_handler(
-                _culprit(error), f"{event!r} #{count}", what, traceback="".join(traceback.format_exception(error))
+                _culprit(error),
+                f"{event!r} #{count}",
+                what,
+                traceback="".join(traceback.format_exception(error)),
             ) from error
 
     def _covers(self, need: _Need) -> bool:

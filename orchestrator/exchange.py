@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from workers.messages import Message, Order
+from workers.messages import Message
+from workers.orders import Order
 
 __all__ = ["Group", "Incoming", "Interrupt", "Lost"]
 

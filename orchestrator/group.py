@@ -22,7 +22,8 @@ from orchestrator.exchange import Incoming, Interrupt, Lost
 from orchestrator.placement import Cluster, bundle_of
 from orchestrator.spec import ClusterSpec, WorkersSpec
 from workers.actor import RankActor
-from workers.messages import CutAt, Hello, Leave, Order, ProposeCut
+from workers.messages import Hello
+from workers.orders import CutAt, Leave, Order, ProposeCut
 from workers.rank import Place
 
 __all__ = ["RayGroup"]

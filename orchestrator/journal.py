@@ -1,7 +1,7 @@
 """The run's append-only record: one JSON object a line, in the order in which things happened.
 
-Every line has `event, time, generation, epoch, iteration`; what else an event tells stands beside them. A line is written
-whole or not at all, and a torn last line (a power cut) is cut off when the journal is opened again.
+Every line has `event, time, generation, epoch, iteration`; what else an event tells stands beside them. A line is
+written whole or not at all, and a torn last line (a power cut) is cut off when the journal is opened again.
 """
 
 from __future__ import annotations

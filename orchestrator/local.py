@@ -6,6 +6,7 @@ where the driver would wait for a message, the session is given its next order.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections import deque
@@ -13,7 +14,8 @@ from collections.abc import Callable
 
 from orchestrator.exchange import Incoming, Interrupt
 from workers.mailbox import Mailbox, Outbox
-from workers.messages import Hello, Leave, Message, Order
+from workers.messages import Hello, Message
+from workers.orders import Leave, Order
 from workers.rank import Place
 from workers.session import LeaveNow, Session
 
@@ -70,16 +72,13 @@ class LocalGroup:
     def interrupt(self) -> None:
         """Have the driver take a turn at the next iteration boundary, with an `Interrupt` before it."""
         self._inbox.append(Interrupt())
-        worker = self.session._worker
-        if worker is not None and worker.program is not None:
+        if self.session.built:
             self.session.trainer.set_boundary(lambda _: self._give_turn())
 
     def stop(self, *, grace: float) -> list[str]:
         """Have the session let go of everything."""
-        try:
+        with contextlib.suppress(LeaveNow):
             self.session.serve(Leave())
-        except LeaveNow:
-            pass
         return []
 
     def _give_turn(self) -> None:

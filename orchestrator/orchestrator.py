@@ -8,37 +8,31 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Registry
-from orchestrator.errors import CheckpointError, SpecError, TrainingError
+from orchestrator.errors import SpecError, TrainingError
+from orchestrator.gatekeeper import TRAINER
 from orchestrator.handlers import Best, Checkpoint, Evaluate, Progress
 from orchestrator.journal import Journal
-from orchestrator.run import TRAINER, Limits, Run
+from orchestrator.limits import Limits
+from orchestrator.run import Run
 from orchestrator.saving import manifest_of, save
 from orchestrator.settings import Settings, pickled
+from orchestrator.shipping import Where, ship
 from orchestrator.spec import JobSpec, WorkersSpec
 from orchestrator.specfile import load_spec
 from orchestrator.target import load_target
 from orchestrator.training import Parts, RunResult, train
 from workers.dispatch import RemovableEventHandle
 from workers.events import EventExpression, Events
-from workers.messages import RankHandler
+from workers.parcels import RankHandler
 from workers.state import State
 
 __all__ = ["Orchestrator", "RunResult"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Where = int | Sequence[int] | Literal["all", "local_rank_0"]
-
-
-class Attachable(Protocol):
-    """Anything that hangs itself on an orchestrator: shipped handlers, and yours."""
-
-    def attach(self, orchestrator: Any, /) -> object:
-        """Register handlers."""
-        ...
 
 
 class Orchestrator:
@@ -195,7 +189,7 @@ class Orchestrator:
         """
         return self._bus(engine).listen(event, handler, *args, blocking=blocking, phase=phase, **kwargs)
 
-    def attach(self, handler: Attachable) -> None:
+    def attach(self, handler: Any) -> None:
         """Attach a handler object: `Checkpoint`, `Evaluate`, or any with an `attach(orchestrator)` method.
 
         Raises:
@@ -250,7 +244,6 @@ class Orchestrator:
             journal=self._journal,
             stateful=self.stateful,
             started=self._started,
-            on_interrupt=self._on_interrupt,
         )
         progress = Progress(limits.max_epochs, limits.max_iters)
         progress.attach(self)
@@ -288,7 +281,7 @@ class Orchestrator:
             metric name → value.
         """
         run = self._running("evaluate")
-        metrics = run.evaluate(engine)
+        metrics = run.asking.evaluate(engine)
         prefix = prefix if prefix is not None else ("validation" if engine == "evaluator" else engine)
         self.state.metrics.update({f"{prefix}/{name}": value for name, value in metrics.items()})
         self.note("EVALUATION_COMPLETED", engine=engine, metrics=metrics)
@@ -299,12 +292,18 @@ class Orchestrator:
         run = self._running("checkpoint")
         driver = {"handlers": {name: handler.state_dict() for name, handler in self.stateful.items()}}
         manifest = manifest_of(self.settings.run, self.settings.world_size, self.state, driver)
-        committed = save(run, self.registry, manifest)
+        committed = save(run.asking, self.registry, manifest)
         size = sum(entry.size for entry in committed.manifest.files)
         self.note("CHECKPOINT_COMMITTED", checkpoint=committed.name, bytes=size)
         return str(committed.folder)
 
-    def call(self, function: Callable[..., Any], *args: Any, rank: int | Sequence[int] | Literal["all"] = "all", **kwargs: Any) -> Any:
+    def call(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        rank: int | Sequence[int] | Literal["all"] = "all",
+        **kwargs: Any,
+    ) -> Any:
         """Call `function(worker, *args, **kwargs)` on ranks.
 
         Args:
@@ -322,7 +321,7 @@ class Orchestrator:
         run = self._running("call")
         pickled((function, args, kwargs), "orchestrator.call")
         ranks = None if rank == "all" else [rank] if isinstance(rank, int) else list(rank)
-        answers = run.call(function, args, kwargs, ranks)
+        answers = run.asking.call(function, args, kwargs, ranks)
         failed = {number: answer.failure for number, answer in answers.items() if answer.failure is not None}
         if failed:
             first = failed[min(failed)]
@@ -358,18 +357,12 @@ class Orchestrator:
         rank: Where,
         engine: str,
     ) -> None:
-        name = str(getattr(handler, "__qualname__", None) or type(handler).__name__)
         if self._ran:
-            raise RuntimeError(f"orchestrator.on(rank={rank!r}) for {name}: the run has started; register it before")
-        bus = self._bus(engine)
-        bus.check(event, handler, args, kwargs)
-        where = _where(rank, self.settings.world_size)
-        shipped = RankHandler(
-            engine=engine,
-            event=bus.expression(event),
-            name=name,
-            where=where,
-            pickled=pickled((handler, args, kwargs), f"orchestrator.on(rank={rank!r})"),
+            raise RuntimeError(
+                f"orchestrator.on(rank={rank!r}): the run has started; register the handler before run()"
+            )
+        shipped = ship(
+            self._bus(engine), event, handler, (args, kwargs), rank=rank, world_size=self.settings.world_size
         )
         self._rank_handlers.append(shipped)
 
@@ -378,11 +371,6 @@ class Orchestrator:
         if train is not None and max_epochs is None and max_iters is None:
             max_epochs, max_iters = train.max_epochs, train.max_iters
             epoch_length = train.epoch_length if epoch_length is None else epoch_length
-        if (max_epochs is None) == (max_iters is None):
-            raise SpecError("orchestrator.run: expected exactly one of max_epochs and max_iters")
-        for name, value in (("max_epochs", max_epochs), ("max_iters", max_iters), ("epoch_length", epoch_length)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise SpecError(f"orchestrator.run: {name}: expected a positive whole number, received {value!r}")
         return Limits(
             max_epochs=max_epochs,
             max_iters=max_iters,
@@ -392,30 +380,17 @@ class Orchestrator:
 
     def _started(self, run: Run) -> None:
         self._run = run
-        run.on_pulse = self._progress.pulse
-        self._progress.begin(run)
+        run.loop.on_pulse = self._progress.pulse
+        run.gates.at_cut = self._at_cut
+        self._progress.begin(run.gates)
 
-    def _on_interrupt(self) -> None:
-        """At the cut that Ctrl-C made: save if checkpoints are wanted at all."""
-        if any(isinstance(handler, Checkpoint) for handler in self._attached):
+    def _at_cut(self) -> None:
+        """All ranks stand at an iteration boundary because they shall end there: save, if Ctrl-C was the reason."""
+        run = self._running("checkpoint")
+        if run.interrupted and any(isinstance(handler, Checkpoint) for handler in self._attached):
             self.checkpoint()
 
     def _running(self, what: str) -> Run:
         if self._run is None:
             raise SpecError(f"orchestrator.{what}: nothing runs; call it inside a handler")
         return self._run
-
-
-def _where(rank: Where, world_size: int) -> int | tuple[int, ...] | Literal["all", "local_rank_0"]:
-    """Check the `rank` of a handler for ranks."""
-    if rank == "all" or rank == "local_rank_0":
-        return rank
-    several = isinstance(rank, Sequence) and not isinstance(rank, str)
-    numbers = tuple(rank) if several else (rank,)  # type: ignore[arg-type]
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < world_size:
-            raise SpecError(
-                f"orchestrator.on(rank={rank!r}): expected ranks from 0 to {world_size - 1}, \"all\" or "
-                f"\"local_rank_0\", received {number!r}"
-            )
-    return numbers if several else numbers[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -44,9 +44,7 @@ def check_capacity(workers: WorkersSpec, nodes: list[Mapping[str, float]]) -> No
         CapacityError: they never could; says what is asked and what is there.
     """
     count, bundle = workers.count + workers.spares, bundle_of(workers)
-    rooms = [
-        min(int((node.get(name, 0.0) + 1e-9) / amount) for name, amount in bundle.items()) for node in nodes
-    ]
+    rooms = [min(int((node.get(name, 0.0) + 1e-9) / amount) for name, amount in bundle.items()) for node in nodes]
     asked = f"{count} workers of {_words(bundle)} each, placed {workers.placement}"
     if workers.placement == "STRICT_PACK":
         enough = max(rooms, default=0) >= count
@@ -82,7 +80,7 @@ class Cluster:
         """
         self._connect()
         if not self._cluster.autoscale:
-            check_capacity(self._workers, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+            check_capacity(self._workers, [node["Resources"] for node in _nodes() if node["Alive"]])
         count = self._workers.count + self._workers.spares
         self.group = placement_group([bundle_of(self._workers)] * count, strategy=self._workers.placement)
         return self.group
@@ -93,12 +91,12 @@ class Cluster:
 
     def shortage(self) -> str:
         """What is free at the moment, in words, for an error."""
-        free = ray.available_resources()
+        free = ray.available_resources()  # type: ignore[no-untyped-call]
         return _words({name: free.get(name, 0.0) for name in bundle_of(self._workers)})
 
     def address(self) -> str:
         """IP address of this node."""
-        return str(ray.util.get_node_ip_address())
+        return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
     def node(self) -> str:
         """Id of this node."""
@@ -128,7 +126,8 @@ class Cluster:
             except (ConnectionError, ValueError, RuntimeError) as error:
                 self._owned = False
                 raise StartError(
-                    f"cluster.address: expected a Ray cluster at {address!r}, received {type(error).__name__}: {error}; "
+                    f"cluster.address: expected a Ray cluster at {address!r}, received "
+                    f"{type(error).__name__}: {error}; "
                     "see that it runs and that this machine may reach it, or leave the address out to use this machine"
                 ) from error
             return
@@ -149,6 +148,10 @@ class Cluster:
             if not table or table.get("state") == "REMOVED":
                 return
             time.sleep(0.002)
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return list(ray.nodes())  # type: ignore[no-untyped-call]
 
 
 def _local_cpus(workers: WorkersSpec) -> int:

@@ -6,7 +6,7 @@ States of torchmetrics are stacked and reduced by each state's own rule, then co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat, dim_zero_max, dim_zero_mean, dim_zero_min, dim_zero_sum
 
 from orchestrator.errors import TrainingError
-from workers.messages import MetricPack, Number, Pack
+from workers.parcels import MetricPack, Number, Pack
 
 __all__ = ["reduce_numbers", "reduce_packs"]
 
@@ -23,7 +23,7 @@ def reduce_packs(packs: Sequence[Mapping[str, Pack]], empty: Mapping[str, object
     """Merge the metrics of all ranks.
 
     Args:
-        packs: one mapping per rank, in the order of ranks: metric name → its pack. A rank that saw nothing may lack one.
+        packs: one mapping per rank, in the order of ranks: metric name → its pack. A rank that saw nothing lacks it.
         empty: metric name → an empty copy of it, for those that travel as states.
 
     Returns:
@@ -102,7 +102,7 @@ def _merge_states(metric: Metric, parts: Sequence[tuple[Mapping[str, object], in
     metric._computed = None
 
 
-def _merge_one(values: Sequence[Any], updates: Sequence[int], rule: Callable[..., Any] | None) -> object:
+def _merge_one(values: Sequence[Any], updates: Sequence[int], rule: Any) -> object:
     """One state of several ranks by its own reduction rule; lists are joined in the order of ranks."""
     if isinstance(values[0], list):
         joined = [item for value in values for item in value]
@@ -121,7 +121,7 @@ def _merge_one(values: Sequence[Any], updates: Sequence[int], rule: Callable[...
         shape = (-1,) + (1,) * (stacked.dim() - 1)
         return (stacked * weights.reshape(shape)).sum(dim=0).div(weights.sum()).to(stacked.dtype)
     if rule is dim_zero_cat:
-        return torch.cat([torch.atleast_1d(value) for value in values])
+        return torch.cat([value.reshape(-1) if value.dim() == 0 else value for value in values])
     stacked = torch.stack(list(values))
     return stacked if rule is None else rule(stacked)
 
@@ -131,7 +131,5 @@ def _flat(name: str, value: object) -> dict[str, Any]:
     if isinstance(value, torch.Tensor):
         return {name: value.item() if value.numel() == 1 else value.tolist()}
     if isinstance(value, Mapping):
-        return {
-            key: item for part, inner in value.items() for key, item in _flat(f"{name}/{part}", inner).items()
-        }
+        return {key: item for part, inner in value.items() for key, item in _flat(f"{name}/{part}", inner).items()}
     return {name: value}

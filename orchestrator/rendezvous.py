@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from types import TracebackType
 
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its stubs forget to export it
 
 __all__ = ["Rendezvous"]
 
@@ -24,11 +24,11 @@ class Rendezvous:
 
     def __init__(self, host: str) -> None:
         self._host = host
-        self._store: dist.TCPStore | None = None
+        self._store: TCPStore | None = None
 
     def __enter__(self) -> tuple[str, int]:
         limit = datetime.timedelta(seconds=30)
-        self._store = dist.TCPStore(self._host, 0, is_master=True, wait_for_workers=False, timeout=limit)
+        self._store = TCPStore(self._host, 0, is_master=True, wait_for_workers=False, timeout=limit)
         return self._host, self._store.port
 
     def __exit__(

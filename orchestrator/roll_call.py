@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Generic, TypeVar
 
-from workers.messages import GateKey
+from workers.parcels import GateKey
 
 __all__ = ["Observations", "RollCall"]
 

@@ -8,34 +8,33 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from orchestrator.asking import Asking
 from orchestrator.checkpoints.manifest import FileEntry, Manifest
 from orchestrator.checkpoints.plan import GlobalPlan
 from orchestrator.checkpoints.registry import Committed, Registry
 from orchestrator.errors import CheckpointError
-from orchestrator.run import Run
-from workers.messages import Answer, PlanSave, WriteSave
+from workers.messages import Answer
+from workers.orders import PlanSave, WriteSave
 
 __all__ = ["save", "versions"]
 
 
-def save(run: Run, registry: Registry, manifest: Manifest) -> Committed:
+def save(asking: Asking, registry: Registry, manifest: Manifest) -> Committed:
     """Write and commit a checkpoint of the state at the open gate.
 
     Args:
-        run: its ranks wait at a gate.
+        asking: how to reach the ranks, which wait at a gate.
         registry: where it goes.
         manifest: what it is, except for its files.
 
     Raises:
         CheckpointError: a rank could not write, or the commit failed; nothing of it is left.
     """
-    plans = run.ask(lambda number, _: PlanSave(order=number))
+    plans = asking.ask(lambda number, _: PlanSave(order=number))
     staging = registry.open(manifest.iteration)
     try:
         plan = GlobalPlan(staging, {rank: answer.value for rank, answer in plans.items()})
-        answers = run.ask(
-            lambda number, rank: WriteSave(order=number, folder=str(staging), plan=plan.part(rank))
-        )
+        answers = asking.ask(lambda number, rank: WriteSave(order=number, folder=str(staging), plan=plan.part(rank)))
         _check(staging.name, answers)
         written: dict[int, Any] = {rank: answer.value for rank, answer in answers.items()}
         index = plan.finish({rank: part.results for rank, part in written.items()})

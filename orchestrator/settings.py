@@ -122,7 +122,7 @@ def pickled(value: object, where: str) -> bytes:
         SpecError: it can't be; names it, and the reason that pickle gives.
     """
     try:
-        return cloudpickle.dumps(value)
+        return bytes(cloudpickle.dumps(value))
     except Exception as error:  # pickling runs code of the user's objects, which may raise anything
         raise SpecError(
             f"{where}: expected something that can be pickled and sent to the ranks, received "
@@ -154,7 +154,7 @@ def _folder(storage: str) -> Path:
 
 
 def _roots(given: Sequence[str]) -> tuple[str, ...]:
-    """What can be imported here shall be imported there: the given folders, then those of `sys.path` that are no installation."""
+    """What can be imported here shall be there: the given folders, then those of `sys.path` without installations."""
     prefixes = tuple({sys.prefix, sys.base_prefix, sys.exec_prefix})
     own = [os.path.abspath(entry or os.getcwd()) for entry in sys.path]
     folders = [entry for entry in own if os.path.isdir(entry) and not entry.startswith(prefixes)]

@@ -75,12 +75,8 @@ def check_resources(resources: dict[str, float]) -> dict[str, float]:
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-RunId = Annotated[
-    str, AfterValidator(check_run_id), Field(json_schema_extra={"pattern": f"^{RUN_ID.pattern}$"})
-]
-Target = Annotated[
-    str, AfterValidator(check_target_form), Field(json_schema_extra={"pattern": "^[^\\s:]+:[^\\s:]+$"})
-]
+RunId = Annotated[str, AfterValidator(check_run_id), Field(json_schema_extra={"pattern": f"^{RUN_ID.pattern}$"})]
+Target = Annotated[str, AfterValidator(check_target_form), Field(json_schema_extra={"pattern": "^[^\\s:]+:[^\\s:]+$"})]
 
 
 class Section(BaseModel):
@@ -137,9 +133,7 @@ class WorkersSpec(Section):
         return self
 
     @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Show editors the short form too."""
         section = handler.resolve_ref_schema(handler(core_schema))
         number = {"type": "integer", "minimum": 0, "description": "Number of ranks."}

@@ -58,9 +58,7 @@ def make_spec(data: Mapping[str, object]) -> JobSpec:
         raise SpecError(*(f"{dotted(path)}: {text}" for path, text in found)) from error
 
 
-def problems_of(
-    error: ValidationError, data: Mapping[str, object]
-) -> list[tuple[tuple[str | int, ...], str]]:
+def problems_of(error: ValidationError, data: Mapping[str, object]) -> list[tuple[tuple[str | int, ...], str]]:
     """Give path and text of everything that pydantic found in the data; no path is given twice."""
     found: dict[tuple[str | int, ...], str] = {}
     for detail in error.errors():

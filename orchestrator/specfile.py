@@ -198,20 +198,14 @@ class Draft:
             place = f"{self.where}:{origin}"
         else:
             place = origin
-            path = (
-                ()
-                if self.origins.get(path) == origin or origin.startswith(f"--set {dotted(path)}=")
-                else path
-            )
+            path = () if self.origins.get(path) == origin or origin.startswith(f"--set {dotted(path)}=") else path
         return ": ".join(part for part in (place, dotted(path), text) if part)
 
 
 def place_of(problem: Problem, where: str) -> str:
     """Write a problem that stopped the reading, with its line and, where known, its column."""
     column = "" if problem.column is None else f":{problem.column}"
-    return ": ".join(
-        part for part in (f"{where}:{problem.line}{column}", dotted(problem.path), problem.text) if part
-    )
+    return ": ".join(part for part in (f"{where}:{problem.line}{column}", dotted(problem.path), problem.text) if part)
 
 
 def top_problem(document: Document, where: str) -> str:

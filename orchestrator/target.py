@@ -97,9 +97,7 @@ def import_module(name: str, roots: Sequence[str], where: str) -> ModuleType:
 
 def import_failed(name: str, where: str, error: BaseException) -> SpecError:
     """Word what a module's own code raised, with the innermost line that is not Python's import machinery."""
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename
-    ]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
     path = f"{frames[-1].filename}:{frames[-1].lineno}" if len(frames) > 1 else ""
     received = word_exception(error, path)
     return SpecError(explain(where, expected=f"a module {name} that can be imported", received=received))
@@ -171,9 +169,7 @@ def no_attribute(module: str, name: str, known: Sequence[str] | set[str]) -> str
     """Word a name that the module does not have."""
     meant = difflib.get_close_matches(name, sorted(known), n=1)
     mend = f"did you mean {meant[0]}?" if meant else ""
-    return explain(
-        "", expected=f"a function of the module {module}", received=f"no {name!r} there", mend=mend
-    )
+    return explain("", expected=f"a function of the module {module}", received=f"no {name!r} there", mend=mend)
 
 
 def word_exception(error: BaseException, path: str) -> str:

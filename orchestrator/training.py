@@ -20,15 +20,18 @@ from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Committed, Registry
 from orchestrator.errors import RankfireError, RunInterrupted, SpecError, SystemFailure
 from orchestrator.exchange import Group
+from orchestrator.gatekeeper import TRAINER
 from orchestrator.group import RayGroup
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Phase
+from orchestrator.limits import Limits
 from orchestrator.local import LocalGroup
-from orchestrator.run import TRAINER, Limits, Run
+from orchestrator.run import Run
 from orchestrator.saving import versions
 from orchestrator.settings import Settings
 from workers.events import EventExpression
-from workers.messages import Build, LoadPoint, RankHandler
+from workers.orders import Build
+from workers.parcels import LoadPoint, RankHandler
 from workers.rank import Membership
 from workers.state import State
 
@@ -67,7 +70,6 @@ class Parts:
         registry: the run's checkpoints.
         stateful: handlers of the driver whose state is in the checkpoints.
         started: called with the run before it starts, so that its owner can give it orders.
-        on_interrupt: called at the cut that Ctrl-C made, while all ranks wait.
     """
 
     settings: Settings
@@ -77,7 +79,6 @@ class Parts:
     journal: Journal
     stateful: Mapping[str, Any] = field(default_factory=dict)
     started: Callable[[Run], None]
-    on_interrupt: Callable[[], None]
 
 
 def train(parts: Parts, limits: Limits, resume: Literal["auto", "never"]) -> RunResult:
@@ -92,7 +93,8 @@ def train(parts: Parts, limits: Limits, resume: Literal["auto", "never"]) -> Run
         journal.start()
     except BlockingIOError:
         raise SystemFailure(
-            f"run {settings.run!r} in {settings.folder}: another process is running it; wait for it, or choose another run id"
+            f"run {settings.run!r} in {settings.folder}: another process is running it; "
+            "wait for it, or choose another run id"
         ) from None
     except OSError as error:
         raise SystemFailure(f"storage: {settings.folder} can't be written: {error.strerror}") from error
@@ -157,7 +159,7 @@ def _make_run(parts: Parts, limits: Limits) -> Run:
     settings = parts.settings
     group: Group
     if settings.workers.count == 0:
-        group = LocalGroup(turn=lambda: run.pump())
+        group = LocalGroup(turn=lambda: run.loop.pump())
     else:
         group = RayGroup(settings.workers, settings.cluster, roots=settings.roots)
     gates = _expressions(parts.buses, EventBus.gates)
@@ -177,7 +179,6 @@ def _make_run(parts: Parts, limits: Limits) -> Run:
         )
 
     run = Run(group, parts.buses, parts.journal, build=build, limits=limits, world_size=settings.world_size)
-    run.on_interrupt = parts.on_interrupt
     return run
 
 
@@ -205,7 +206,11 @@ def _resume_point(parts: Parts, resume: Literal["auto", "never"]) -> Committed |
         return None
     manifest = point.manifest
     state = parts.buses[TRAINER].state
-    state.iteration, state.epoch, state.epoch_length = manifest.iteration, manifest.epoch, manifest.epoch_length
+    state.iteration, state.epoch, state.epoch_length = (
+        manifest.iteration,
+        manifest.epoch,
+        manifest.epoch_length,
+    )
     state.metrics.update(manifest.metrics)
     parts.journal.iteration, parts.journal.epoch = manifest.iteration, manifest.epoch
     for name, saved in manifest.driver.get("handlers", {}).items():
@@ -232,7 +237,7 @@ def _result(parts: Parts, status: Status, reason: str | None) -> RunResult:
 
 @contextlib.contextmanager
 def _interrupts(group: Group) -> Iterator[None]:
-    """Ctrl-C once asks the loop to stop at the next iteration boundary; twice raises `KeyboardInterrupt` here and now."""
+    """Ctrl-C once asks the loop to stop at the next iteration boundary; twice raises `KeyboardInterrupt`, now."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from orchestrator.errors import RankfireError, SystemFailure, TrainingError, WorkerLostError, name_ranks
-from workers.messages import Failure, Fault
+from workers.messages import Fault
+from workers.parcels import Failure
 from workers.rank import Place
 
 __all__ = ["Facts", "verdict"]
@@ -35,7 +36,7 @@ class Facts:
 
 
 def verdict(facts: Facts) -> RankfireError:
-    """The error to end with: a user's exception if there is one, else a lost worker, else what broke the ranks' talk."""
+    """The error to end with: a user's exception if there is one, else a lost worker, else broken collectives."""
     users = [fault for fault in facts.faults if fault.kind == "user"]
     if users:
         return _of_user(users)
@@ -70,7 +71,9 @@ def _of_loss(facts: Facts) -> RankfireError:
 
 
 def _of_talk(facts: Facts) -> SystemFailure:
-    told = "; ".join(f"rank {fault.rank} ({fault.phase}, iteration {fault.iteration}): {fault.failure}" for fault in facts.faults)
+    told = "; ".join(
+        f"rank {fault.rank} ({fault.phase}, iteration {fault.iteration}): {fault.failure}" for fault in facts.faults
+    )
     failed = {fault.worker for fault in facts.faults}
     silent = "; ".join(
         f"rank {facts.ranks.get(worker, worker)} was {phase}"

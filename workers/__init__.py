@@ -13,7 +13,7 @@ from workers.dispatch import RemovableEventHandle
 from workers.engine import Engine
 from workers.errors import DataLoaderEmptyError, ProgramError, RankfireError
 from workers.events import Event, EventEnum, Events
-from workers.messages import Number
+from workers.parcels import Number
 from workers.program import Program
 from workers.state import State
 

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 import ray
 
 from workers.mailbox import Mailbox, Outbox
-from workers.messages import Message, Order
+from workers.messages import Message
+from workers.orders import Order
 from workers.rank import Place
 from workers.session import Session
 
@@ -25,7 +26,7 @@ __all__ = ["RankActor"]
 BEAT = 0.5  # seconds between signs of life
 
 
-@ray.remote(
+@ray.remote(  # type: ignore[call-overload]  # its stubs do not know concurrency groups
     num_cpus=1,
     max_restarts=0,
     max_task_retries=0,
@@ -48,7 +49,7 @@ class RankActor:
         place = Place(
             node=context.get_node_id(),
             host=socket.gethostname(),
-            address=ray.util.get_node_ip_address(),
+            address=str(ray.util.get_node_ip_address()),  # type: ignore[no-untyped-call]
             pid=os.getpid(),
             gpus=tuple(str(gpu) for gpus in accelerators.values() for gpu in gpus),
         )

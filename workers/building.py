@@ -16,9 +16,9 @@ import torch
 from torchmetrics import Metric
 
 from workers.errors import ProgramError
-from workers.messages import Build
 from workers.metrics.attach import AttachedMetric
 from workers.metrics.pack import empty_copy
+from workers.orders import Build
 from workers.program import Program, check_program
 from workers.rng import seed_rng
 from workers.worker import Worker
@@ -65,7 +65,9 @@ def metrics_of(program: Program) -> dict[str, dict[str, Metric]]:
     """Per engine, empty copies of the attached metrics."""
     return {
         name: {
-            label: empty_copy(thing.metric) for label, thing in engine.attached.items() if isinstance(thing, AttachedMetric)
+            label: empty_copy(thing.metric)
+            for label, thing in engine.attached.items()
+            if isinstance(thing, AttachedMetric)
         }
         for name, engine in program.engines.items()
     }

@@ -1,12 +1,12 @@
-"""What of a rank goes into a checkpoint, and how it comes back: the program's state, engines, cursors, random numbers."""
+"""What of a rank goes into a checkpoint, and how it comes back: state, engines, cursors, random numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from workers.messages import LoadPoint
 from workers.metrics.attach import AttachedMetric
+from workers.parcels import LoadPoint
 from workers.program import Program, Stateful
 from workers.rng import capture_rng, restore_rng, seed_rng
 from workers.shards import FrozenState, load_state, read_rank_file
@@ -16,11 +16,11 @@ __all__ = ["freeze", "restore"]
 
 
 def freeze(worker: Worker, program: Program) -> FrozenState:
-    """The state of this rank, as it is now; the tensors are the living ones, so nothing may train until it is written."""
+    """The state of this rank as it is now; the tensors are the living ones: nothing may train until it is written."""
     shared = {name: entry.state_dict() for name, entry in program.state.items()}
     own = {
         "engines": {name: engine.state_dict() for name, engine in program.engines.items()},
-        "data": {name: data.state_dict() for name, data in program.data.items() if isinstance(data, Stateful)},
+        "data": {name: data.state_dict() for name, data in _stateful_data(program).items()},
         "rng": capture_rng(worker.device),
         "samples": worker.samples,
     }
@@ -42,14 +42,20 @@ def restore(worker: Worker, program: Program, point: LoadPoint) -> None:
     own = saved["own"]
     for name, engine in program.engines.items():
         engine.load_state_dict(own["engines"][name])
-    for name, data in program.data.items():
-        if isinstance(data, Stateful) and name in own["data"]:
+    for name, data in _stateful_data(program).items():
+        if name in own["data"]:
             data.load_state_dict(own["data"][name])
     if stranger:
         _begin_as_stranger(worker, program)
     else:
         worker.samples = own["samples"]
         restore_rng(own["rng"], worker.device)
+
+
+def _stateful_data(program: Program) -> dict[str, Stateful]:
+    """Data that keeps a position of its own; a `GlobalLoader` does not: the engine's iteration is its position."""
+    sources: dict[str, object] = dict(program.data)
+    return {name: data for name, data in sources.items() if isinstance(data, Stateful)}
 
 
 def _begin_as_stranger(worker: Worker, program: Program) -> None:
@@ -68,6 +74,6 @@ def _check_names(program: Program, shared: Mapping[str, Any], own: Mapping[str, 
     ):
         if missing := sorted(wanted - held):
             raise KeyError(
-                f"checkpoint: {kind} {', '.join(map(repr, missing))} of the program is not in the checkpoint, which holds "
+                f"checkpoint: {kind} {', '.join(map(repr, missing))} of the program is not in it, which holds "
                 f"{', '.join(map(repr, sorted(held))) or 'none'}; give the run another name to start afresh"
             )

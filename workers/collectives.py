@@ -6,14 +6,14 @@ a handler on every rank, or a call that goes to all ranks.
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 __all__ = ["Value", "all_gather", "all_reduce", "barrier", "broadcast"]
 
-Value = TypeVar("Value", torch.Tensor, float, int)
+Value = TypeVar("Value", bound="torch.Tensor | float")
 Op = Literal["sum", "mean", "min", "max", "product"]
 _OPS = {
     "sum": dist.ReduceOp.SUM,
@@ -43,7 +43,6 @@ def all_reduce(value: Value, op: Op = "sum", *, device: torch.device) -> Value:
     dist.all_reduce(tensor, _OPS[op])
     if op == "mean":
         tensor = tensor / dist.get_world_size()
-        return tensor if isinstance(value, torch.Tensor) else tensor.item()
     return _like(value, tensor)
 
 
@@ -72,7 +71,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def _as_tensor(value: torch.Tensor | float | int, device: torch.device) -> torch.Tensor:
+def _as_tensor(value: torch.Tensor | float, device: torch.device) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value.detach()
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -84,4 +83,5 @@ def _as_tensor(value: torch.Tensor | float | int, device: torch.device) -> torch
 
 
 def _like(value: Value, tensor: torch.Tensor) -> Value:
-    return tensor if isinstance(value, torch.Tensor) else tensor.item()
+    """A number for a number, a tensor for a tensor; the mean of whole numbers is a float."""
+    return cast(Value, tensor if isinstance(value, torch.Tensor) else tensor.item())

@@ -139,9 +139,7 @@ def whole_number(where: str, name: str, value: Any, *, least: int) -> int | None
     return number
 
 
-def _asked_start(
-    asked_epoch: Any, asked_iteration: Any, epoch_length: int | None, past: Past, data: Any
-) -> int | None:
+def _asked_start(asked_epoch: Any, asked_iteration: Any, epoch_length: int | None, past: Past, data: Any) -> int | None:
     """The iteration that `resume_from_*` asks for; the iteration wins over the epoch."""
     epoch = whole_number("run", "resume_from_epoch", asked_epoch, least=0)
     iteration = whole_number("run", "resume_from_iteration", asked_iteration, least=0)
@@ -188,9 +186,7 @@ def _epoch_length(past: Past, data: Any, given: int | None, max_iters: int | Non
     if data is None:
         raise ValueError("run(data=None): expected epoch_length, since there is no data to tell it")
     if is_endless(data) and max_iters is None:
-        raise ValueError(
-            f"run(data): {type(data).__name__} has no end, so an epoch would have none; give epoch_length"
-        )
+        raise ValueError(f"run(data): {type(data).__name__} has no end, so an epoch would have none; give epoch_length")
     length = length_of(data)
     if length == 0:
         raise DataLoaderEmptyError(
@@ -209,13 +205,10 @@ def _lived(past: Past, data: Any) -> bool:
 
 def _check_goals(max_epochs: int | None, max_iters: int | None, epoch_length: int | None) -> None:
     if max_epochs is not None and max_iters is not None:
-        raise ValueError(
-            f"run(max_epochs={max_epochs}, max_iters={max_iters}): expected one of them, received both"
-        )
+        raise ValueError(f"run(max_epochs={max_epochs}, max_iters={max_iters}): expected one of them, received both")
     if max_iters is not None and epoch_length == 0:
         raise ValueError(
-            f"run(max_iters={max_iters}, epoch_length=0): epochs without iterations never get there; "
-            "give max_epochs"
+            f"run(max_iters={max_iters}, epoch_length=0): epochs without iterations never get there; give max_epochs"
         )
 
 

@@ -124,9 +124,7 @@ class EventSource:
             ValueError: there is no such phase; else as `add_event_handler`.
         """
         if phase not in PHASES:
-            raise ValueError(
-                f"add_phase_handler(phase): expected one of {', '.join(PHASES)}, received {phase!r}"
-            )
+            raise ValueError(f"add_phase_handler(phase): expected one of {', '.join(PHASES)}, received {phase!r}")
         return self._add(phase, event, handler, args, kwargs)
 
     def on(self, event: EventExpression | str, *args: Any, **kwargs: Any) -> Callable[[Function], Function]:
@@ -146,9 +144,7 @@ class EventSource:
 
         return attach
 
-    def has_event_handler(
-        self, handler: Callable[..., Any], event: EventExpression | str | None = None
-    ) -> bool:
+    def has_event_handler(self, handler: Callable[..., Any], event: EventExpression | str | None = None) -> bool:
         """Whether `handler` is attached: to anything, or to a plain event under any filter, or to this."""
         return bool(self._find(handler, event))
 
@@ -243,9 +239,7 @@ class EventSource:
             listeners = self._listeners[event.key] = Listeners(self, event)
         return listeners
 
-    def _find(
-        self, function: Callable[..., Any], event: EventExpression | str | None
-    ) -> list[tuple[Listeners, Row]]:
+    def _find(self, function: Callable[..., Any], event: EventExpression | str | None) -> list[tuple[Listeners, Row]]:
         expression = None if event is None else self._expression(event)
         keys = list(self._listeners) if expression is None else [base.key for base in expression.bases()]
         plain = expression is None or isinstance(expression, Event)
@@ -261,18 +255,14 @@ class EventSource:
         if isinstance(event, EventExpression):
             return event
         if not isinstance(event, str):
-            raise TypeError(
-                f"expected an event such as Events.COMPLETED, received {event!r} ({type(event).__name__})"
-            )
+            raise TypeError(f"expected an event such as Events.COMPLETED, received {event!r} ({type(event).__name__})")
         known: dict[str, Event] = {member.key: member for member in Events}
         known.update((key, listeners.event) for key, listeners in self._listeners.items())
         known.update(self._registered)
         if event not in known:
             names = {key.lower(): key for key in known}
             near = difflib.get_close_matches(event.lower(), names, n=1)
-            hint = (
-                f"did you mean {names[near[0]]!r}?" if near else f"register_events({event!r}) makes it known"
-            )
+            hint = f"did you mean {names[near[0]]!r}?" if near else f"register_events({event!r}) makes it known"
             raise ValueError(f"no event is called {event!r}; {hint}")
         return known[event]
 

@@ -54,8 +54,7 @@ class Engine(Resumable):
     def __init__(self, process_function: Callable[[Engine, Any], Any]) -> None:
         if not callable(process_function):
             raise TypeError(
-                f"Engine(process_function): expected a function f(engine, batch), "
-                f"received {process_function!r}"
+                f"Engine(process_function): expected a function f(engine, batch), received {process_function!r}"
             )
         super().__init__()
         self.process_function = process_function

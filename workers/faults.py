@@ -9,7 +9,7 @@ import re
 
 import torch.distributed as dist
 
-from workers.messages import FaultKind
+from workers.parcels import FaultKind
 
 __all__ = ["fault_kind"]
 

@@ -140,8 +140,5 @@ def length_of(data: Any) -> int | None:
 def is_endless(data: Any) -> bool:
     """Whether the data is known never to end: `itertools.count`, `cycle`, or `repeat` without a number."""
     if isinstance(data, itertools.repeat):
-        try:
-            return operator.length_hint(data) < 0
-        except TypeError:
-            return True
+        return operator.length_hint(data, -1) < 0
     return isinstance(data, (itertools.count, itertools.cycle))

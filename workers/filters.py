@@ -232,11 +232,7 @@ def _every(event: str, every: object, before: object, after: object) -> Filter |
 
 
 def _numbers(event: str, name: str, value: object) -> tuple[int, ...]:
-    if (
-        not isinstance(value, Iterable)
-        or isinstance(value, (str, bytes))
-        or getattr(value, "shape", None) == ()
-    ):
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes)) or getattr(value, "shape", None) == ():
         return (_number(event, name, value),)
     numbers = tuple(sorted({_number(event, name, number) for number in value}))
     if not numbers:

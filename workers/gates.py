@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from workers.dispatch import RemovableEventHandle
 from workers.engine import Engine
 from workers.events import Event, EventExpression
-from workers.messages import RankHandler
+from workers.parcels import RankHandler
 from workers.program import Program
 from workers.rank import Membership
 

@@ -11,7 +11,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from workers.messages import Message, Observed, Order
+from workers.messages import Message, Observed
+from workers.orders import Order
 
 __all__ = ["Mailbox", "Outbox"]
 

@@ -10,7 +10,7 @@ import io
 import pathlib
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.distributed.checkpoint import filesystem, metadata
@@ -66,10 +66,13 @@ def read_metadata(path: Path) -> metadata.Metadata:
     return loaded
 
 
-class _Restricted(pickle._Unpickler):  # type: ignore[name-defined,misc]  # the pure Python one: its opcodes can be overridden
+_PurePython: Any = pickle._Unpickler  # its opcodes can be overridden, those of the C one can not
+
+
+class _Restricted(_PurePython):  # type: ignore[misc]
     """Builds allowed classes only."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[int, Any]] = dict(_PurePython.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED:

@@ -14,6 +14,7 @@ import struct
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # its stubs forget to export them
 
 from workers.rank import Membership
 
@@ -22,9 +23,7 @@ __all__ = ["backend_of", "form", "interface_of", "leave"]
 _SIOCGIFADDR = 0x8915  # Linux: address of an interface, netdevice(7)
 
 
-def form(
-    membership: Membership, store: tuple[str, int], device: torch.device, address: str, *, timeout: float
-) -> None:
+def form(membership: Membership, store: tuple[str, int], device: torch.device, address: str, *, timeout: float) -> None:
     """Form the default process group.
 
     Args:
@@ -43,10 +42,10 @@ def form(
         os.environ.setdefault("TP_SOCKET_IFNAME", interface)
     limit = datetime.timedelta(seconds=timeout)
     host, port = store
-    client = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
+    client = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
     dist.init_process_group(
         backend_of(device),
-        store=dist.PrefixStore(f"generation-{membership.generation}", client),
+        store=PrefixStore(f"generation-{membership.generation}", client),
         rank=membership.rank,
         world_size=membership.world_size,
         timeout=limit,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from workers.engine import Engine
 from workers.errors import ProgramError
@@ -42,7 +42,7 @@ class Program:
     """
 
     engines: Mapping[str, Engine]
-    data: Mapping[str, Iterable[object] | None] = field(default_factory=dict)
+    data: Mapping[str, Iterable[Any] | None] = field(default_factory=dict)
     state: Mapping[str, Stateful] = field(default_factory=dict)
 
     def engine(self, name: str) -> Engine:

@@ -44,9 +44,7 @@ class Resumable(Steered):
             ValueError: the name is taken.
         """
         if name in self.attached:
-            raise ValueError(
-                f"attach({name!r}): the engine has {self.attached[name]!r} under this name already"
-            )
+            raise ValueError(f"attach({name!r}): the engine has {self.attached[name]!r} under this name already")
         self.attached[name] = thing
 
     def set_data(self, data: Any) -> None:

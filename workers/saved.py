@@ -98,14 +98,11 @@ def read_saved(saved: object, attached: Mapping[str, Any], user_keys: Iterable[s
         ValueError: something is missing, unknown, or contradicts the rest.
     """
     if not isinstance(saved, Mapping):
-        raise TypeError(
-            f"{_LOAD}(): expected what state_dict() gave, received {saved!r} ({type(saved).__name__})"
-        )
+        raise TypeError(f"{_LOAD}(): expected what state_dict() gave, received {saved!r} ({type(saved).__name__})")
     missing = [key for key in user_keys if key not in saved]
     if missing:
         raise ValueError(
-            f"{_LOAD}(): {_names(missing)} of state_dict_user_keys missing; "
-            f"received the keys {_names(map(str, saved))}"
+            f"{_LOAD}(): {_names(missing)} of state_dict_user_keys missing; received the keys {_names(map(str, saved))}"
         )
     epoch_length = whole_number(_LOAD, "epoch_length", saved.get("epoch_length"), least=0)
     iteration = _iteration(saved, epoch_length)
@@ -140,10 +137,7 @@ def _iteration(saved: Mapping[str, Any], epoch_length: int | None) -> int:
 def _counters(counters: object) -> dict[str, int]:
     if not isinstance(counters, Mapping):
         raise TypeError(f"{_LOAD}(counters=...): expected counts by event, received {counters!r}")
-    return {
-        str(key): whole_number(_LOAD, f"counters[{str(key)!r}]", n, least=0) or 0
-        for key, n in counters.items()
-    }
+    return {str(key): whole_number(_LOAD, f"counters[{str(key)!r}]", n, least=0) or 0 for key, n in counters.items()}
 
 
 def _epochs(iteration: int, epoch_length: int | None, counters: Mapping[str, int]) -> tuple[int, int]:

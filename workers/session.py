@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from workers import messages as m
 from workers import process_group
 from workers.building import build_program, make_worker, metrics_of, state_bytes
 from workers.checkpointing import freeze, restore
@@ -26,10 +25,25 @@ from workers.events import Event
 from workers.faults import fault_kind
 from workers.gates import attach_gates, attach_shipped
 from workers.mailbox import Mailbox, Outbox
-from workers.metrics.attach import AttachedMetric
-from workers.metrics.pack import pack_numbers
+from workers.messages import Answer, Arrived, Built, Fault, Finished, Hello, Joined, Message, Observed, Pulse
+from workers.orders import (
+    Build,
+    Call,
+    CutAt,
+    Evaluate,
+    Go,
+    Join,
+    Leave,
+    Order,
+    PlanSave,
+    ProposeCut,
+    Release,
+    WriteSave,
+)
+from workers.parcels import Failure, GateKey
 from workers.program import TRAINER, Program
 from workers.rank import Membership, Place
+from workers.reports import Reports
 from workers.rng import seed_rng
 from workers.shards import FrozenState
 from workers.worker import Worker
@@ -66,29 +80,28 @@ class Session:
         self.phase = "starting"
         self.error: BaseException | None = None  # what ended this rank, for a driver in the same process
         self._sequence = itertools.count()
-        self._progress = (0, time.monotonic())  # last iteration seen by pulse(), and when it changed
+        self._reports = Reports()
         self._cut = Cut(self._arrive_at_cut)
         self._shipped: list[RemovableEventHandle] = []
         self._visits: dict[str, int] = {}
-        self._released: dict[str, float] = {}
         self._frozen: FrozenState | None = None
-        self._build_order: m.Build | None = None
+        self._build_order: Build | None = None
         self._worker: Worker | None = None
-        self._orders: dict[type[m.Order], Callable[[Any], None]] = {
-            m.Build: self._build,
-            m.Join: self._join,
-            m.Go: self._go,
-            m.Evaluate: self._evaluate,
-            m.Call: self._call,
-            m.PlanSave: self._plan_save,
-            m.WriteSave: self._write_save,
-            m.Leave: self._leave,
+        self._orders: dict[type[Order], Callable[[Any], None]] = {
+            Build: self._build,
+            Join: self._join,
+            Go: self._go,
+            Evaluate: self._evaluate,
+            Call: self._call,
+            PlanSave: self._plan_save,
+            WriteSave: self._write_save,
+            Leave: self._leave,
         }
 
     # ---------------------------------------------------------------- the training thread
     def run(self) -> None:
         """Serve orders until `Leave`; after a `Fault` nothing else is served."""
-        self.send(m.Hello, place=self.place)
+        self.send(Hello, place=self.place)
         try:
             while True:
                 self.serve(self.mailbox.get())
@@ -97,62 +110,48 @@ class Session:
         finally:
             self.outbox.close()
 
-    def serve(self, order: m.Order) -> None:
+    def serve(self, order: Order) -> None:
         """Carry out one order; what the program raises is reported as `Fault`, and ends this rank's work."""
-        if self.error is not None and not isinstance(order, m.Leave):
+        if self.error is not None and not isinstance(order, Leave):
             return
         try:
             self._orders[type(order)](order)
         except Exception as error:
             self.error = error
-            phase, iteration = self.phase, self._iteration()
-            self._note("failed")
-            failure = m.Failure.of(error)
-            self.send(m.Fault, kind=fault_kind(error), phase=phase, iteration=iteration, failure=failure)
+            self.send(
+                Fault,
+                kind=fault_kind(error),
+                phase=self._note("failed"),
+                iteration=self._reports.progress(self._engine(), self._worker)["iteration"],
+                failure=Failure.of(error),
+            )
 
-    def send(self, kind: type[m.Message], **fields: Any) -> None:
+    def send(self, message: type[Message], /, **fields: Any) -> None:
         """Stamp a message and put it into the outbox."""
-        stamp: dict[str, Any] = {
-            "generation": self.membership.generation,
-            "worker": self.worker_id,
-            "rank": self.membership.rank,
-            "seq": next(self._sequence),
-        }
-        self.outbox.put(kind(**stamp, **fields))
+        self.outbox.put(message(**self._stamp(), **fields))
 
     # ---------------------------------------------------------------- any thread
-    def control(self, order: m.Order) -> bool:
+    def control(self, order: Order) -> bool:
         """Act at once on an order that can't wait for the training thread; False if it is none of these."""
-        if isinstance(order, m.ProposeCut):
-            self.send(m.Answer, order=order.order, value=self._cut.propose(self.trainer))
-        elif isinstance(order, m.CutAt):
+        if isinstance(order, ProposeCut):
+            self.send(Answer, order=order.order, value=self._cut.propose(self.trainer))
+        elif isinstance(order, CutAt):
             self._cut.settle(order.iteration)
         else:
             return False
         return True
 
-    def pulse(self) -> m.Pulse:
+    def pulse(self) -> Pulse:
         """What this rank is doing right now."""
-        iteration, now = self._iteration(), time.monotonic()
-        if iteration != self._progress[0]:
-            self._progress = (iteration, now)
-        worker = self._worker
-        state = None if worker is None or worker.program is None else self.trainer.state
-        return m.Pulse(
-            generation=self.membership.generation,
-            worker=self.worker_id,
-            rank=self.membership.rank,
-            seq=next(self._sequence),
-            phase=self.phase,
-            iteration=iteration,
-            epoch=0 if state is None else state.epoch,
-            idle=now - self._progress[1],
-            samples=0 if worker is None else worker.samples,
-            drops=self.outbox.drops,
-            output={} if state is None else pack_numbers(state.output, on_cpu=True),
-        )
+        progress = self._reports.progress(self._engine(), self._worker)
+        return Pulse(**self._stamp(), phase=self.phase, drops=self.outbox.drops, **progress)
 
-    # ---------------------------------------------------------------- what a program needs
+    # ---------------------------------------------------------------- what there is
+    @property
+    def built(self) -> bool:
+        """Whether there is a program."""
+        return self._worker is not None and self._worker.program is not None
+
     @property
     def worker(self) -> Worker:
         """This rank's worker; only after `Build`."""
@@ -171,7 +170,7 @@ class Session:
         return self.program.engines[TRAINER]
 
     # ---------------------------------------------------------------- orders, in the order of a life
-    def _build(self, order: m.Build) -> None:
+    def _build(self, order: Build) -> None:
         self._note("building the program")
         began = time.monotonic()
         self.membership = order.membership
@@ -180,7 +179,7 @@ class Session:
         program = build_program(order, self._worker)
         attach_gates(program, order.gates, order.watches, arrive=self._arrive, observe=self._observe)
         self.send(
-            m.Built,
+            Built,
             device=str(self._worker.device),
             seconds=time.monotonic() - began,
             engines=tuple(program.engines),
@@ -188,7 +187,7 @@ class Session:
             metrics=metrics_of(program),
         )
 
-    def _join(self, order: m.Join) -> None:
+    def _join(self, order: Join) -> None:
         self._note("joining the process group")
         self.membership = self.worker.membership = order.membership
         if order.store is not None:
@@ -206,9 +205,9 @@ class Session:
             handle.remove()
         assert self._build_order is not None, "Join came before Build"
         self._shipped = attach_shipped(self.program, self._build_order.handlers, order.membership)
-        self.send(m.Joined, iteration=self.trainer.state.iteration)
+        self.send(Joined, iteration=self.trainer.state.iteration)
 
-    def _go(self, order: m.Go) -> None:
+    def _go(self, order: Go) -> None:
         self._note("training")
         state = self.trainer.run(
             self.program.data.get(TRAINER),
@@ -217,9 +216,9 @@ class Session:
             epoch_length=order.epoch_length,
         )
         self._note("finished")
-        self.send(m.Finished, iteration=state.iteration, epoch=state.epoch)
+        self.send(Finished, iteration=state.iteration, epoch=state.epoch)
 
-    def _evaluate(self, order: m.Evaluate) -> None:
+    def _evaluate(self, order: Evaluate) -> None:
         engine = self.program.engine(order.engine)
         data = self.program.data.get(order.engine)
         if data is None:
@@ -233,36 +232,36 @@ class Session:
             else:
                 engine.run(data, max_epochs=1, resume_from_iteration=0)
         self._note(before)
-        self.send(m.Answer, order=order.order, value=self._packs(engine))
+        self.send(Answer, order=order.order, value=self._reports.packs(engine))
 
-    def _call(self, order: m.Call) -> None:
+    def _call(self, order: Call) -> None:
         function, args, kwargs = pickle.loads(order.pickled)
         before = self._note(f"calling {getattr(function, '__qualname__', function)}")
         try:
             value, failure = function(self.worker, *args, **kwargs), None
         except Exception as error:  # the caller on the driver gets it, as from any function
-            value, failure = None, m.Failure.of(error)
+            value, failure = None, Failure.of(error)
         self._note(before)
-        self.send(m.Answer, order=order.order, value=value, failure=failure)
+        self.send(Answer, order=order.order, value=value, failure=failure)
 
-    def _plan_save(self, order: m.PlanSave) -> None:
+    def _plan_save(self, order: PlanSave) -> None:
         before = self._note("planning a checkpoint")
         self._frozen = freeze(self.worker, self.program)
-        self.send(m.Answer, order=order.order, value=self._frozen.plan())
+        self.send(Answer, order=order.order, value=self._frozen.plan())
         self._note(before)
 
-    def _write_save(self, order: m.WriteSave) -> None:
+    def _write_save(self, order: WriteSave) -> None:
         assert self._frozen is not None, "WriteSave came before PlanSave"
         before = self._note("writing a checkpoint")
         frozen, self._frozen = self._frozen, None
         try:
             value, failure = frozen.write(order.folder, order.plan), None
         except OSError as error:  # a full or missing disk is no fault of the program: the driver decides
-            value, failure = None, m.Failure.of(error)
-        self.send(m.Answer, order=order.order, value=value, failure=failure)
+            value, failure = None, Failure.of(error)
+        self.send(Answer, order=order.order, value=value, failure=failure)
         self._note(before)
 
-    def _leave(self, order: m.Leave) -> None:
+    def _leave(self, order: Leave) -> None:
         self._note("leaving")
         if self._worker is not None:
             self._worker.models.unwrap()
@@ -271,62 +270,44 @@ class Session:
 
     # ---------------------------------------------------------------- gates
     def _arrive(self, name: str, engine: Engine, event: Event, count: int) -> None:
-        self._wait_at(m.GateKey(engine=name, event=event.key, count=count, visit=self._visits.get(name, 0)), engine)
+        self._wait_at(GateKey(engine=name, event=event.key, count=count, visit=self._visits.get(name, 0)), engine)
 
     def _arrive_at_cut(self, engine: Engine, iteration: int) -> None:
-        self._wait_at(m.GateKey(engine=TRAINER, event=CUT, count=iteration), engine)
+        self._wait_at(GateKey(engine=TRAINER, event=CUT, count=iteration), engine)
 
     def _observe(self, name: str, engine: Engine, event: Event, count: int) -> None:
-        key = m.GateKey(engine=name, event=event.key, count=count, visit=self._visits.get(name, 0))
-        self.send(m.Observed, gate=key, **self._report(engine))
+        key = GateKey(engine=name, event=event.key, count=count, visit=self._visits.get(name, 0))
+        self.send(Observed, gate=key, **self._reports.of(engine, self.worker))
 
-    def _wait_at(self, key: m.GateKey, engine: Engine) -> None:
+    def _wait_at(self, key: GateKey, engine: Engine) -> None:
         before = self._note(f"waiting at {key}")
-        self.send(m.Arrived, gate=key, **self._report(engine))
-        while not isinstance(order := self.mailbox.get(), m.Release):
+        self.send(Arrived, gate=key, **self._reports.of(engine, self.worker))
+        while not isinstance(order := self.mailbox.get(), Release):
             self._orders[type(order)](order)
         assert order.gate == key, f"released from {order.gate} while waiting at {key}"
         self._note(before)
-        engine.state.metrics.update(order.metrics)
-        self._released.update(order.metrics)
+        self._reports.take_back(engine, order.metrics)
         if order.then == "terminate":
             self.trainer.terminate()
         elif order.then == "interrupt":
             self.trainer.interrupt()
 
     # ---------------------------------------------------------------- small
-    def _report(self, engine: Engine) -> dict[str, Any]:
-        """What the driver learns at a gate or a watched event."""
-        state = engine.state
+    def _stamp(self) -> dict[str, Any]:
+        """What every message carries."""
         return {
-            "epoch": state.epoch,
-            "iteration": state.iteration,
-            "epoch_length": state.epoch_length,
-            "samples": self.worker.samples,
-            "packs": self._packs(engine),
-            "output": pack_numbers(state.output, count=self.worker.batch_size),
+            "generation": self.membership.generation,
+            "worker": self.worker_id,
+            "rank": self.membership.rank,
+            "seq": next(self._sequence),
         }
 
-    def _packs(self, engine: Engine) -> dict[str, m.Pack]:
-        """Attached metrics by their states; other numbers in `state.metrics` as they are, if this rank put them there."""
-        packs: dict[str, m.Pack] = {}
-        for name, value in engine.state.metrics.items():
-            if name not in self._released or value is not self._released[name]:
-                packs.update(pack_numbers({name: value}))
-        for name, thing in engine.attached.items():
-            if isinstance(thing, AttachedMetric):
-                packs.pop(name, None)  # this rank's own value of it
-                if thing.metric.update_called:
-                    packs[name] = thing.pack()
-        return packs
-
-    def _iteration(self) -> int:
-        if self._worker is None or self._worker.program is None:
-            return 0
-        return self.trainer.state.iteration
+    def _engine(self) -> Engine | None:
+        """The trainer, once it is built."""
+        return self.trainer if self.built else None
 
     def _note(self, phase: str) -> str:
         """Set the phase that pulses tell; returns the one before."""
         before, self.phase = self.phase, phase
-        self._progress = (self._progress[0], time.monotonic())
+        self._reports.moved()
         return before

@@ -16,9 +16,11 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from workers.errors import ProgramError
 from workers.metadata import read_metadata
@@ -60,8 +62,11 @@ class FrozenState:
     def __init__(self, shared: Mapping[str, object], own: Mapping[str, object], rank: int) -> None:
         self.rank = rank
         self.tensors: dict[str, torch.Tensor] = {}
-        self.rest = {"structure": self._split(shared, ""), "own": _plain(own, "own", lambda tensor, _: tensor)}
-        self._planner = dcp.DefaultSavePlanner(flatten_state_dict=False)
+        self.rest = {
+            "structure": self._split(shared, ""),
+            "own": _plain(own, "own", lambda tensor, _: tensor),
+        }
+        self._planner = DefaultSavePlanner(flatten_state_dict=False)
 
     def plan(self) -> SavePlan:
         """What this rank would write of `data/`; the driver merges the plans of all ranks."""
@@ -76,8 +81,10 @@ class FrozenState:
             plan: this rank's part of the global plan.
         """
         base = Path(folder)
-        writer = dcp.FileSystemWriter(base / "data", single_file_per_rank=True, sync_files=True)
-        results = writer.write_data(self._planner.finish_plan(plan), self._planner).wait()
+        results: list[Any] = []
+        if plan.items:  # else torch would leave an empty file behind
+            writer = FileSystemWriter(base / "data", single_file_per_rank=True, sync_files=True)
+            results = writer.write_data(self._planner.finish_plan(plan), self._planner).wait()
         own = base / rank_file(self.rank)
         with own.open("wb") as file:
             torch.save(self.rest, file)
@@ -132,11 +139,11 @@ def load_state(folder: str, structure: object) -> dict[str, Any]:
         if isinstance(entry, TensorStorageMetadata):
             tensors[key] = torch.empty(entry.size, dtype=entry.properties.dtype)
     if tensors:
-        dcp.load(cast(Any, tensors), storage_reader=_Reader(data, index), no_dist=True)
+        load(cast(Any, tensors), storage_reader=_Reader(data, index), no_dist=True)
     return cast("dict[str, Any]", _joined(structure, tensors))
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     """Reads with metadata that the restricted reader accepted."""
 
     def __init__(self, data: Path, index: Metadata) -> None:
@@ -144,8 +151,8 @@ class _Reader(dcp.FileSystemReader):
         self._index = index
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        if getattr(self._index, "storage_meta", None) is None:
-            self._index.storage_meta = dcp.metadata.StorageMeta()
+        if self._index.storage_meta is None:
+            self._index.storage_meta = StorageMeta()
         self._index.storage_meta.load_id = self.load_id
         return self._index
 

@@ -55,9 +55,7 @@ class Handler:
         self.function(*first, *extra[: self.room], *self.args, **self.kwargs)
 
 
-def bind_handler(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], event: Event
-) -> Handler:
+def bind_handler(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], event: Event) -> Handler:
     """Find out how to call a handler of `event`.
 
     It is called with the engine if it can be. A firing of EXCEPTION_RAISED brings the exception, one of a

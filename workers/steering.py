@@ -45,8 +45,7 @@ class Steered(EventSource):
         """
         if self.state.epoch_length is None:
             raise RuntimeError(
-                "terminate_epoch(): an epoch's length is unknown before the data first ends; "
-                "give run(epoch_length=...)"
+                "terminate_epoch(): an epoch's length is unknown before the data first ends; give run(epoch_length=...)"
             )
         self._terminating_epoch = True
         self._requested = True

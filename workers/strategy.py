@@ -124,6 +124,6 @@ def _handle_of(route: _Route) -> nn.Module:
     """A handle of the route's module: an object of a subclass of its class that shares its `__dict__`."""
     kind = type(route.module)
     handle_kind = type(kind.__name__, (_Handle, kind), {"__module__": kind.__module__, "_route": route})
-    handle = object.__new__(handle_kind)
+    handle: nn.Module = object.__new__(handle_kind)
     object.__setattr__(handle, "__dict__", route.module.__dict__)
-    return cast(nn.Module, handle)
+    return handle

@@ -84,7 +84,7 @@ class Worker:
         """Move a model to this rank's device and spread it over the ranks with DistributedDataParallel.
 
         Args:
-            model: a plain module. Make its optimizer from what this returns (or from the module: they share parameters).
+            model: a plain module. Make its optimizer from what this returns, or from the module: they share all.
             options: for DistributedDataParallel, e.g. `find_unused_parameters=True`.
 
         Returns:
@@ -147,7 +147,7 @@ class Worker:
         )
 
     def backward(self, loss: torch.Tensor) -> None:
-        """`loss.backward()`, weighted so that the update is that of the whole global batch, also if ranks hold unequal parts.
+        """`loss.backward()`, weighted so that the update is that of the whole global batch, however it is shared out.
 
         The loss is a mean over this rank's samples of the last batch that a loader handed out. DDP averages over ranks;
         with n of G samples on one of W ranks the weight n·W/G makes that the mean over all G samples.

@@ -59,7 +59,9 @@ def build(worker: Worker) -> Program:
 
     trainer, evaluator = Engine(train_step), Engine(eval_step)
     attach_metric(trainer, "loss", MeanMetric(), output=lambda out: out["loss"])
-    attach_metric(evaluator, "accuracy", MulticlassAccuracy(10, average="micro"), output=lambda o: (o["logits"], o["y"]))
+    attach_metric(
+        evaluator, "accuracy", MulticlassAccuracy(10, average="micro"), output=lambda o: (o["logits"], o["y"])
+    )
     return Program(
         engines={"trainer": trainer, "evaluator": evaluator},
         data={

@@ -1,7 +1,7 @@
 """The checkpoints of one run on a file system: open → commit or abandon, newest, prune.
 
-A checkpoint is written into a staging folder of its own (`step-N.attempt-k`), every file synced and hashed by who wrote
-it; then the manifest is written and synced, and one rename makes the folder a checkpoint. Until then the old ones stand.
+A checkpoint is written into a staging folder (`step-N.attempt-k`), every file synced and hashed by its
+writer; then the manifest is written and synced, and one rename makes the folder a checkpoint. Until then the old ones stand.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Registry:
         Returns:
             It, or None; and what was wrong with each newer one.
         """
-        refused = []
+        refused: list[str] = []
         folders = [path for path in self._entries() if _COMMITTED.fullmatch(path.name)]
         readable = {checkpoint.name: checkpoint for checkpoint in self.committed()}
         for path in sorted(folders, key=_order, reverse=True):

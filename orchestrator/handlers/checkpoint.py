@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from orchestrator.checkpoints.registry import Committed, Registry
+from orchestrator.checkpoints.registry import Committed
 from orchestrator.checkpoints.retention import best_of, to_prune
+from orchestrator.driver import Driver
 from orchestrator.errors import SpecError
-from workers.events import EventExpression, Events
+from workers.events import Events
 
 __all__ = ["Best", "Checkpoint"]
 
@@ -30,23 +31,6 @@ class Best:
     def __post_init__(self) -> None:
         if self.mode not in ("max", "min"):
             raise SpecError(f"Best(mode): expected 'max' or 'min', received {self.mode!r}")
-
-
-class _Saves(Protocol):
-    registry: Registry
-    metrics: Mapping[str, Any]
-
-    def checkpoint(self) -> str:
-        """Save now."""
-        ...
-
-    def listen(self, event: EventExpression, handler: object, *, phase: str = "user") -> object:
-        """Register a driver handler in a phase."""
-        ...
-
-    def note(self, event: str, **fields: object) -> None:
-        """Write a line into the journal."""
-        ...
 
 
 class Checkpoint:
@@ -69,17 +53,17 @@ class Checkpoint:
         self.keep = keep
         self.best = best
 
-    def attach(self, orchestrator: _Saves) -> None:
+    def attach(self, orchestrator: Driver) -> None:
         """Register behind the user's handlers, so that what they measure is in the checkpoint."""
         orchestrator.listen(Events.EPOCH_COMPLETED(every=self.every), self, phase="gate")
 
-    def __call__(self, orchestrator: _Saves) -> None:
+    def __call__(self, orchestrator: Driver) -> None:
         """Save now, then remove what need not be kept."""
         orchestrator.checkpoint()
         self._check_metric(orchestrator.metrics)
         self.prune(orchestrator)
 
-    def prune(self, orchestrator: _Saves) -> None:
+    def prune(self, orchestrator: Driver) -> None:
         """Remove what is neither among the newest nor the best."""
         committed = orchestrator.registry.committed()
         best = self.best_checkpoint(committed)

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from workers.events import EventExpression, Events
+from orchestrator.driver import Driver
+from workers.events import Events
 
 __all__ = ["Evaluate"]
-
-
-class _Evaluates(Protocol):
-    def evaluate(self, engine: str, *, prefix: str | None = None) -> object:
-        """Evaluate with an engine of the program."""
-        ...
-
-    def listen(self, event: EventExpression, handler: object, *, phase: str = "user") -> object:
-        """Register a driver handler in a phase."""
-        ...
 
 
 class Evaluate:
@@ -36,10 +25,10 @@ class Evaluate:
         self.every = every
         self.prefix = prefix
 
-    def attach(self, orchestrator: _Evaluates) -> None:
+    def attach(self, orchestrator: Driver) -> None:
         """Register; before the user's own handlers of the same event, so that they see the metrics."""
         orchestrator.listen(Events.EPOCH_COMPLETED(every=self.every), self, phase="metrics")
 
-    def __call__(self, orchestrator: _Evaluates) -> None:
+    def __call__(self, orchestrator: Driver) -> None:
         """Evaluate now."""
         orchestrator.evaluate(self.engine, prefix=self.prefix)

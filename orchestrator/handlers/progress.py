@@ -7,23 +7,15 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bars, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
-from workers.events import EventExpression, Events
-from workers.messages import Number, Pulse
-from workers.state import State
+from orchestrator.driver import Driver
+from workers.events import Events
+from workers.messages import Pulse
+from workers.parcels import Number
 
 __all__ = ["Progress"]
-
-
-class _Watched(Protocol):
-    state: State
-
-    def listen(
-        self, event: EventExpression, handler: object, *, blocking: bool | None, phase: str
-    ) -> object:
-        """Register a driver handler."""
-        ...
 
 
 class _Measured(Protocol):
@@ -55,7 +47,7 @@ class Progress:
         self._pulsed = (time.monotonic(), 0)
         self._speed = 0.0
 
-    def attach(self, orchestrator: _Watched) -> None:
+    def attach(self, orchestrator: Driver) -> None:
         """Listen to the end of epochs, behind everybody else, without making the ranks wait."""
         orchestrator.listen(Events.EPOCH_COMPLETED, self, blocking=False, phase="gate")
 
@@ -91,7 +83,7 @@ class Progress:
             numbers=numbers,
         )
 
-    def __call__(self, orchestrator: _Watched) -> None:
+    def __call__(self, orchestrator: Driver) -> None:
         """One line for the epoch that ended."""
         state, run = orchestrator.state, self._run
         assert run is not None, "an epoch ended before begin()"

@@ -143,9 +143,7 @@ class _Plan:
         return len(self.span)
 
 
-def _make_loader(
-    dataset: SizedDataset, plan: _Plan, seed: int, options: Mapping[str, object]
-) -> DataLoader[object]:
+def _make_loader(dataset: SizedDataset, plan: _Plan, seed: int, options: Mapping[str, object]) -> DataLoader[object]:
     """A torch DataLoader that fetches what the plan says."""
     options = dict(options)
     if options.get("num_workers"):  # never fork: this may be a process with many threads

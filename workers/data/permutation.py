@@ -74,4 +74,5 @@ def _encrypt(values: NDArray[np.uint64], half: int, keys: list[np.uint64]) -> ND
             mixed *= np.uint64(0xBF58476D1CE4E5B9)
             mixed ^= mixed >> np.uint64(32)
             left, right = right, left ^ (mixed & mask)
-    return (left << shift) | right
+    joined: NDArray[np.uint64] = (left << shift) | right
+    return joined

@@ -1,7 +1,7 @@
 """The global sequence of batches, and one rank's slice of each: pure arithmetic on positions.
 
-Step s of a pass consumes positions [s·G, min((s+1)·G, N)); rank r of W takes a contiguous slice of them, sizes differing
-by at most one. Nothing here depends on the world size except the slice, so the order survives a change of it.
+Step s of a pass consumes positions [s·G, min((s+1)·G, N)); rank r of W takes a contiguous slice of them, sizes
+differing by at most one. Nothing here depends on the world size except the slice, so the order survives a change of it.
 """
 
 from __future__ import annotations

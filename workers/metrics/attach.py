@@ -7,6 +7,7 @@ ranks. A metric never starts a collective of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torchmetrics
@@ -14,8 +15,8 @@ from torchmetrics import Metric, MetricCollection
 
 from workers.engine import Engine
 from workers.events import Events
-from workers.messages import MetricPack
 from workers.metrics.pack import pack_metric
+from workers.parcels import MetricPack
 
 __all__ = ["AttachedMetric", "attach_metric"]
 
@@ -69,16 +70,16 @@ class AttachedMetric:
         """The accumulated states, so that an epoch's metric survives a resume in its middle."""
         return {path: {"states": dict(states), "updates": n} for path, (states, n) in self.pack().parts.items()}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, object]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up states that `state_dict` gave."""
         for path, module in self.metric.named_modules():
             if isinstance(module, Metric) and path in state:
-                for name, value in state[path]["states"].items():  # type: ignore[attr-defined]
+                for name, value in state[path]["states"].items():
                     setattr(module, name, self._placed(value))
                 module._update_count = state[path]["updates"]
                 module._computed = None
 
-    def _placed(self, value: object) -> object:
+    def _placed(self, value: Any) -> Any:
         """Tensors where the metric lives; everything else as it is."""
         if isinstance(value, torch.Tensor):
             return value.detach().to(self.metric.device)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torchmetrics import Metric
 
-from workers.messages import MetricPack, Number
+from workers.parcels import MetricPack, Number
 
 __all__ = ["empty_copy", "pack_metric", "pack_numbers"]
 

@@ -1,0 +1,106 @@
+"""Orders that are answered: evaluate, call, plan and write a save; and the agreement on where to cut.
+
+An order goes out while the ranks wait at a gate; the loop is pumped until every rank asked has answered.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import cloudpickle
+
+from orchestrator.errors import SpecError, name_ranks
+from orchestrator.gatekeeper import Gatekeeper
+from orchestrator.loop import Loop
+from orchestrator.ranks import Ranks
+from orchestrator.reduce import reduce_packs
+from workers.messages import Answer
+from workers.orders import Call, CutAt, Evaluate, Order, ProposeCut
+
+__all__ = ["Asking"]
+
+
+class Asking:
+    """The questions of a run.
+
+    Args:
+        loop: where answers come from.
+        ranks: whom to ask.
+        gates: tells whether the ranks wait.
+    """
+
+    def __init__(self, loop: Loop, ranks: Ranks, gates: Gatekeeper) -> None:
+        self._loop = loop
+        self._ranks = ranks
+        self._gates = gates
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, dict[int, Answer]] = {}
+        self._cut: int | None = None  # order id of a cut that is being agreed on, or was
+        loop.handle({Answer: self._on_answer})
+
+    def ask(self, make: Callable[[int, int], Order], ranks: Iterable[int] | None = None) -> dict[int, Answer]:
+        """Give ranks an order with an id, and wait until all have answered.
+
+        Args:
+            make: (order id, rank) → the order.
+            ranks: whom to ask; None: all.
+
+        Returns:
+            rank → its answer, in the order of ranks.
+
+        Raises:
+            SpecError: no gate is open, or there is no such rank.
+        """
+        if not self._gates.open:
+            raise SpecError(
+                "orchestrator: evaluate, checkpoint and call need the ranks to wait; give the order inside a blocking "
+                "driver handler, such as one of EPOCH_COMPLETED, or register yours with blocking=True"
+            )
+        world = self._ranks.world_size
+        asked = list(range(world)) if ranks is None else sorted(set(ranks))
+        if wrong := [rank for rank in asked if not 0 <= rank < world]:
+            raise SpecError(
+                f"orchestrator.call(rank=…): expected ranks from 0 to {world - 1}, received {name_ranks(wrong)}"
+            )
+        number = next(self._numbers)
+        for rank in asked:
+            self._ranks.order(rank, make(number, rank))
+        while len(self._answers.get(number, {})) < len(asked):
+            self._loop.pump()
+        answers = self._answers.pop(number)
+        return {rank: answers[rank] for rank in asked}
+
+    def evaluate(self, engine: str) -> dict[str, Any]:
+        """Have all ranks evaluate their share; the metrics over all of them, by name."""
+        if engine not in self._ranks.engines:
+            known = ", ".join(map(repr, self._ranks.engines))
+            raise SpecError(f"orchestrator.evaluate: expected an engine of the program ({known}), received {engine!r}")
+        answers = self.ask(lambda number, _: Evaluate(order=number, engine=engine))
+        packs: list[Any] = [answer.value for answer in answers.values()]
+        return reduce_packs(packs, self._ranks.empty_metrics(engine))
+
+    def call(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        ranks: Iterable[int] | None,
+    ) -> dict[int, Answer]:
+        """Have ranks call a function; their answers, failures among them."""
+        pickled = cloudpickle.dumps((function, args, dict(kwargs)))
+        return self.ask(lambda number, _: Call(order=number, pickled=pickled), ranks)
+
+    def cut(self) -> None:
+        """Have all ranks stop after one common iteration; they arrive there at a gate of its own. Once is enough."""
+        if self._cut is None:
+            self._cut = next(self._numbers)
+            self._ranks.order_all(ProposeCut(order=self._cut))
+
+    def _on_answer(self, message: Answer) -> None:
+        answers = self._answers.setdefault(message.order, {})
+        answers[message.rank] = message
+        if message.order == self._cut and len(answers) == self._ranks.world_size:
+            proposals: list[Any] = [answer.value for answer in self._answers.pop(self._cut).values()]
+            self._ranks.order_all(CutAt(iteration=max(proposals)))

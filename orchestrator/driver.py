@@ -1,0 +1,53 @@
+"""What a shipped handler may do with the orchestrator it is attached to; the orchestrator itself is two floors up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from orchestrator.checkpoints.registry import Registry
+from workers.events import EventExpression
+from workers.state import State
+
+__all__ = ["Driver"]
+
+
+class Driver(Protocol):
+    """The driver, as handlers see it."""
+
+    registry: Registry
+
+    @property
+    def state(self) -> State:
+        """The trainer's state over all ranks."""
+        ...
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """The reduced metrics."""
+        ...
+
+    def evaluate(self, engine: str, *, prefix: str | None = None) -> Mapping[str, Any]:
+        """Evaluate on all ranks."""
+        ...
+
+    def checkpoint(self) -> str:
+        """Save now."""
+        ...
+
+    def note(self, event: str, **fields: object) -> None:
+        """Write a line into the journal."""
+        ...
+
+    def listen(
+        self,
+        event: EventExpression | str,
+        handler: Callable[..., Any],
+        *args: Any,
+        engine: str = "trainer",
+        blocking: bool | None = None,
+        phase: str = "user",
+        **kwargs: Any,
+    ) -> object:
+        """Register a driver handler."""
+        ...

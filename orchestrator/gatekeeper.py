@@ -1,0 +1,140 @@
+"""Gates on the driver: when the last rank arrives, reduce, fire the handlers once, release. And events seen in passing.
+
+Nothing is asked of the ranks here: what a handler orders while a gate is open goes through `asking.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from orchestrator.bus import EventBus
+from orchestrator.errors import GateMismatchError
+from orchestrator.journal import Journal
+from orchestrator.lifecycle import Lifecycle, Phase
+from orchestrator.loop import Loop
+from orchestrator.ranks import Ranks
+from orchestrator.reduce import reduce_numbers, reduce_packs
+from orchestrator.roll_call import Observations, RollCall
+from workers.events import Events
+from workers.messages import Arrived, Finished, Observed
+from workers.orders import Release
+from workers.parcels import GateKey
+
+__all__ = ["CUT", "TRAINER", "Gatekeeper", "Then"]
+
+TRAINER = "trainer"
+CUT = "CUT"
+Report = Arrived | Observed
+Then = Literal["go on", "terminate", "interrupt"]
+
+
+class Gatekeeper:
+    """The gates of a run.
+
+    Args:
+        loop: where arrivals come from.
+        ranks: who must arrive, and be released.
+        buses: per engine, the handlers.
+        life: the run's phase.
+        journal: the run's record.
+    """
+
+    def __init__(
+        self, loop: Loop, ranks: Ranks, buses: Mapping[str, EventBus], life: Lifecycle, journal: Journal
+    ) -> None:
+        self.finished: dict[int, Finished] = {}
+        self.then: Then = "go on"  # what the trainer is told at its next release
+        self.at_cut: Callable[[], None] | None = None  # called at a cut, while all ranks wait
+        self.open: list[GateKey] = []  # gates whose handlers are running, outermost first
+        self.samples = 0  # consumed by all ranks, as of the last report of all of them
+        self._loop = loop
+        self._ranks = ranks
+        self._buses = buses
+        self._life = life
+        self._journal = journal
+        self._trained = 0.0
+        self._since: float | None = None
+        self._roll_call: RollCall[Arrived] = RollCall(ranks.world_size)
+        self._observations: Observations[Report] = Observations(ranks.world_size)
+        loop.handle({Arrived: self._on_arrived, Observed: self._on_observed, Finished: self._on_finished})
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds in which the ranks trained: those in which they waited at gates are left out."""
+        return self._trained + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    @property
+    def all_finished(self) -> bool:
+        """Whether every rank's trainer has come to its end."""
+        return len(self.finished) == self._ranks.world_size
+
+    def clock(self, runs: bool) -> None:
+        """Start or stop the time of training."""
+        self._trained, self._since = self.training_seconds, time.monotonic() if runs else None
+
+    # ---------------------------------------------------------------- what comes
+    def _on_arrived(self, message: Arrived) -> None:
+        self._roll_call.arrive(message.rank, message.gate, message)
+        self._loop.facts.phases[message.worker] = f"waiting at {message.gate}"
+        self._check()
+        if self._roll_call.full:
+            self._open(*self._roll_call.take())
+
+    def _on_observed(self, message: Observed) -> None:
+        reports = self._observations.report(message.rank, message.gate, message)
+        if reports is not None:
+            self._fire(message.gate, reports)
+
+    def _on_finished(self, message: Finished) -> None:
+        self.finished[message.rank] = message
+        self._check()
+
+    def _check(self) -> None:
+        """Ranks at different gates, or at a gate that others will never reach, can't ever meet."""
+        call = self._roll_call
+        ended = [rank for rank in call.missing if rank in self.finished]
+        if call.mismatch or (call.present and ended):
+            places = call.where() | ({"the end of training": ended} if ended else {})
+            raise self._loop.end(GateMismatchError.at(places))
+
+    # ---------------------------------------------------------------- a gate
+    def _open(self, key: GateKey, reports: Mapping[int, Arrived]) -> None:
+        outermost = not self.open
+        if outermost:
+            self._life.enter(Phase.GATE)
+            self.clock(runs=False)
+        self.open.append(key)
+        if key.event == CUT:
+            self._take_position(key, reports)
+            if self.at_cut is not None:
+                self.at_cut()
+        else:
+            self._fire(key, reports)
+        self.open.pop()
+        then = self.then if key.engine == TRAINER else "go on"
+        metrics = dict(self._buses[key.engine].state.metrics)
+        if outermost:
+            self.clock(runs=True)
+            self._life.enter(Phase.RUNNING)
+        self._ranks.order_all(Release(gate=key, metrics=metrics, then=then))
+
+    def _fire(self, key: GateKey, reports: Mapping[int, Report]) -> None:
+        """Reduce what the ranks brought, and run the handlers due."""
+        bus = self._buses[key.engine]
+        self._take_position(key, reports)
+        in_order = [reports[rank] for rank in sorted(reports)]
+        packs = [report.packs for report in in_order]
+        bus.state.metrics.update(reduce_packs(packs, self._ranks.empty_metrics(key.engine)))
+        bus.state.output = reduce_numbers([report.output for report in in_order])
+        if key.engine == TRAINER and key.event == Events.EPOCH_COMPLETED.key:
+            self._journal.write("EPOCH_COMPLETED", metrics=bus.state.metrics)
+        bus.fire(key.event, key.count)
+
+    def _take_position(self, key: GateKey, reports: Mapping[int, Report]) -> None:
+        first, state = reports[0], self._buses[key.engine].state
+        state.iteration, state.epoch, state.epoch_length = first.iteration, first.epoch, first.epoch_length
+        if key.engine == TRAINER:
+            self._journal.iteration, self._journal.epoch = first.iteration, first.epoch
+            self.samples = sum(report.samples for report in reports.values())

@@ -1,0 +1,42 @@
+"""How long to train, and how long to wait for what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.errors import SpecError
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long a run may take.
+
+    Args:
+        max_epochs: epochs in all, or None.
+        max_iters: iterations in all, or None.
+        epoch_length: iterations of an epoch; None: one pass over the data.
+        start_timeout: seconds for placing, building and joining, each.
+        collective_timeout: seconds after which a collective that does not end is an error.
+
+    Raises:
+        SpecError: not exactly one of max_epochs and max_iters, or a number that is not positive and whole.
+    """
+
+    max_epochs: int | None = None
+    max_iters: int | None = None
+    epoch_length: int | None = None
+    start_timeout: float = 60.0
+    collective_timeout: float = 600.0
+
+    def __post_init__(self) -> None:
+        if (self.max_epochs is None) == (self.max_iters is None):
+            raise SpecError(
+                f"orchestrator.run: expected exactly one of max_epochs and max_iters, received "
+                f"{self.max_epochs!r} and {self.max_iters!r}"
+            )
+        for name in ("max_epochs", "max_iters", "epoch_length"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise SpecError(f"orchestrator.run: {name}: expected a positive whole number, received {value!r}")

@@ -1,0 +1,97 @@
+"""The driver's loop: take the next thing that came, hand it to whoever handles its kind.
+
+It lives on the thread of the user. Whoever waits for something pumps, also inside a handler that the loop called, so
+waiting nests. The first fault is given a moment to be joined by its cause, then ends the run with one error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from orchestrator.errors import RankfireError
+from orchestrator.exchange import Group, Incoming, Lost
+from orchestrator.verdict import Facts, verdict
+from workers.messages import Fault, Pulse
+
+__all__ = ["Loop"]
+
+SETTLE = 0.3  # seconds in which other ranks may report the same fault, or its cause
+Handlers = Mapping[type[Any], Callable[[Any], None]]
+
+
+class Loop:
+    """Takes what comes from the workers.
+
+    Args:
+        group: the workers.
+        ended: told of the error that ends the run, once, before it is raised.
+    """
+
+    def __init__(self, group: Group, ended: Callable[[RankfireError, Facts], None]) -> None:
+        self.group = group
+        self.facts = Facts()
+        self.pulses: dict[int, Pulse] = {}  # rank → its last one
+        self.on_pulse: Callable[[Mapping[int, Pulse]], None] | None = None
+        self._ended = ended
+        self._verdict: RankfireError | None = None
+        self._handlers: dict[type[Any], Callable[[Any], None]] = {
+            Pulse: self._pulse,
+            Fault: self._fault,
+            Lost: self._lost,
+        }
+
+    def handle(self, handlers: Handlers) -> None:
+        """Say who handles which kind of message."""
+        self._handlers.update(handlers)
+
+    def pump(self, timeout: float = 1.0) -> None:
+        """Handle the next thing that comes, waiting at most `timeout` seconds for it.
+
+        Raises:
+            RankfireError: what ended the run; again and again, so that no handler can swallow it.
+        """
+        if self._verdict is not None:
+            raise self._verdict
+        came = self.group.take(timeout)
+        if came is not None:
+            self._handlers[type(came)](came)
+
+    def end(self, error: RankfireError) -> RankfireError:
+        """End the run with an error; returns it, to be raised."""
+        if self._verdict is None:
+            self._verdict = error
+            self._ended(error, self.facts)
+        return self._verdict
+
+    def _pulse(self, message: Pulse) -> None:
+        facts = self.facts
+        facts.phases[message.worker] = f"{message.phase}, iteration {message.iteration}"
+        if message.worker in facts.ranks:
+            self.pulses[facts.ranks[message.worker]] = message
+            if self.on_pulse is not None:
+                self.on_pulse(self.pulses)
+
+    def _fault(self, message: Fault) -> None:
+        self.facts.faults.append(message)
+        self._conclude()
+
+    def _lost(self, came: Lost) -> None:
+        self.facts.lost[came.worker] = came.cause
+        self._conclude()
+
+    def _conclude(self) -> None:
+        """Hear what the others have to say for a moment, then judge."""
+        until = time.monotonic() + SETTLE
+        while (left := until - time.monotonic()) > 0 and self.facts.silent(self.group.size):
+            came: Incoming | None = self.group.take(left)
+            if isinstance(came, Fault):
+                self.facts.faults.append(came)
+            elif isinstance(came, Lost):
+                self.facts.lost[came.worker] = came.cause
+            elif isinstance(came, Pulse):
+                self._pulse(came)
+            elif came is None and not self.group.needs_store:
+                break
+        raise self.end(verdict(self.facts))

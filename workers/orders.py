@@ -1,0 +1,130 @@
+"""What the driver tells a rank: frozen values. Those with an `order` id are answered.
+
+Most wait for the training thread; `ProposeCut` and `CutAt` act at once, on the thread that brings them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from workers.events import EventExpression
+from workers.parcels import GateKey, LoadPoint, RankHandler
+from workers.rank import Membership
+
+__all__ = [
+    "Build", "Call", "CutAt", "Evaluate", "Go", "Join", "Leave", "Order", "PlanSave", "ProposeCut", "Release",
+    "WriteSave",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """Root of what the driver tells a rank."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build(Order):
+    """Build the program.
+
+    Args:
+        program: `"module:attribute"`, or the cloudpickled build function.
+        roots: folders that go to the front of `sys.path` first.
+        gates: per engine, the firings at which to wait for the driver.
+        watches: per engine, the firings to report without waiting.
+        threads: torch threads per rank; None leaves torch's choice.
+    """
+
+    program: str | bytes
+    config: Mapping[str, object]
+    seed: int
+    membership: Membership
+    roots: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    gates: Mapping[str, EventExpression] = field(default_factory=dict)
+    watches: Mapping[str, EventExpression] = field(default_factory=dict)
+    handlers: tuple[RankHandler, ...] = ()
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join(Order):
+    """Form the process group of a generation and take up a state.
+
+    `store` is the driver's (host, port); None means a world of one without a group. `timeout` is in seconds.
+    """
+
+    membership: Membership
+    store: tuple[str, int] | None
+    timeout: float
+    load: LoadPoint | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Go(Order):
+    """Train."""
+
+    max_epochs: int | None
+    max_iters: int | None
+    epoch_length: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluate(Order):
+    """Run one engine once over its data; answered with this rank's metric packs."""
+
+    order: int
+    engine: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call(Order):
+    """Call a cloudpickled (function, args, kwargs) as `function(worker, *args, **kwargs)`."""
+
+    order: int
+    pickled: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSave(Order):
+    """Freeze the state and answer what this rank would write."""
+
+    order: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteSave(Order):
+    """Write this rank's part of the frozen state into a staging folder; answered with receipts."""
+
+    order: int
+    folder: str
+    plan: Any  # torch's SavePlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release(Order):
+    """Go on from a gate, with the reduced metrics; `then` ends the trainer's run."""
+
+    gate: GateKey
+    metrics: Mapping[str, float]
+    then: Literal["go on", "terminate", "interrupt"] = "go on"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProposeCut(Order):
+    """Answer at once with the iteration in progress, and start none beyond it until `CutAt`."""
+
+    order: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutAt(Order):
+    """Run up to this iteration and arrive at the gate CUT there."""
+
+    iteration: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leave(Order):
+    """Let go of everything and return."""

@@ -1,0 +1,116 @@
+"""What messages and orders are made of: failures as text, numbers, metric states, gates. Frozen values, no behaviour.
+
+Exceptions never travel: a `Failure` carries their text. Tensors are opaque here, so this file needs no torch.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from workers.events import EventExpression
+
+__all__ = [
+    "Failure",
+    "FaultKind",
+    "GateKey",
+    "LoadPoint",
+    "MetricPack",
+    "Number",
+    "Pack",
+    "RankHandler",
+    "Reduction",
+]
+
+FaultKind = Literal["user", "communication", "system"]
+Reduction = Literal["mean", "sum", "min", "max"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An exception as text: what crosses the wire, also when the exception itself can't be pickled."""
+
+    type_name: str
+    text: str
+    traceback: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Describe an exception, with its causes, in the order in which Python prints them."""
+        try:
+            text = str(error)
+        except Exception as broken:  # a user's __str__ may raise; the report must get through
+            text = f"<no text: str() raised {type(broken).__name__}>"
+        try:
+            lines = "".join(traceback.format_exception(error))
+        except Exception:  # the same for a broken __str__ inside the chain
+            lines = "".join(traceback.format_tb(error.__traceback__)) + f"{type(error).__qualname__}: {text}\n"
+        return cls(type_name=type(error).__qualname__, text=text, traceback=lines)
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.text}" if self.text else self.type_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Number:
+    """A plain number that is to be reduced over ranks.
+
+    Args:
+        value: this rank's value.
+        count: its weight in a `mean`: how many samples it stands for. Unused by the other reductions.
+        reduce: how the ranks' values become one.
+
+    Example:
+        >>> engine.state.metrics["tokens"] = Number(value=1024, reduce="sum")  # doctest: +SKIP
+    """
+
+    value: float
+    count: float = 1.0
+    reduce: Reduction = "mean"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricPack:
+    """One rank's state of a torchmetrics metric: module path → (states, number of updates)."""
+
+    parts: Mapping[str, tuple[Mapping[str, object], int]]
+
+
+Pack = Number | MetricPack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateKey:
+    """Which firing a rank waits at: the same on every rank, or it is an error that names who is where.
+
+    `visit` tells runs of one engine apart: 0 for the trainer, the order id for an evaluation.
+    """
+
+    engine: str
+    event: str
+    count: int
+    visit: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.engine} {self.event} #{self.count}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankHandler:
+    """A handler that runs on ranks: registered at the driver, shipped pickled, attached by every rank it names."""
+
+    engine: str
+    event: EventExpression
+    name: str
+    where: int | tuple[int, ...] | Literal["all", "local_rank_0"]
+    pickled: bytes  # cloudpickle of (handler, args, kwargs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadPoint:
+    """A committed checkpoint to start from: its folder, as the driver verified it."""
+
+    folder: str
+    world_size: int

@@ -1,0 +1,73 @@
+"""What a rank tells of its engines: metric states and numbers at a gate, progress in a pulse.
+
+Numbers that came back reduced from the driver are not sent again; an attached metric travels as its state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from workers.engine import Engine
+from workers.metrics.attach import AttachedMetric
+from workers.metrics.pack import pack_numbers
+from workers.parcels import Number, Pack
+from workers.worker import Worker
+
+__all__ = ["Reports"]
+
+
+class Reports:
+    """The reports of one rank."""
+
+    def __init__(self) -> None:
+        self._released: dict[str, float] = {}
+        self._progress = (0, time.monotonic())  # the iteration seen last, and since when
+
+    def take_back(self, engine: Engine, metrics: Mapping[str, float]) -> None:
+        """The driver's reduced metrics become the engine's."""
+        engine.state.metrics.update(metrics)
+        self._released.update(metrics)
+
+    def of(self, engine: Engine, worker: Worker) -> dict[str, Any]:
+        """What the driver learns at a gate or a watched event: the fields of `Arrived` and `Observed`."""
+        state = engine.state
+        return {
+            "epoch": state.epoch,
+            "iteration": state.iteration,
+            "epoch_length": state.epoch_length,
+            "samples": worker.samples,
+            "packs": self.packs(engine),
+            "output": pack_numbers(state.output, count=worker.batch_size),
+        }
+
+    def packs(self, engine: Engine) -> dict[str, Pack]:
+        """Metrics by name: attached ones by their states, others in `state.metrics` as numbers of this rank."""
+        packs: dict[str, Pack] = {}
+        for name, value in engine.state.metrics.items():
+            returned = name in self._released and value is self._released[name]
+            if name not in engine.attached and not returned:
+                packs.update(pack_numbers({name: value}))
+        for name, thing in engine.attached.items():
+            if isinstance(thing, AttachedMetric) and thing.metric.update_called:
+                packs[name] = thing.pack()
+        return packs
+
+    def progress(self, engine: Engine | None, worker: Worker | None) -> dict[str, Any]:
+        """Where training stands: fields of `Pulse`; from any thread."""
+        iteration, now = 0 if engine is None else engine.state.iteration, time.monotonic()
+        if iteration != self._progress[0]:
+            self._progress = (iteration, now)
+        output: Mapping[str, Number] = {} if engine is None else pack_numbers(engine.state.output, on_cpu=True)
+        return {
+            "iteration": iteration,
+            "epoch": 0 if engine is None else engine.state.epoch,
+            "idle": now - self._progress[1],
+            "samples": 0 if worker is None else worker.samples,
+            "output": output,
+        }
+
+    def moved(self) -> None:
+        """The training thread began something else: that is progress too."""
+        self._progress = (self._progress[0], time.monotonic())
