@@ -15,7 +15,6 @@ from orchestrator.errors import SpecError, name_ranks
 from orchestrator.gatekeeper import Gatekeeper
 from orchestrator.loop import Loop
 from orchestrator.ranks import Ranks
-from orchestrator.reduce import reduce_packs
 from workers.messages import Answer
 from workers.orders import Call, CutAt, Evaluate, Order, ProposeCut
 
@@ -77,6 +76,8 @@ class Asking:
         if engine not in self._ranks.engines:
             known = ", ".join(map(repr, self._ranks.engines))
             raise SpecError(f"orchestrator.evaluate: expected an engine of the program ({known}), received {engine!r}")
+        from orchestrator.reduce import reduce_packs  # imported by `Run` while the ranks start
+
         answers = self.ask(lambda number, _: Evaluate(order=number, engine=engine))
         packs: list[Any] = [answer.value for answer in answers.values()]
         return reduce_packs(packs, self._ranks.empty_metrics(engine))

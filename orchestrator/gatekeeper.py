@@ -15,7 +15,6 @@ from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.loop import Loop
 from orchestrator.ranks import Ranks
-from orchestrator.reduce import reduce_numbers, reduce_packs
 from orchestrator.roll_call import Observations, RollCall
 from workers.events import Events
 from workers.messages import Arrived, Finished, Observed
@@ -122,6 +121,8 @@ class Gatekeeper:
 
     def _fire(self, key: GateKey, reports: Mapping[int, Report]) -> None:
         """Reduce what the ranks brought, and run the handlers due."""
+        from orchestrator.reduce import reduce_numbers, reduce_packs  # imported by `Run` while the ranks start
+
         bus = self._buses[key.engine]
         self._take_position(key, reports)
         in_order = [reports[rank] for rank in sorted(reports)]

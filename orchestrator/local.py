@@ -1,7 +1,7 @@
 """`workers: 0`: one session in the calling process and thread, so that a debugger sees user code as it is.
 
-Driver and rank take turns on one stack. Where a rank on a cluster would wait for an order, the driver's loop is called;
-where the driver would wait for a message, the session is given its next order.
+Driver and rank take turns on one stack. Where a rank on a cluster would wait for an order, and between two iterations,
+the driver's loop is called; where the driver would wait for a message, the session is given its next order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from orchestrator.exchange import Incoming, Interrupt
 from workers.mailbox import Mailbox, Outbox
 from workers.messages import Hello, Message
-from workers.orders import Leave, Order
+from workers.orders import Go, Leave, Order
 from workers.rank import Place
 from workers.session import LeaveNow, Session
 
@@ -57,6 +57,8 @@ class LocalGroup:
     def order(self, worker: int, order: Order) -> None:
         """Act at once on what can't wait; keep the rest until the session takes its turn."""
         assert worker == 0, f"there is no worker {worker} in this process"
+        if isinstance(order, Go):
+            self.session.trainer.set_boundary(self._between_iterations)
         if not self.session.control(order):
             self._mailbox.put(self._number, order)
             self._number += 1
@@ -70,16 +72,21 @@ class LocalGroup:
         return self._inbox.popleft() if self._inbox else None
 
     def interrupt(self) -> None:
-        """Have the driver take a turn at the next iteration boundary, with an `Interrupt` before it."""
+        """Leave an `Interrupt` for the driver's next turn, which comes between two iterations at the latest."""
         self._inbox.append(Interrupt())
-        if self.session.built:
-            self.session.trainer.set_boundary(lambda _: self._give_turn())
 
     def stop(self, *, grace: float) -> list[str]:
         """Have the session let go of everything."""
         with contextlib.suppress(LeaveNow):
             self.session.serve(Leave())
         return []
+
+    def _between_iterations(self, _: object) -> None:
+        """Let the driver see to everything that has come."""
+        self._collect()
+        while self._inbox:
+            self._give_turn()
+            self._collect()
 
     def _give_turn(self) -> None:
         """Let the driver work; what it raises must unwind the session below it without being taken for the user's."""

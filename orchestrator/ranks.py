@@ -40,11 +40,14 @@ class Ranks:
         self._joined: set[int] = set()
         loop.handle({Hello: self._on_hello, Built: self._on_built, Joined: self._on_joined})
 
-    def place(self) -> None:
-        """Start the workers, and give each its rank when all are up."""
+    def start(self) -> None:
+        """Start the workers; returns before they are up."""
         self._life.enter(Phase.PLACING)
+        self._loop.group.start()
+
+    def place(self) -> None:
+        """Give each worker its rank when all are up."""
         group, facts = self._loop.group, self._loop.facts
-        group.start()
         self._until(lambda: len(facts.places) == group.size, "start", lambda: range(group.size) - facts.places.keys())
         self._members = deal_ranks(facts.places, generation=0)
         self._workers = sorted(self._members, key=lambda worker: self._members[worker].rank)

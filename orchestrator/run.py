@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from importlib import import_module
 
 from orchestrator.asking import Asking
 from orchestrator.bus import EventBus
@@ -19,7 +20,6 @@ from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.limits import Limits
 from orchestrator.loop import Loop
 from orchestrator.ranks import Ranks
-from orchestrator.rendezvous import Rendezvous
 from orchestrator.verdict import Facts
 from workers.events import Events
 from workers.orders import Build, Go
@@ -72,6 +72,11 @@ class Run:
             RankfireError: what ended it.
         """
         with ExitStack() as stack:
+            self.ranks.start()
+            # The driver imports torch and torchmetrics while the ranks import theirs, not before they start.
+            from orchestrator.rendezvous import Rendezvous
+
+            import_module("orchestrator.reduce")
             self.ranks.place()
             self.ranks.build(self._build)
             for bus in self._buses.values():

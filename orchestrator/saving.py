@@ -10,7 +10,6 @@ from typing import Any
 
 from orchestrator.asking import Asking
 from orchestrator.checkpoints.manifest import FileEntry, Manifest
-from orchestrator.checkpoints.plan import GlobalPlan
 from orchestrator.checkpoints.registry import Committed, Registry
 from orchestrator.errors import CheckpointError
 from workers.messages import Answer
@@ -30,6 +29,8 @@ def save(asking: Asking, registry: Registry, manifest: Manifest) -> Committed:
     Raises:
         CheckpointError: a rank could not write, or the commit failed; nothing of it is left.
     """
+    from orchestrator.checkpoints.plan import GlobalPlan  # a second of imports, at the first save
+
     plans = asking.ask(lambda number, _: PlanSave(order=number))
     staging = registry.open(manifest.iteration)
     try:

@@ -25,7 +25,6 @@ from orchestrator.group import RayGroup
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Phase
 from orchestrator.limits import Limits
-from orchestrator.local import LocalGroup
 from orchestrator.run import Run
 from orchestrator.saving import versions
 from orchestrator.settings import Settings
@@ -159,6 +158,8 @@ def _make_run(parts: Parts, limits: Limits) -> Run:
     settings = parts.settings
     group: Group
     if settings.workers.count == 0:
+        from orchestrator.local import LocalGroup  # a session in this process brings torch with it
+
         group = LocalGroup(turn=lambda: run.loop.pump())
     else:
         group = RayGroup(settings.workers, settings.cluster, roots=settings.roots)

@@ -19,7 +19,6 @@ from workers.mailbox import Mailbox, Outbox
 from workers.messages import Message
 from workers.orders import Order
 from workers.rank import Place
-from workers.session import Session
 
 __all__ = ["RankActor"]
 
@@ -44,6 +43,8 @@ class RankActor:
     def __init__(self, worker_id: int, roots: tuple[str, ...], environment: Mapping[str, str]) -> None:
         os.environ.update(environment)
         sys.path[:0] = [root for root in roots if root not in sys.path]
+        from workers.session import Session  # brings torch with it, which the driver that imports this file can spare
+
         context = ray.get_runtime_context()
         accelerators = context.get_accelerator_ids()
         place = Place(

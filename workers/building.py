@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
-from torchmetrics import Metric
 
 from workers.errors import ProgramError
 from workers.metrics.attach import AttachedMetric
@@ -61,7 +60,7 @@ def build_program(order: Build, worker: Worker) -> Program:
     return program
 
 
-def metrics_of(program: Program) -> dict[str, dict[str, Metric]]:
+def metrics_of(program: Program) -> dict[str, dict[str, object]]:
     """Per engine, empty copies of the attached metrics."""
     return {
         name: {

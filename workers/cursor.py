@@ -26,6 +26,7 @@ class Past:
         max_epochs: the goal so far, in epochs.
         max_iters: the goal so far, in iterations.
         held: the run was loaded or interrupted: it goes on even from its very beginning or its very end.
+        completed: it was over; then it needs a goal to go on.
         lives: whether one iterator lived on from epoch to epoch, if known.
         data: what was iterated over.
     """
@@ -36,6 +37,7 @@ class Past:
     max_epochs: int | None = None
     max_iters: int | None = None
     held: bool = False
+    completed: bool = False
     lives: bool | None = None
     data: Any = None
 
@@ -89,7 +91,8 @@ def chart(
     )
     _check_goals(max_epochs, max_iters, epoch_length)
     start = _asked_start(resume_from_epoch, resume_from_iteration, epoch_length, past, data)
-    continues = start is None and _goes_on(past, max_epochs, max_iters)
+    same_data = data is None or data is past.data
+    continues = start is None and _goes_on(past, max_epochs, max_iters, same_data)
     goes_on = continues or bool(start)
     if not goes_on:
         past = Past()
@@ -155,15 +158,16 @@ def _asked_start(asked_epoch: Any, asked_iteration: Any, epoch_length: int | Non
     return epoch * (length or 0)
 
 
-def _goes_on(past: Past, max_epochs: int | None, max_iters: int | None) -> bool:
+def _goes_on(past: Past, max_epochs: int | None, max_iters: int | None, same_data: bool) -> bool:
     """Whether a run continues: it was held, did not reach its goal, or is given a farther one."""
+    given = max_epochs is not None or max_iters is not None
     if past.held:
-        return True
+        return given or not past.completed
     if past.iteration == 0:
         return False
     if not _reached(past, past.max_epochs, past.max_iters):
         return True
-    return (max_epochs is not None or max_iters is not None) and not _reached(past, max_epochs, max_iters)
+    return given and same_data and not _reached(past, max_epochs, max_iters)
 
 
 def _reached(past: Past, max_epochs: int | None, max_iters: int | None) -> bool:

@@ -19,10 +19,12 @@ class Cut:
 
     Args:
         arrive: called on the training thread when the target iteration is complete.
+        idle: called again and again instead of waiting for the target, where the driver lives in the same thread.
     """
 
-    def __init__(self, arrive: Callable[[Engine, int], None]) -> None:
+    def __init__(self, arrive: Callable[[Engine, int], None], idle: Callable[[], None] | None = None) -> None:
         self._arrive = arrive
+        self._idle = idle
         self._changed = threading.Condition()
         self._answered = 0
         self._target: int | None = None
@@ -53,7 +55,9 @@ class Cut:
     def _at_boundary(self, engine: Engine) -> None:
         with self._changed:
             if engine.announced > self._answered:
-                self._changed.wait_for(lambda: self._target is not None or self._cancelled)
+                while self._idle is not None and not self._settled():
+                    self._idle()
+                self._changed.wait_for(self._settled)
             completed = engine.announced - 1
             if not self._cancelled and (self._target is None or completed < self._target):
                 return
@@ -61,3 +65,6 @@ class Cut:
             if self._cancelled:
                 return
         self._arrive(engine, completed)
+
+    def _settled(self) -> bool:
+        return self._target is not None or self._cancelled

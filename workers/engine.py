@@ -77,8 +77,8 @@ class Engine(Resumable):
         """Run over `data` until the goal is reached.
 
         A run that did not reach its goal (`terminate`, `interrupt`, an exception) or was loaded goes on at
-        its next iteration; so does a completed one that is given a farther goal. Any other begins at
-        iteration 0.
+        its next iteration; so does a completed one that is given a farther goal and the same data. Any other
+        begins at iteration 0.
 
         Args:
             data: an iterable of batches; None calls the process function with None. A run that goes on may
@@ -156,6 +156,7 @@ class Engine(Resumable):
             self.fire_event(Events.TERMINATE)
         if not self._skip_completed:
             self.fire_event(Events.COMPLETED)
+        self._completed = not self._epochs_left()
 
     def _run_epoch(self) -> None:
         state, started = self.state, clock()
@@ -279,11 +280,14 @@ class Engine(Resumable):
         super().dispatch(event, count, *extra)
         if self.listens(event):
             self._within[f"event {event.key}"].add(clock() - start)
+        if event.key in self.state.following:  # fired by hand: the loop will fire this number once more
+            self._listeners_of(event).rearm()
 
     def _fire_timed(self, listeners: Listeners, count: int, start: float) -> float:
-        listeners.fire(count)
+        called = listeners.fire(count)
         now = clock()
-        self._within[f"event {listeners.event.key}"].add(now - start)
+        if called:
+            self._within[f"event {listeners.event.key}"].add(now - start)
         return now
 
     def _tell_exception(self, error: Exception) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from workers.errors import DataLoaderEmptyError, FastForwardWarning
 
-__all__ = ["Feed", "is_endless", "length_of"]
+__all__ = ["Feed", "is_endless", "is_stateful", "length_of"]
 
 
 class Feed:
@@ -58,6 +58,10 @@ class Feed:
         elif self._used and not self.lives:
             self.restart()
         self._used = True
+
+    def stay(self) -> None:
+        """The next epoch to begin is the one that is being read: go on in it."""
+        self._used = False
 
     def resume(self) -> Iterator[Any]:
         """The iterator; a new one if the data was replaced."""
@@ -123,7 +127,9 @@ class Feed:
         return iterator
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "iterator": None, "_used": False, "_standing": False}
+        """A copy has no iterator: data with a state takes it up, other data is read up to its place."""
+        held = self.data.state_dict() if is_stateful(self.data) else None
+        return {**self.__dict__, "iterator": None, "_used": False, "_standing": False, "_held": held}
 
 
 _END = object()
@@ -135,6 +141,11 @@ def length_of(data: Any) -> int | None:
         return len(data)
     except (TypeError, NotImplementedError):
         return None
+
+
+def is_stateful(thing: object) -> bool:
+    """Whether a thing has a state that can be taken and given back."""
+    return hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
 
 
 def is_endless(data: Any) -> bool:

@@ -88,18 +88,20 @@ class Listeners:
         self._armed = NEVER
         self.due = 0 if self.rows else NEVER
 
-    def fire(self, count: int, *extra: Any) -> None:
-        """Call the handlers due at firing number `count`, in order."""
+    def fire(self, count: int, *extra: Any) -> bool:
+        """Call the handlers due at firing number `count`, in order; whether there may have been any."""
         event, state, subject = self.event, self.source.state, self.source.subject
         state.fired[event.key] = count
         state.last_event = event
-        for row in self._candidates(count):
+        candidates = self._candidates(count)
+        for row in candidates:
             if row.live and (row.condition is None or row.condition.matches(event, count, subject)):
                 state.last_event = event  # again: the handler before may have fired something else
                 if extra:
                     row.handler.call_with(subject, extra)
                 else:
                     row.handler.call(subject)
+        return bool(candidates)
 
     def fire_all(self, count: int, *extra: Any) -> list[Exception]:
         """Like `fire`, but a handler that raises does not stop the others; gives what was raised."""

@@ -27,7 +27,7 @@ class Mailbox:
     """
 
     def __init__(self, idle: Callable[[], None] | None = None) -> None:
-        self._idle = idle
+        self.idle = idle
         self._changed = threading.Condition()
         self._waiting: list[tuple[int, Order]] = []  # heap by number
         self._next = 0
@@ -46,9 +46,9 @@ class Mailbox:
 
     def get(self) -> Order:
         """The next order, waiting for it."""
-        if self._idle is not None:
+        if self.idle is not None:
             while (order := self.take()) is None:
-                self._idle()
+                self.idle()
             return order
         with self._changed:
             while (order := self._pop()) is None:

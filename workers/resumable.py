@@ -11,8 +11,8 @@ from typing import Any
 from workers.cursor import Course, Past
 from workers.events import Event, Events
 from workers.expressions import NEVER
-from workers.feed import Feed, length_of
-from workers.saved import is_stateful, read_saved, write_saved
+from workers.feed import Feed, is_stateful, length_of
+from workers.saved import read_saved, write_saved
 from workers.steering import Steered
 
 __all__ = ["Resumable"]
@@ -34,6 +34,7 @@ class Resumable(Steered):
         self._epochs_completed = 0
         self._loaded = False
         self._paused = False
+        self._completed = False
         self._running = False
         self._held_data: Any = None
 
@@ -68,10 +69,13 @@ class Resumable(Steered):
         else:
             data_state = data.state_dict() if is_stateful(data) and not hasattr(data, "seek") else None
         epochs = self._epochs_started, self._epochs_completed
-        return write_saved(self.state, epochs, self.attached, data_state, self.state_dict_user_keys)
+        return write_saved(self.state, epochs, self._completed, self.attached, data_state, self.state_dict_user_keys)
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Be where `state_dict` was taken; the next `run` goes on from there, and fires RESUMED.
+
+        A run that was over stays so: with a goal that is reached, `run` has nothing left to do. Without any goal,
+        which is how one evaluates, it starts over.
 
         Raises:
             RuntimeError: the engine is running.
@@ -96,7 +100,8 @@ class Resumable(Steered):
             setattr(state, name, value)
         for name, value in found.attached.items():
             self.attached[name].load_state_dict(value)
-        self._held_data, self._loaded, self._paused = found.data, True, False
+        self._held_data, self._completed = found.data, found.completed
+        self._loaded, self._paused = True, False
 
     def _next_count(self, event: Event) -> int:
         """Events of the loop that are fired by hand carry the number of the iteration or epoch."""
@@ -116,6 +121,7 @@ class Resumable(Steered):
             max_epochs=state.max_epochs,
             max_iters=state.max_iters,
             held=self._loaded or self._paused,
+            completed=self._completed,
             lives=None if self._feed is None else self._feed.lives,
             data=state.dataloader,
         )
@@ -141,7 +147,7 @@ class Resumable(Steered):
         state.fired.update(zip(_EPOCH_KEYS, (self._epochs_started, self._epochs_completed), strict=True))
         for listeners in self._listeners.values():
             listeners.rearm()
-        self._loaded = self._paused = False
+        self._loaded = self._paused = self._completed = False
         self._held_data = None
         self._running = True
         self._clear_requests()
@@ -154,6 +160,8 @@ class Resumable(Steered):
         same = self._feed is not None and data is self.state.dataloader
         here = course.goes_on and course.iteration == self.state.iteration
         if self._feed is not None and self._paused and same and here:
+            if course.iteration > course.epochs * (course.epoch_length or 0):
+                self._feed.stay()
             return self._feed
         held = None
         if here and not hasattr(data, "seek"):

@@ -11,11 +11,12 @@ from typing import Any
 
 from workers.cursor import epochs_in, whole_number
 from workers.events import Events
+from workers.feed import is_stateful
 from workers.state import State
 
-__all__ = ["Saved", "is_stateful", "read_saved", "write_saved"]
+__all__ = ["Saved", "read_saved", "write_saved"]
 
-_OWN = ("iteration", "epoch_length", "max_epochs", "max_iters", "counters", "attached", "data")
+_OWN = ("iteration", "epoch_length", "max_epochs", "max_iters", "completed", "counters", "attached", "data")
 _STARTED, _COMPLETED = Events.EPOCH_STARTED.key, Events.EPOCH_COMPLETED.key
 _LOAD = "load_state_dict"
 
@@ -31,6 +32,7 @@ class Saved:
         epoch_length: iterations in an epoch, if known.
         max_epochs: the goal in epochs.
         max_iters: the goal in iterations.
+        completed: whether the run was over.
         counters: how often each event had fired, by key.
         attached: states by name.
         data: the state of the data.
@@ -43,25 +45,27 @@ class Saved:
     epoch_length: int | None
     max_epochs: int | None
     max_iters: int | None
+    completed: bool
     counters: Mapping[str, int]
     attached: Mapping[str, Any]
     data: Any
     user: Mapping[str, Any]
 
 
-def is_stateful(thing: object) -> bool:
-    """Whether a thing has a state that can be taken and given back."""
-    return hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
-
-
 def write_saved(
-    state: State, epochs: tuple[int, int], attached: Mapping[str, Any], data: Any, user_keys: Iterable[str]
+    state: State,
+    epochs: tuple[int, int],
+    completed: bool,
+    attached: Mapping[str, Any],
+    data: Any,
+    user_keys: Iterable[str],
 ) -> dict[str, Any]:
     """What `Engine.state_dict` gives.
 
     Args:
         state: the state of the run.
         epochs: how many were started, and how many completed.
+        completed: whether the run is over.
         attached: things by name.
         data: the state of the data, or None.
         user_keys: names of attributes of `state`.
@@ -77,6 +81,7 @@ def write_saved(
         "epoch_length": state.epoch_length,
         "max_epochs": state.max_epochs,
         "max_iters": state.max_iters,
+        "completed": completed,
         "counters": counters,
         "attached": {name: thing.state_dict() for name, thing in attached.items() if is_stateful(thing)},
     }
@@ -115,6 +120,7 @@ def read_saved(saved: object, attached: Mapping[str, Any], user_keys: Iterable[s
         epoch_length=epoch_length,
         max_epochs=whole_number(_LOAD, "max_epochs", saved.get("max_epochs"), least=1),
         max_iters=whole_number(_LOAD, "max_iters", saved.get("max_iters"), least=1),
+        completed=bool(saved.get("completed", False)),
         counters=counters,
         attached=_attached(saved.get("attached"), attached),
         data=saved.get("data"),

@@ -11,11 +11,10 @@ import itertools
 import pickle
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workers import process_group
 from workers.building import build_program, make_worker, metrics_of, state_bytes
-from workers.checkpointing import freeze, restore
 from workers.cut import Cut
 from workers.data.loader import GlobalLoader
 from workers.dispatch import RemovableEventHandle
@@ -45,8 +44,10 @@ from workers.program import TRAINER, Program
 from workers.rank import Membership, Place
 from workers.reports import Reports
 from workers.rng import seed_rng
-from workers.shards import FrozenState
 from workers.worker import Worker
+
+if TYPE_CHECKING:
+    from workers.shards import FrozenState
 
 __all__ = ["CUT", "LeaveNow", "Session"]
 
@@ -81,10 +82,10 @@ class Session:
         self.error: BaseException | None = None  # what ended this rank, for a driver in the same process
         self._sequence = itertools.count()
         self._reports = Reports()
-        self._cut = Cut(self._arrive_at_cut)
+        self._cut = Cut(self._arrive_at_cut, mailbox.idle)
         self._shipped: list[RemovableEventHandle] = []
         self._visits: dict[str, int] = {}
-        self._frozen: FrozenState | None = None
+        self._frozen: FrozenState | None = None  # between PlanSave and WriteSave
         self._build_order: Build | None = None
         self._worker: Worker | None = None
         self._orders: dict[type[Order], Callable[[Any], None]] = {
@@ -195,6 +196,8 @@ class Session:
                 order.membership, order.store, self.worker.device, self.place.address, timeout=order.timeout
             )
         if order.load is not None:
+            from workers.checkpointing import restore  # a second of imports that most starts can spare
+
             self._note("loading the checkpoint")
             restore(self.worker, self.program, order.load)
         if order.membership.world_size > 1:
@@ -245,6 +248,8 @@ class Session:
         self.send(Answer, order=order.order, value=value, failure=failure)
 
     def _plan_save(self, order: PlanSave) -> None:
+        from workers.checkpointing import freeze
+
         before = self._note("planning a checkpoint")
         self._frozen = freeze(self.worker, self.program)
         self.send(Answer, order=order.order, value=self._frozen.plan())

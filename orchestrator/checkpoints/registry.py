@@ -1,7 +1,7 @@
 """The checkpoints of one run on a file system: open → commit or abandon, newest, prune.
 
-A checkpoint is written into a staging folder (`step-N.attempt-k`), every file synced and hashed by its
-writer; then the manifest is written and synced, and one rename makes the folder a checkpoint. Until then the old ones stand.
+A checkpoint is written into a staging folder (`step-N.attempt-k`), every file synced and hashed by its writer; then the
+manifest is written and synced, and one rename makes the folder a checkpoint. Until then the old ones stand.
 """
 
 from __future__ import annotations

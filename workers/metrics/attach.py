@@ -1,32 +1,29 @@
 """Hang a metric on an engine: reset at the epoch's start, updated after every iteration, computed at its end.
 
 The engine then holds this rank's value in `state.metrics`; at a gate the driver replaces it by the exact value over all
-ranks. A metric never starts a collective of its own.
+ranks. A metric never starts a collective of its own. torchmetrics is imported where it is used: it takes longer than
+all the rest of a rank's start, and a program without metrics need not wait for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torchmetrics
-from torchmetrics import Metric, MetricCollection
 
 from workers.engine import Engine
 from workers.events import Events
-from workers.metrics.pack import pack_metric
+from workers.metrics.pack import metrics_in, pack_metric
 from workers.parcels import MetricPack
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric, MetricCollection
 
 __all__ = ["AttachedMetric", "attach_metric"]
 
 Output = Callable[[object], object]
-_PLAIN = {
-    "mean": torchmetrics.MeanMetric,
-    "sum": torchmetrics.SumMetric,
-    "min": torchmetrics.MinMetric,
-    "max": torchmetrics.MaxMetric,
-}
+_PLAIN = {"mean": "MeanMetric", "sum": "SumMetric", "min": "MinMetric", "max": "MaxMetric"}
 
 
 class AttachedMetric:
@@ -37,6 +34,7 @@ class AttachedMetric:
         self.metric = metric
         self.samples: Callable[[], int] | None = None  # of this rank in the current batch; None if nobody knows
         self._output = output
+        self._is_mean = _is_mean(metric)
 
     def reset(self) -> None:
         """Forget what was seen."""
@@ -52,7 +50,7 @@ class AttachedMetric:
             self.metric.update(**{key: self._placed(value) for key, value in seen.items()})
         elif isinstance(seen, tuple):
             self.metric.update(*(self._placed(value) for value in seen))
-        elif isinstance(self.metric, torchmetrics.MeanMetric) and _is_number(seen):
+        elif self._is_mean and _is_number(seen):
             self.metric.update(self._placed(seen), weight=samples)  # a batch's mean stands for all its samples
         else:
             self.metric.update(self._placed(seen))
@@ -72,8 +70,8 @@ class AttachedMetric:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up states that `state_dict` gave."""
-        for path, module in self.metric.named_modules():
-            if isinstance(module, Metric) and path in state:
+        for path, module in metrics_in(self.metric):
+            if path in state:
                 for name, value in state[path]["states"].items():
                     setattr(module, name, self._placed(value))
                 module._update_count = state[path]["updates"]
@@ -110,6 +108,8 @@ def attach_metric(
         >>> trainer.run([1.0, 3.0]).metrics["loss"]
         2.0
     """
+    from torchmetrics import MetricCollection
+
     if isinstance(metric, MetricCollection):
         for member, inner in metric.items(keep_base=True, copy_state=True):
             attach_metric(engine, f"{name}/{member}", inner.clone(), output=output)
@@ -131,12 +131,20 @@ def plain_value(value: object) -> object:
     return value
 
 
+def _is_mean(metric: Metric) -> bool:
+    from torchmetrics import MeanMetric
+
+    return isinstance(metric, MeanMetric)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1)
 
 
 def _as_metric(name: str, metric: Metric | str) -> Metric:
-    if isinstance(metric, Metric):
+    import torchmetrics
+
+    if isinstance(metric, torchmetrics.Metric):
         return metric
     if not isinstance(metric, str):
         raise TypeError(
@@ -145,4 +153,5 @@ def _as_metric(name: str, metric: Metric | str) -> Metric:
         )
     if metric not in _PLAIN:
         raise ValueError(f"attach_metric({name!r}): metric: expected one of {', '.join(_PLAIN)}, received {metric!r}")
-    return _PLAIN[metric]()
+    made: Metric = getattr(torchmetrics, _PLAIN[metric])()
+    return made

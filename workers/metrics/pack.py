@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from torchmetrics import Metric
 
 from workers.parcels import MetricPack, Number
 
-__all__ = ["empty_copy", "pack_metric", "pack_numbers"]
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+__all__ = ["empty_copy", "metrics_in", "pack_metric", "pack_numbers"]
 
 MAX_NUMBERS = 64  # scalar leaves of an output that are looked at; more is data, not numbers
 
@@ -28,11 +31,17 @@ def pack_metric(metric: Metric) -> MetricPack:
         module path → ({state name: tensor, or list of tensors}, number of updates).
     """
     parts: dict[str, tuple[Mapping[str, object], int]] = {}
-    for path, module in metric.named_modules():
-        if isinstance(module, Metric):
-            states = {name: _to_cpu(getattr(module, name)) for name in module._defaults}
-            parts[path] = (states, int(module._update_count))
+    for path, module in metrics_in(metric):
+        states = {name: _to_cpu(getattr(module, name)) for name in module._defaults}
+        parts[path] = (states, int(module._update_count))
     return MetricPack(parts=parts)
+
+
+def metrics_in(metric: Metric) -> list[tuple[str, Metric]]:
+    """A metric and the metrics inside it, with their module paths; its own path is empty."""
+    import torchmetrics  # here, not above: a rank without metrics starts faster
+
+    return [(path, module) for path, module in metric.named_modules() if isinstance(module, torchmetrics.Metric)]
 
 
 def empty_copy(metric: Metric) -> Metric:
