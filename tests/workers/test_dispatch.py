@@ -283,9 +283,7 @@ def test_strings_stand_for_events_that_are_known(source, heard):
 
 
 def test_a_string_nobody_registered_gets_a_hint(source):
-    with pytest.raises(
-        ValueError, match=r"no event is called 'epoch_complete'; did you mean 'EPOCH_COMPLETED'\?"
-    ):
+    with pytest.raises(ValueError, match=r"no event is called 'epoch_complete'; did you mean 'EPOCH_COMPLETED'\?"):
         source.add_event_handler("epoch_complete", print)
     with pytest.raises(ValueError, match=r"no event is called 'zz'; register_events\('zz'\) makes it known"):
         source.fire_event("zz")
@@ -314,9 +312,7 @@ def test_ten_thousand_handlers_cost_only_when_due(source, heard):
 def test_a_source_travels_with_its_handlers():
     source = EventSource()
     source.heard = []
-    source.add_event_handler(
-        DING(every=2) | DONG(throttle=5), lambda source, word: source.heard.append(word), "hi"
-    )
+    source.add_event_handler(DING(every=2) | DONG(throttle=5), lambda source, word: source.heard.append(word), "hi")
     source.fire_event(DING)
     copy = cloudpickle.loads(cloudpickle.dumps(source))
     copy.fire_event(DING)

@@ -84,9 +84,7 @@ def test_dispatch_calls_whom_the_model_calls_in_order_whatever_the_counts(handle
         assert called == [i for i, (_, model) in enumerate(handlers) if naive(model, base, count)]
 
 
-changes = st.lists(
-    st.one_of(st.tuples(st.just("fire"), events), st.tuples(st.just("add"), trees), st.just("remove"))
-)
+changes = st.lists(st.one_of(st.tuples(st.just("fire"), events), st.tuples(st.just("add"), trees), st.just("remove")))
 
 
 @given(changes)

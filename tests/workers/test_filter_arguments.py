@@ -34,17 +34,13 @@ def test_a_count_is_an_integer(name, value):
 @pytest.mark.parametrize("name", ["every", "once", "before", "after"])
 @pytest.mark.parametrize("value", [0, -3])
 def test_a_count_is_positive(name, value):
-    with pytest.raises(
-        ValueError, match=rf"{HEAD}\({name}=...\): expected a positive integer.*received {value}"
-    ):
+    with pytest.raises(ValueError, match=rf"{HEAD}\({name}=...\): expected a positive integer.*received {value}"):
         STEP(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["every", "once"])
 def test_every_number_of_a_list_is_checked(name):
-    with pytest.raises(
-        ValueError, match=rf"{name}=...\): expected a positive integer or several, received -1"
-    ):
+    with pytest.raises(ValueError, match=rf"{name}=...\): expected a positive integer or several, received -1"):
         STEP(**{name: [3, -1]})
     with pytest.raises(ValueError, match=rf"{name}=...\): expected at least one number, received \[\]"):
         STEP(**{name: []})
@@ -70,16 +66,12 @@ def test_numpy_integers_count():
     ],
 )
 def test_seconds_are_a_positive_number(name, value, error):
-    with pytest.raises(
-        error, match=rf"{HEAD}\({name}=...\): expected a positive number of seconds, received"
-    ):
+    with pytest.raises(error, match=rf"{HEAD}\({name}=...\): expected a positive number of seconds, received"):
         STEP(**{name: value})
 
 
 def test_an_event_filter_can_be_called():
-    with pytest.raises(
-        TypeError, match=r"event_filter=...\): expected a function f\(engine, count\), received 3"
-    ):
+    with pytest.raises(TypeError, match=r"event_filter=...\): expected a function f\(engine, count\), received 3"):
         STEP(event_filter=3)
 
 

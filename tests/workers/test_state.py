@@ -24,9 +24,7 @@ def test_attributes_may_be_added():
 def test_a_missing_attribute_gets_a_hint():
     state = State()
     state.best_score = 1
-    with pytest.raises(
-        AttributeError, match=r"state has no attribute 'iterations'; did you mean 'iteration'\?"
-    ):
+    with pytest.raises(AttributeError, match=r"state has no attribute 'iterations'; did you mean 'iteration'\?"):
         _ = state.iterations
     with pytest.raises(AttributeError, match=r"did you mean 'best_score'\?"):
         _ = state.bestscore
