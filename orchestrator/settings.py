@@ -155,7 +155,12 @@ def _folder(storage: str) -> Path:
 
 def _roots(given: Sequence[str]) -> tuple[str, ...]:
     """What can be imported here shall be there: the given folders, then those of `sys.path` without installations."""
-    prefixes = tuple({sys.prefix, sys.base_prefix, sys.exec_prefix})
     own = [os.path.abspath(entry or os.getcwd()) for entry in sys.path]
-    folders = [entry for entry in own if os.path.isdir(entry) and not entry.startswith(prefixes)]
+    folders = [entry for entry in own if os.path.isdir(entry) and not _installed(entry)]
     return tuple(dict.fromkeys([*map(os.path.abspath, given), *folders]))
+
+
+def _installed(folder: str) -> bool:
+    """Whether a folder belongs to Python or to what was installed: every rank has its own. `/usr/src/app` does not."""
+    libraries = tuple(os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix))
+    return folder.startswith(libraries) or not {"site-packages", "dist-packages"}.isdisjoint(Path(folder).parts)
