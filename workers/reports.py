@@ -50,7 +50,7 @@ class Reports:
             if name not in engine.attached and not returned:
                 packs.update(pack_numbers({name: value}))
         for name, thing in engine.attached.items():
-            if isinstance(thing, AttachedMetric) and thing.metric.update_called:
+            if isinstance(thing, AttachedMetric) and thing.updated:
                 packs[name] = thing.pack()
         return packs
 

@@ -7,6 +7,7 @@ all the rest of a rank's start, and a program without metrics need not wait for 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +56,14 @@ class AttachedMetric:
         else:
             self.metric.update(self._placed(seen))
 
+    @property
+    def updated(self) -> bool:
+        """Whether it has seen data since the last reset; of what is composed, the parts with states know."""
+        return any(module._update_count for _, module in metrics_in(self.metric) if module._defaults)
+
     def compute(self, engine: Engine) -> None:
         """Put this rank's value into `engine.state.metrics`."""
-        if self.metric.update_called:
+        if self.updated:
             engine.state.metrics[self.name] = plain_value(self.metric.compute())
 
     def pack(self) -> MetricPack:
@@ -73,7 +79,7 @@ class AttachedMetric:
         for path, module in metrics_in(self.metric):
             if path in state:
                 for name, value in state[path]["states"].items():
-                    setattr(module, name, self._placed(value))
+                    setattr(module, name, self._placed(copy.deepcopy(value)))  # updates work in place
                 module._update_count = state[path]["updates"]
                 module._computed = None
 
@@ -115,7 +121,8 @@ def attach_metric(
             attach_metric(engine, f"{name}/{member}", inner.clone(), output=output)
         return
     attached = AttachedMetric(name, _as_metric(name, metric), output)
-    attached.metric.sync_on_compute = False
+    for _, module in metrics_in(attached.metric):
+        module.sync_on_compute = module._to_sync = False  # the first alone takes effect only after a forward()
     engine.attach(name, attached)
     engine.add_phase_handler("metrics", Events.EPOCH_STARTED, attached.reset)
     engine.add_phase_handler("metrics", Events.ITERATION_COMPLETED, attached.update)
