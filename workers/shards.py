@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,9 @@ def load_state(folder: str, structure: object) -> dict[str, Any]:
         if isinstance(entry, TensorStorageMetadata):
             tensors[key] = torch.empty(entry.size, dtype=entry.properties.dtype)
     if tensors:
-        load(cast(Any, tensors), storage_reader=_Reader(data, index), no_dist=True)
+        with warnings.catch_warnings():  # that one process loads alone is what is meant here
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            load(cast(Any, tensors), storage_reader=_Reader(data, index), no_dist=True)
     return cast("dict[str, Any]", _joined(structure, tensors))
 
 
