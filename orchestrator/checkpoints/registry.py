@@ -129,10 +129,19 @@ class Registry:
         shutil.rmtree(staging, ignore_errors=True)
 
     def remove(self, checkpoints: Sequence[Committed]) -> None:
-        """Remove checkpoints: each first loses its name, so that half of one is never taken for a whole."""
+        """Remove checkpoints: each first loses its name, so that half of one is never taken for a whole.
+
+        Raises:
+            CheckpointError: the disk refuses.
+        """
         for checkpoint in checkpoints:
-            gone = checkpoint.folder.with_name(f"{checkpoint.name}.pruned-1")
-            checkpoint.folder.rename(gone)
+            attempt = 1
+            while (gone := checkpoint.folder.with_name(f"{checkpoint.name}.pruned-{attempt}")).exists():
+                attempt += 1
+            try:
+                checkpoint.folder.rename(gone)
+            except OSError as error:
+                raise CheckpointError.at(checkpoint.name, f"can't be removed: {error.strerror}") from error
             shutil.rmtree(gone, ignore_errors=True)
 
     def _entries(self) -> list[Path]:
