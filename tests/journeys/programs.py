@@ -1,4 +1,4 @@
-"""Small programs that the journeys run on ranks. They import no torchmetrics unless they measure: ranks start faster."""
+"""Small programs that the journeys run on ranks; they import torchmetrics only if they measure: ranks start faster."""
 
 from __future__ import annotations
 

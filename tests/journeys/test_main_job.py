@@ -132,9 +132,7 @@ def test_the_evaluators_own_events_have_reduced_metrics(main_run: dict[str, Any]
     assert [metrics["mse"] for metrics in main_run["evaluator"]] == validation
 
 
-def test_metrics_and_parameters_equal_those_of_one_rank(
-    main_run: dict[str, Any], single_run: dict[str, Any]
-) -> None:
+def test_metrics_and_parameters_equal_those_of_one_rank(main_run: dict[str, Any], single_run: dict[str, Any]) -> None:
     for (_, _, many), one in zip(main_run["driver"], single_run["driver"], strict=True):
         assert many == pytest.approx(one, rel=1e-6)
     for parameters in main_run["parameters"]:
