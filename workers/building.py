@@ -57,6 +57,7 @@ def build_program(order: Build, worker: Worker) -> Program:
             if isinstance(attached, AttachedMetric):
                 attached.metric.to(worker.device)
                 attached.samples = lambda: worker.batch_size
+                attached.shared = lambda: worker.world_size > 1
     return program
 
 

@@ -34,6 +34,7 @@ class AttachedMetric:
         self.name = name
         self.metric = metric
         self.samples: Callable[[], int] | None = None  # of this rank in the current batch; None if nobody knows
+        self.shared: Callable[[], bool] = lambda: False  # whether other ranks have parts of the same data
         self._output = output
         self._is_mean = _is_mean(metric)
 
@@ -62,9 +63,15 @@ class AttachedMetric:
         return any(module._update_count for _, module in metrics_in(self.metric) if module._defaults)
 
     def compute(self, engine: Engine) -> None:
-        """Put this rank's value into `engine.state.metrics`."""
-        if self.updated:
+        """Put this rank's value into `engine.state.metrics`; where there are other ranks, only if there is one."""
+        if not self.updated:
+            return
+        try:
             engine.state.metrics[self.name] = plain_value(self.metric.compute())
+        except Exception:
+            if not self.shared():
+                raise
+            engine.state.metrics.pop(self.name, None)  # this rank's part may be too small; the whole need not be
 
     def pack(self) -> MetricPack:
         """This rank's state of the metric."""

@@ -12,6 +12,7 @@ from torchmetrics import (
     MetricCollection,
     MinMaxMetric,
     PearsonCorrCoef,
+    R2Score,
     SumMetric,
 )
 from torchmetrics.classification import MulticlassAccuracy
@@ -149,6 +150,16 @@ def test_no_metric_inside_starts_a_collective(metric):
 
 def correlated(x):
     return torch.tensor([x, x + 1]), torch.tensor([x, -x])
+
+
+def test_a_part_too_small_for_a_value_is_an_error_only_where_it_is_the_whole():
+    engine = engine_with(R2Score(), output=lambda x: (torch.tensor([x]), torch.tensor([x])))
+    with pytest.raises(ValueError, match="at least two samples"):
+        engine.run([1.0])
+    engine.attached["m"].shared = lambda: True
+    engine.state.metrics["m"] = 0.5  # of an earlier epoch
+    assert engine.run([1.0], resume_from_iteration=0).metrics == {}
+    assert engine.attached["m"].updated
 
 
 RESUMABLE = [
