@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from pathlib import Path
 
 import torch
 
-from workers import Engine, EventEnum, Number, Program, Worker, attach_metric
+from workers import Engine, EventEnum, Events, Number, Program, Worker, attach_metric
 
 
 class Odd(EventEnum):
@@ -93,8 +95,6 @@ def kills_itself(worker: Worker) -> Program:
         if worker.rank == worker.config["rank"]:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    from workers import Events
-
     program.engines["trainer"].add_event_handler(Events.ITERATION_STARTED(once=3), die)
     return program
 
@@ -105,8 +105,6 @@ def goes_astray(worker: Worker) -> Program:
 
     def fire(engine: Engine) -> None:
         engine.fire_event(Odd.HERE if worker.rank == 0 else Odd.THERE)
-
-    from workers import Events
 
     program.engines["trainer"].add_event_handler(Events.ITERATION_COMPLETED(once=2), fire)
     return program
@@ -123,7 +121,18 @@ def counts_tokens(worker: Worker) -> Program:
         for rule in ("sum", "min", "max"):
             engine.state.metrics[rule] = Number(value=rank, reduce=rule)
 
-    from workers import Events
-
     program.engines["trainer"].add_event_handler(Events.EPOCH_COMPLETED, count)
+    return program
+
+
+def stops_listening(worker: Worker) -> Program:
+    """From the tenth epoch on, rank 0 waits for ever in a step, which Ctrl-C once can not end."""
+    program = linear(worker)
+
+    def wait(engine: Engine) -> None:
+        if worker.rank == 0:
+            Path(worker.config["deaf"]).touch()
+            threading.Event().wait()
+
+    program.engines["trainer"].add_event_handler(Events.EPOCH_STARTED(once=10), wait)
     return program
