@@ -27,6 +27,9 @@ class EventEnum(Event, Enum):
         member._value_ = key_of(value)
         return member
 
+    def __repr__(self) -> str:  # said again, since enum.Enum puts its own into a class that has none (Python 3.11.2)
+        return self.key
+
     @property
     def name(self) -> str:
         """The name that the member has in its class."""
