@@ -27,7 +27,11 @@ class EventEnum(Event, Enum):
         member._value_ = key_of(value)
         return member
 
-    def __repr__(self) -> str:  # said again, since enum.Enum puts its own into a class that has none (Python 3.11.2)
+    # Said again, since enum.Enum puts its own ones into a class that does not define them (Python 3.11.2).
+    def __repr__(self) -> str:
+        return self.key
+
+    def __str__(self) -> str:
         return self.key
 
     @property
