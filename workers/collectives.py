@@ -33,24 +33,25 @@ def all_reduce(value: Value, op: Op = "sum", *, device: torch.device) -> Value:
         device: where plain numbers are reduced.
 
     Raises:
+        TypeError: neither a tensor nor a number.
         ValueError: an operation that is not known.
     """
     if op not in _OPS:
         raise ValueError(f"all_reduce: op: expected one of {', '.join(_OPS)}, received {op!r}")
-    if not dist.is_initialized():
-        return value
-    tensor = _as_tensor(value, device).clone()
-    dist.all_reduce(tensor, _OPS[op])
+    tensor, world_size = _as_tensor(value, device).clone(), 1
+    if dist.is_initialized():
+        dist.all_reduce(tensor, _OPS[op])
+        world_size = dist.get_world_size()
     if op == "mean":
-        tensor = tensor / dist.get_world_size()
+        tensor = tensor / world_size
     return _like(value, tensor)
 
 
 def all_gather(value: Value, *, device: torch.device) -> list[Value]:
     """The values of all ranks, in the order of ranks; tensors must have equal shapes."""
+    tensor = _as_tensor(value, device).clone(memory_format=torch.contiguous_format)
     if not dist.is_initialized():
-        return [value]
-    tensor = _as_tensor(value, device).contiguous()
+        return [_like(value, tensor)]
     gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, tensor)
     return [_like(value, item) for item in gathered]
@@ -58,10 +59,9 @@ def all_gather(value: Value, *, device: torch.device) -> list[Value]:
 
 def broadcast(value: Value, source: int = 0, *, device: torch.device) -> Value:
     """The value of rank `source`, on every rank; tensors must have equal shapes and types."""
-    if not dist.is_initialized():
-        return value
-    tensor = _as_tensor(value, device).clone()
-    dist.broadcast(tensor, source)
+    tensor = _as_tensor(value, device).clone(memory_format=torch.contiguous_format)
+    if dist.is_initialized():
+        dist.broadcast(tensor, source)
     return _like(value, tensor)
 
 

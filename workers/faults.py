@@ -33,9 +33,18 @@ def fault_kind(error: BaseException) -> FaultKind:
         >>> fault_kind(ValueError("wrong shape"))
         'user'
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, _KINDS) or (isinstance(seen, RuntimeError) and _LOST_PEER.search(str(seen))):
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and all(cause is not known for known in seen):  # a chain may bite its own tail
+        if isinstance(cause, _KINDS) or (isinstance(cause, RuntimeError) and _LOST_PEER.search(_text(cause))):
             return "communication"
-        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+        seen.append(cause)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return "user"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # a user's __str__ may raise; then it is a user's exception
+        return ""

@@ -181,8 +181,9 @@ class Worker:
 
     @contextlib.contextmanager
     def set_aside(self) -> Iterator[None]:
-        """Whatever is loaded inside this context leaves the weight of the training batch in progress as it is."""
+        """Work inside this context starts without a batch, and leaves the training batch in progress as it is."""
         kept = self.batch_size, self._weight, self.samples
+        self.batch_size, self._weight = 1, 1.0
         try:
             yield
         finally:
