@@ -1,0 +1,72 @@
+"""Whose fault it is: the user's, or a peer's that is gone."""
+
+import pytest
+import torch.distributed as dist
+
+from workers.faults import fault_kind
+
+LOST = [
+    "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1",
+    "[enforce fail at gloo/transport/tcp/buffer.cc:72] Timed out waiting 2000ms for recv operation to complete",
+    "Connection reset by peer",
+    "Socket Timeout",
+    "Broken pipe",
+    "NCCL communicator was aborted on rank 0",
+    "ncclRemoteError: A call failed possibly due to a network error",
+    "wait timeout after 2000ms, keys: /generation-0/0",
+]
+
+
+@pytest.mark.parametrize("text", LOST)
+def test_a_peer_that_is_gone_is_no_fault_of_the_user(text):
+    assert fault_kind(RuntimeError(text)) == "communication"
+
+
+@pytest.mark.parametrize("kind", ["DistBackendError", "DistNetworkError", "DistStoreError"])
+def test_torch_has_types_for_some_of_them(kind):
+    assert fault_kind(getattr(dist, kind)("anything")) == "communication"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("wrong shape"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x3 and 4x3)"),
+        RuntimeError(),
+        ConnectionResetError("Connection reset by peer"),
+    ],
+)
+def test_everything_else_is_the_users(error):
+    assert fault_kind(error) == "user"
+
+
+def chain(error, **links):
+    for name, link in links.items():
+        setattr(error, name, link)
+    return error
+
+
+def test_causes_and_contexts_are_looked_at():
+    lost = RuntimeError("Connection closed by peer")
+    assert fault_kind(chain(ValueError("step failed"), __cause__=lost)) == "communication"
+    assert fault_kind(chain(ValueError("step failed"), __context__=lost)) == "communication"
+
+
+def test_a_context_that_was_suppressed_is_not():
+    lost = RuntimeError("Connection closed by peer")
+    assert fault_kind(chain(ValueError("mine"), __context__=lost, __suppress_context__=True)) == "user"
+
+
+def test_a_chain_that_bites_its_tail_has_an_end():
+    first, second = ValueError("a"), ValueError("b")
+    first.__cause__, second.__cause__ = second, first
+    assert fault_kind(first) == "user"
+
+
+class SpeechlessError(RuntimeError):
+    def __str__(self):
+        raise TypeError("no words")
+
+
+def test_an_exception_whose_str_raises_is_the_users():
+    assert fault_kind(SpeechlessError()) == "user"
