@@ -1,0 +1,63 @@
+"""Ranks as plain processes with a gloo group: for tests of what needs more than one, and no Ray.
+
+A test gives a function of (rank, store, ...) and gets what each rank returned, in the order of ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import torch
+from torch.distributed import TCPStore
+
+from workers import process_group
+from workers.rank import Membership
+
+__all__ = ["Ranks", "joined", "ranks"]
+
+LIMIT = 60.0  # seconds, for what takes one
+
+
+class Ranks:
+    """A world of processes that live as long as the block in which `ranks` opened them."""
+
+    def __init__(self, world_size: int, pool: ProcessPoolExecutor) -> None:
+        self.world_size = world_size
+        self._pool = pool
+
+    def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Call `function(membership, store, *args)` on every rank at the same time."""
+        store = TCPStore(
+            "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=datetime.timedelta(seconds=LIMIT)
+        )
+        address = ("127.0.0.1", store.port)
+        calls = [
+            self._pool.submit(function, Membership(generation=0, rank=rank, world_size=self.world_size), address, *args)
+            for rank in range(self.world_size)
+        ]
+        return [call.result(timeout=LIMIT) for call in calls]
+
+
+@contextlib.contextmanager
+def ranks(world_size: int) -> Iterator[Ranks]:
+    """Processes for `world_size` ranks; they start with the first call, and end with the block."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.distributed", "torch.nn.parallel", "torchmetrics"])
+    with ProcessPoolExecutor(world_size, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield Ranks(world_size, pool)
+
+
+@contextlib.contextmanager
+def joined(membership: Membership, store: tuple[str, int], timeout: float = 20.0) -> Iterator[torch.device]:
+    """Inside a rank: the default process group of a generation, on the CPU."""
+    device = torch.device("cpu")
+    process_group.form(membership, store, device, "127.0.0.1", timeout=timeout)
+    try:
+        yield device
+    finally:
+        process_group.leave()
