@@ -1,0 +1,40 @@
+"""A run of scripted ranks for the tests of the driver's loop."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.bus import EventBus
+from orchestrator.journal import Journal
+from orchestrator.limits import Limits
+from orchestrator.run import Run
+from tests.orchestrator.fake_group import FakeGroup
+from workers.events import Events
+from workers.orders import Build
+
+MakeRun = Callable[..., Run]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Iterator[MakeRun]:
+    """Make the run of a group, with buses for its two engines and perhaps one handler of the trainer's events."""
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.start()
+
+    def make(group: FakeGroup, handler: Any = None, event: Any = Events.EPOCH_COMPLETED, *, spares: int = 0) -> Run:
+        buses = {name: EventBus(name, "the orchestrator") for name in ("trainer", "evaluator")}
+        if handler is not None:
+            buses["trainer"].listen(event, handler)
+        return Run(
+            group,
+            buses,
+            journal,
+            build=lambda membership: Build(program="m:build", config={}, seed=0, membership=membership),
+            limits=Limits(max_epochs=5, start_timeout=0.05),
+            world_size=group.size - spares,
+        )
+
+    yield make
+    journal.close()
