@@ -1,20 +1,22 @@
-"""The driver's side: handlers that run once, wherever the ranks are."""
+"""The driver's side: handlers that run once, wherever the ranks are; and one that runs beside the model, on rank 0."""
 
 from workers import Events
 
 
 def attach(orchestrator) -> None:
-    best = {"accuracy": 0.0}
+    best = {"epoch": 0, "accuracy": 0.0}
 
-    @orchestrator.on(Events.EPOCH_COMPLETED)
+    @orchestrator.on(Events.EPOCH_COMPLETED)  # on the driver, once, after the shared evaluation
     def remember_the_best(run):
-        best["accuracy"] = max(best["accuracy"], run.metrics["validation/accuracy"])
+        accuracy = run.metrics["validation/accuracy"]
+        if accuracy > best["accuracy"]:
+            best.update(epoch=run.state.epoch, accuracy=accuracy)
+
+    @orchestrator.on(Events.EPOCH_COMPLETED(every=5), rank=0)  # inside rank 0's process
+    def look_at_a_filter(engine):
+        model = engine.worker.program.state["model"]
+        print(f"epoch {engine.state.epoch}: the first filter's norm is {model.features[0].weight[0].norm():.3f}")
 
     @orchestrator.on(Events.COMPLETED)
     def tell(run):
-        print(f"best accuracy on {run.settings.world_size} ranks: {best['accuracy']:.3f}")
-
-    @orchestrator.on(Events.EPOCH_COMPLETED(every=2), rank=0)
-    def look_at_weights(engine):
-        model = engine.worker.program.state["model"]
-        print(f"rank 0, epoch {engine.state.epoch}: first filter's norm {model.features[0].weight[0].norm():.3f}")
+        print(f"best: {best['accuracy']:.3f} in epoch {best['epoch']}")
