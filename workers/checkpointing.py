@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from workers.errors import ProgramError
 from workers.metrics.attach import AttachedMetric
 from workers.parcels import LoadPoint
 from workers.program import Program, Stateful
@@ -31,7 +32,7 @@ def restore(worker: Worker, program: Program, point: LoadPoint) -> None:
     """Take up a checkpoint, whatever the world size was when it was made.
 
     Raises:
-        KeyError: the program has a state entry or engine that the checkpoint does not know.
+        ProgramError: the program has a state entry or engine that the checkpoint does not know.
     """
     stranger = worker.rank >= point.world_size  # this rank did not exist when the checkpoint was made
     saved = read_rank_file(point.folder, 0 if stranger else worker.rank)
@@ -73,7 +74,7 @@ def _check_names(program: Program, shared: Mapping[str, Any], own: Mapping[str, 
         ("engine", set(program.engines), set(own["engines"])),
     ):
         if missing := sorted(wanted - held):
-            raise KeyError(
+            raise ProgramError(
                 f"checkpoint: {kind} {', '.join(map(repr, missing))} of the program is not in it, which holds "
                 f"{', '.join(map(repr, sorted(held))) or 'none'}; give the run another name to start afresh"
             )

@@ -33,7 +33,7 @@ class Cut:
     def propose(self, engine: Engine) -> int:
         """Promise not to go beyond the iteration in progress, and tell its number; from any thread."""
         with self._changed:
-            self._target = None
+            self._target, self._cancelled = None, False
             # The barrier is armed before the number is read. The training thread announces an iteration before it
             # looks for the barrier. So an iteration that is not in the answer is one that will find the barrier.
             engine.set_boundary(self._at_boundary)

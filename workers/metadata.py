@@ -1,7 +1,8 @@
 """Read the `.metadata` pickle of torch's distributed checkpoints without trusting it.
 
-Only the dozen classes that such a file legally names can be built, and no class can be changed: a `BUILD` opcode on an
-allowed class would otherwise set its attributes. Used when a rank loads a checkpoint; writing is torch's.
+Only the dozen classes that such a file legally names can be built, and nothing that was there before can be changed: a
+`BUILD` opcode on an allowed class, function or enum member would otherwise set its attributes. Used when a rank loads a
+checkpoint; writing is torch's.
 """
 
 from __future__ import annotations
@@ -17,19 +18,18 @@ from torch.distributed.checkpoint import filesystem, metadata
 
 __all__ = ["MetadataError", "read_metadata"]
 
+_FILLED = (  # classes whose objects are made first and get their attributes then
+    metadata.Metadata,
+    metadata.MetadataIndex,
+    metadata.StorageMeta,
+    metadata.TensorStorageMetadata,
+    metadata.BytesStorageMetadata,
+    metadata.ChunkStorageMetadata,
+    metadata.TensorProperties,
+    filesystem._StorageInfo,
+)
 _ALLOWED: dict[tuple[str, str], Any] = {
-    (kind.__module__, kind.__qualname__): kind
-    for kind in (
-        metadata.Metadata,
-        metadata.MetadataIndex,
-        metadata.StorageMeta,
-        metadata.TensorStorageMetadata,
-        metadata.BytesStorageMetadata,
-        metadata.ChunkStorageMetadata,
-        metadata.TensorProperties,
-        metadata._MEM_FORMAT_ENCODING,
-        filesystem._StorageInfo,
-    )
+    (kind.__module__, kind.__qualname__): kind for kind in (*_FILLED, metadata._MEM_FORMAT_ENCODING)
 } | {
     ("torch", "Size"): torch.Size,
     ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
@@ -85,8 +85,8 @@ class _Restricted(_PurePython):  # type: ignore[misc]
         raise MetadataError(f"refused the persistent id {pid!r}")
 
     def load_build(self) -> None:
-        if isinstance(self.stack[-2], type):
-            raise MetadataError(f"refused to change the class {self.stack[-2].__name__}")
+        if type(self.stack[-2]) not in _FILLED:
+            raise MetadataError(f"refused to change {self.stack[-2]!r}")
         super().load_build()
 
     dispatch[pickle.BUILD[0]] = load_build

@@ -28,6 +28,7 @@ from workers.metadata import read_metadata
 
 __all__ = ["FrozenState", "Receipt", "Written", "load_state", "rank_file", "read_rank_file"]
 
+_SCALARS = (bool, int, float, str, bytes)
 _TENSOR = "__tensor__"  # marks, in the structure, where a tensor of data/ belongs
 
 
@@ -164,10 +165,13 @@ def _plain(value: object, path: str, keep: Callable[[torch.Tensor, str], object]
     """Copy nested containers; tensors go through `keep`; what `weights_only=True` could not read is refused."""
     if isinstance(value, torch.Tensor):
         return keep(value, path)
-    if value is None or isinstance(value, bool | int | float | str | bytes):
+    if value is None or type(value) in _SCALARS:  # not their subclasses, which are pickled by name
         return value
     if isinstance(value, Mapping):
-        return {key: _plain(item, f"{path}.{key}" if path else str(key), keep) for key, item in value.items()}
+        return {
+            _plain_key(key, path): _plain(item, f"{path}.{key}" if path else str(key), keep)
+            for key, item in value.items()
+        }
     if isinstance(value, tuple | list):
         items = [_plain(item, f"{path}.{index}", keep) for index, item in enumerate(value)]
         return tuple(items) if isinstance(value, tuple) else items
@@ -175,7 +179,17 @@ def _plain(value: object, path: str, keep: Callable[[torch.Tensor, str], object]
         return value.item()
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
-    raise ProgramError(
+    raise _refusal(value, path)
+
+
+def _plain_key(key: object, path: str) -> object:
+    if type(key) in _SCALARS:
+        return key
+    raise _refusal(key, f"{path}, key {key!r}")
+
+
+def _refusal(value: object, path: str) -> ProgramError:
+    return ProgramError(
         f"checkpoint: state {path!r}: expected tensors, numbers, texts and containers of them, "
         f"received {type(value).__module__}.{type(value).__qualname__}; leave it out of state_dict(), or give its parts"
     )
