@@ -31,13 +31,14 @@ def attach_gates(
     """Call `arrive` or `observe` after a matching firing's local handlers; a gate also tells what a watch would.
 
     Args:
-        program: the rank's program.
+        program: the rank's program. An engine that it lacks is passed over: the driver, which knows who asked for it,
+            says so when it hears what was built.
         gates: engine name → firings at which this rank waits for the driver.
         watches: engine name → firings that are reported in passing.
         arrive: called at a gate, on the training thread; returns when the driver released it.
         observe: called at a watched firing that is no gate.
     """
-    for name in sorted({*gates, *watches}):
+    for name in sorted({*gates, *watches} & program.engines.keys()):
         _attach(name, program.engine(name), gates.get(name), watches.get(name), arrive, observe)
 
 
