@@ -1,0 +1,588 @@
+"""Whole runs in this process (`workers: 0`): handlers everywhere, checkpoints, and every way to go wrong."""
+
+import os
+import signal
+import threading
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import (
+    Best,
+    Checkpoint,
+    CheckpointError,
+    Evaluate,
+    HandlerError,
+    Orchestrator,
+    RankfireError,
+    SpecError,
+    SystemFailure,
+    TrainingError,
+)
+from orchestrator.errors import exit_code_of
+from tests.orchestrator.linear import build, journal, make, trained
+from workers import Engine, Events, Program
+
+
+def events(storage: Path, run: str = "linear") -> list[str]:
+    return [line["event"] for line in journal(storage, run)]
+
+
+def failure(orchestrator: Orchestrator, kind: type[RankfireError], **given: Any) -> RankfireError:
+    with pytest.raises(kind) as caught:
+        orchestrator.run(**({"max_epochs": 2} | given))
+    assert type(caught.value) is kind
+    return caught.value
+
+
+# ---------------------------------------------------------------- where handlers run
+def test_a_run_ends_with_its_state_metrics_and_journal(tmp_path: Path) -> None:
+    result = make(tmp_path).run(max_epochs=2)
+    assert (result.status, result.state.iteration, result.state.epoch, result.reason) == ("completed", 6, 2, None)
+    assert (set(result.metrics), result.checkpoint) == ({"loss"}, None)
+    assert events(tmp_path) == [
+        "RUN_STARTED", "WORKER_JOINED", "EPOCH_COMPLETED", "EPOCH_COMPLETED", "RUN_COMPLETED",
+    ]  # fmt: skip
+    assert journal(tmp_path)[-1]["metrics"] == result.metrics
+
+
+def test_a_driver_handler_runs_once_an_epoch_with_the_reduced_metrics(tmp_path: Path) -> None:
+    orchestrator, seen = make(tmp_path), []
+
+    @orchestrator.on(Events.EPOCH_COMPLETED(every=2))
+    def tell(run: Orchestrator) -> None:
+        seen.append((run.state.epoch, run.state.iteration, run.metrics["loss"]))
+
+    orchestrator.run(max_epochs=4)
+    losses = [line["metrics"]["loss"] for line in journal(tmp_path) if line["event"] == "EPOCH_COMPLETED"]
+    assert seen == [(2, 6, losses[1]), (4, 12, losses[3])]
+
+
+def test_observers_see_each_firing_once_in_order(tmp_path: Path) -> None:
+    orchestrator, seen = make(tmp_path), []
+    orchestrator.on(Events.ITERATION_COMPLETED(every=2))(
+        lambda run: seen.append((run.state.iteration, set(run.state.output)))
+    )
+    orchestrator.run(max_epochs=2)
+    assert seen == [(2, {"loss"}), (4, {"loss"}), (6, {"loss"})]
+
+
+def test_an_observer_that_is_told_in_passing_can_end_training_before_the_epoch_does(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.on(Events.ITERATION_COMPLETED(once=2))(lambda run: run.terminate("enough"))
+    result = orchestrator.run(max_epochs=2, epoch_length=10)
+    assert (result.status, result.reason) == ("terminated", "enough")
+    assert result.state.iteration == 3
+
+
+@pytest.mark.parametrize("rank", [0, "all", "local_rank_0", [0]])
+def test_handlers_for_ranks_run_beside_the_model(tmp_path: Path, rank: Any) -> None:
+    orchestrator = make(tmp_path)
+
+    def note(engine: Engine, folder: str) -> None:
+        with open(f"{folder}/seen", "a") as file:
+            file.write(f"{engine.state.epoch} {engine.worker.rank} {len(engine.worker.program.state)}\n")
+
+    orchestrator.on(Events.EPOCH_COMPLETED, str(tmp_path), rank=rank)(note)
+    orchestrator.run(max_epochs=2)
+    assert (tmp_path / "seen").read_text() == "1 0 2\n2 0 2\n"
+
+
+def test_after_a_gate_the_rank_holds_what_the_driver_reduced(tmp_path: Path) -> None:
+    orchestrator, seen = make(tmp_path), []
+    orchestrator.attach(Evaluate())
+
+    def metrics_of_the_trainer(worker: Any) -> dict[str, float]:
+        return dict(worker.program.engines["trainer"].state.metrics)
+
+    orchestrator.on(Events.EPOCH_COMPLETED(once=2))(lambda run: seen.append(run.call(metrics_of_the_trainer, rank=0)))
+    orchestrator.run(max_epochs=2)
+    evaluations = [line["metrics"]["loss"] for line in journal(tmp_path) if line["event"] == "EVALUATION_COMPLETED"]
+    assert seen[0]["validation/loss"] == evaluations[0]  # released at the gate before
+
+
+def test_evaluation_is_exact_over_an_uneven_last_batch(tmp_path: Path) -> None:
+    orchestrator, seen = make(tmp_path), []
+
+    def all_at_once(worker: Any) -> float:
+        model, data = worker.program.state["model"], worker.program.data["evaluator"].dataset
+        return sum(((model(x) - y) ** 2).item() for x, y in data) / len(data)
+
+    orchestrator.on(Events.COMPLETED)(lambda run: seen.extend((run.evaluate(), run.call(all_at_once, rank=0))))
+    orchestrator.run(max_epochs=1)
+    assert seen[0]["loss"] == pytest.approx(seen[1], rel=1e-6)
+
+
+def test_an_evaluation_has_a_prefix_in_the_metrics(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.on(Events.COMPLETED)(lambda run: (run.evaluate(), run.evaluate("evaluator", prefix="test"))[0])
+    result = orchestrator.run(max_epochs=1)
+    assert set(result.metrics) == {"loss", "validation/loss", "test/loss"}
+    assert result.metrics["validation/loss"] == result.metrics["test/loss"]
+
+
+def test_an_evaluation_leaves_training_as_it_was(tmp_path: Path) -> None:
+    quiet, busy = make(tmp_path, "quiet"), make(tmp_path, "busy")
+    busy.attach(Evaluate())
+    busy.on(Events.ITERATION_COMPLETED, blocking=True)(lambda run: run.evaluate())
+    assert trained(busy) == trained(quiet)
+
+
+def test_another_engine_has_events_and_a_state_of_its_own(tmp_path: Path) -> None:
+    orchestrator, seen = make(tmp_path), []
+    orchestrator.attach(Evaluate(every=2))
+    orchestrator.on(Events.COMPLETED, engine="evaluator")(
+        lambda run: seen.append((run.state_of("evaluator").iteration, set(run.state_of("evaluator").metrics)))
+    )
+    orchestrator.run(max_epochs=4)
+    assert seen == [(3, {"loss"})] * 2
+
+
+def test_call_gives_one_value_or_a_list_of_them(tmp_path: Path) -> None:
+    orchestrator, seen = make(tmp_path), []
+
+    @orchestrator.on(Events.COMPLETED)
+    def ask(run: Orchestrator) -> None:
+        seen.append(run.call(lambda worker, a, b: (worker.rank, a, b), 1, rank=0, b=2))
+        seen.append(run.call(lambda worker: worker.world_size))
+        seen.append(run.call(lambda worker: worker.rank, rank=[0]))
+
+    orchestrator.run(max_epochs=1)
+    assert seen == [(0, 1, 2), [1], [0]]
+
+
+def test_handlers_run_where_their_phase_says(tmp_path: Path) -> None:
+    orchestrator, seen = make(tmp_path), []
+    orchestrator.attach(Checkpoint())
+    orchestrator.on(Events.EPOCH_COMPLETED)(
+        lambda run: seen.append(("validation/loss" in run.metrics, saves(tmp_path)))
+    )
+    orchestrator.attach(Evaluate())
+    orchestrator.run(max_epochs=2)
+    assert seen == [(True, []), (True, ["step-00000003"])]
+
+
+def test_notes_of_ones_own_go_into_the_journal(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.on(Events.EPOCH_COMPLETED)(lambda run: run.note("MY_NOTE", value=7))
+    orchestrator.run(max_epochs=1)
+    assert [line["value"] for line in journal(tmp_path) if line["event"] == "MY_NOTE"] == [7]
+
+
+# ---------------------------------------------------------------- checkpoints
+def saves(storage: Path, run: str = "linear") -> list[str]:
+    folder = storage / run / "checkpoints"
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.on(Events.EPOCH_COMPLETED)(
+        lambda run: run.metrics.__setitem__("score", {1: 0.1, 2: 0.9}.get(run.state.epoch, 0.5))
+    )
+    orchestrator.attach(Checkpoint(keep=2, best=Best("score")))
+    result = orchestrator.run(max_epochs=5)
+    assert saves(tmp_path) == ["step-00000006", "step-00000012", "step-00000015"]
+    assert result.checkpoint == str(tmp_path / "linear" / "checkpoints" / "step-00000015")
+    assert [line["checkpoint"] for line in journal(tmp_path) if line["event"] == "CHECKPOINT_PRUNED"] == [
+        "step-00000003",
+        "step-00000009",
+    ]
+
+
+def test_a_metric_that_does_not_exist_is_told_with_the_nearest_one(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.attach(Evaluate())
+    orchestrator.attach(Checkpoint(best=Best("validation/los")))
+    assert str(failure(orchestrator, SpecError)) == (
+        "checkpoint.best.metric: expected the name of a reduced metric, received 'validation/los'; "
+        "did you mean 'validation/loss'?"
+    )
+
+
+def test_the_same_run_id_goes_on_and_ends_bit_equal(tmp_path: Path) -> None:
+    first, second, whole = make(tmp_path), make(tmp_path), make(tmp_path, "whole")
+    for orchestrator in (first, second):
+        orchestrator.attach(Checkpoint())
+    first.run(max_epochs=1)
+    assert trained(second) == trained(whole)
+    assert events(tmp_path).count("EPOCH_COMPLETED") == 3
+    (resumed,) = [line for line in journal(tmp_path) if line["event"] == "RESUMED"]
+    assert (resumed["checkpoint"], resumed["epoch"], resumed["iteration"]) == ("step-00000003", 1, 3)
+
+
+def test_a_resumed_run_fires_resumed_and_not_started(tmp_path: Path) -> None:
+    seen: list[tuple[int, str]] = []
+    for number in (1, 2):
+        orchestrator = make(tmp_path)
+        orchestrator.attach(Checkpoint())
+        for event in (Events.STARTED, Events.RESUMED):
+            orchestrator.on(event, number, event.key)(lambda run, number, key: seen.append((number, key)))
+        orchestrator.run(max_epochs=number)
+    assert seen == [(1, "STARTED"), (2, "RESUMED")]
+
+
+def interrupted(storage: Path, run: str, iteration: int, **given: Any) -> str:
+    orchestrator = make(storage, run)
+    orchestrator.attach(Checkpoint())
+    orchestrator.on(Events.ITERATION_COMPLETED(once=iteration), rank=0)(lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(RankfireError) as caught:
+        orchestrator.run(**({"max_epochs": 3} | given))
+    assert exit_code_of(caught.value) == 130
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("iteration", [1, 3, 4, 5, 9])
+def test_ctrl_c_saves_at_the_next_iteration_and_the_run_goes_on_bit_equal(tmp_path: Path, iteration: int) -> None:
+    text = interrupted(tmp_path, "linear", iteration)
+    reached = journal(tmp_path)[-1]["iteration"]
+    assert iteration <= reached <= iteration + 1
+    assert text == f"run 'linear' was interrupted after iteration {reached}"
+    assert saves(tmp_path)[-1].startswith(f"step-{reached:08d}")
+    assert events(tmp_path)[-1] == "RUN_INTERRUPTED"
+    if reached < 9:
+        assert trained(make(tmp_path)) == trained(make(tmp_path, "whole"))
+
+
+def test_ctrl_c_before_training_stops_it_before_its_first_iterations_end(tmp_path: Path) -> None:
+    def build_and_press(worker: Any) -> Program:
+        os.kill(os.getpid(), signal.SIGINT)
+        return build(worker)
+
+    with pytest.raises(RankfireError, match=r"run 'linear' was interrupted after iteration [01]$"):
+        Orchestrator(build_and_press, workers=0, run="linear", storage=tmp_path).run(max_epochs=3)
+
+
+def test_ctrl_c_without_a_checkpoint_handler_saves_nothing(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.on(Events.ITERATION_COMPLETED(once=1), rank=0)(lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(RankfireError, match="was interrupted after iteration"):
+        orchestrator.run(max_epochs=3)
+    assert saves(tmp_path) == []
+
+
+def test_ctrl_c_twice_stops_now(tmp_path: Path) -> None:
+    def press_twice() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    orchestrator = make(tmp_path)
+    orchestrator.attach(Checkpoint())
+    orchestrator.on(Events.ITERATION_COMPLETED(once=2), rank=0)(press_twice)
+    with pytest.raises(RankfireError) as caught:
+        orchestrator.run(max_epochs=3)
+    assert (str(caught.value), exit_code_of(caught.value)) == ("run 'linear' was interrupted at once", 130)
+    assert (saves(tmp_path), events(tmp_path)[-1]) == ([], "RUN_FAILED")
+
+
+def test_after_a_run_ctrl_c_is_what_it_was_before(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    make(tmp_path).run(max_epochs=1)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_in_another_thread_leaves_signals_alone(tmp_path: Path) -> None:
+    results: list[str] = []
+    orchestrator = make(tmp_path)
+    thread = threading.Thread(target=lambda: results.append(orchestrator.run(max_epochs=1).status))
+    thread.start()
+    thread.join(timeout=60)
+    assert results == ["completed"]
+
+
+def test_a_completed_run_returns_at_once_and_can_be_extended(tmp_path: Path) -> None:
+    for epochs in (2, 2, 3):
+        orchestrator = make(tmp_path)
+        orchestrator.attach(Checkpoint())
+        result = orchestrator.run(max_epochs=epochs)
+        assert (result.status, result.state.epoch, "loss" in result.metrics) == ("completed", epochs, True)
+    assert [line.get("already") for line in journal(tmp_path) if line["event"] == "RUN_COMPLETED"] == [None, True, None]
+    assert saves(tmp_path) == ["step-00000003", "step-00000006", "step-00000009"]
+
+
+def test_max_iters_counts_over_resumes(tmp_path: Path) -> None:
+    for iterations in (3, 3, 5):
+        orchestrator = make(tmp_path)
+        orchestrator.attach(Checkpoint())
+        assert orchestrator.run(max_iters=iterations).state.iteration == iterations
+    assert [line.get("already") for line in journal(tmp_path) if line["event"] == "RUN_COMPLETED"] == [None, True, None]
+
+
+def test_resume_never_refuses_a_run_that_has_checkpoints(tmp_path: Path) -> None:
+    first = make(tmp_path)
+    first.attach(Checkpoint())
+    first.run(max_epochs=1)
+    assert str(failure(make(tmp_path), SpecError, resume="never")) == (
+        f"run 'linear': expected no checkpoints with resume=never, received some in {tmp_path}/linear/checkpoints; "
+        "choose another run id, or remove that folder"
+    )
+
+
+def test_resume_never_starts_a_new_run(tmp_path: Path) -> None:
+    assert make(tmp_path).run(max_epochs=1, resume="never").state.epoch == 1
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = make(tmp_path), make(tmp_path)
+    for orchestrator in (first, second):
+        orchestrator.attach(Checkpoint())
+    first.run(max_epochs=2)
+    (tmp_path / "linear" / "checkpoints" / "step-00000006" / "ranks" / "rank-0000.pt").unlink()
+    assert trained(second) == trained(make(tmp_path, "whole"))
+    told = "checkpoint step-00000006: ranks/rank-0000.pt can't be read: No such file or directory"
+    assert f"rankfire: {told}; trying the one before it\n" in capsys.readouterr().err
+    assert [line["text"] for line in journal(tmp_path) if line["event"] == "CHECKPOINT_REFUSED"] == [told]
+
+
+def test_a_handler_with_a_state_gets_it_back(tmp_path: Path) -> None:
+    class Count:
+        def __init__(self) -> None:
+            self.epochs = 0
+
+        def attach(self, orchestrator: Orchestrator) -> None:
+            orchestrator.on(Events.EPOCH_COMPLETED)(self.count)
+
+        def count(self) -> None:
+            self.epochs += 1
+
+        def state_dict(self) -> dict[str, int]:
+            return {"epochs": self.epochs}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            self.epochs = state["epochs"]
+
+    for epochs in (1, 3):
+        orchestrator, one, two = make(tmp_path), Count(), Count()
+        two.epochs = 10
+        for handler in (one, two, Checkpoint()):
+            orchestrator.attach(handler)
+        orchestrator.run(max_epochs=epochs)
+    assert (one.epochs, two.epochs) == (3, 13)
+    assert set(orchestrator.stateful) == {"Count", "Count#2"}
+
+
+def test_a_checkpoint_that_can_not_be_written_is_a_system_failure(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.on(Events.EPOCH_COMPLETED)(lambda run: run.checkpoint())
+    (tmp_path / "linear").mkdir()
+    (tmp_path / "linear" / "checkpoints").write_text("in the way")
+    error = failure(orchestrator, CheckpointError)
+    assert str(error) == f"checkpoint {tmp_path}/linear/checkpoints: can't be written: File exists"
+    assert exit_code_of(error) == 3
+
+
+# ---------------------------------------------------------------- what goes wrong
+def test_an_exception_in_a_step_ends_the_run_with_its_rank(tmp_path: Path) -> None:
+    error = failure(make(tmp_path, config={"fail": "step"}), TrainingError)
+    assert (str(error), exit_code_of(error)) == ("rank 0 raised ValueError: wrong shape", 1)
+    assert isinstance(error, TrainingError)
+    assert error.traceback.count("Traceback (most recent call last)") == 1
+    assert 'raise ValueError("wrong shape")' in error.traceback
+    last = journal(tmp_path)[-1]
+    assert (last["event"], last["error"], last["text"]) == ("RUN_FAILED", "TrainingError", str(error))
+
+
+@pytest.mark.parametrize(
+    ("fail", "text"),
+    [
+        ("build", "rank 0 raised OSError: no such data set"),
+        ("evaluator", "rank 0 raised RuntimeError: no labels"),
+    ],
+)
+def test_an_exception_in_build_or_evaluation_is_told_the_same_way(tmp_path: Path, fail: str, text: str) -> None:
+    orchestrator = make(tmp_path, config={"fail": fail})
+    orchestrator.attach(Evaluate())
+    assert str(failure(orchestrator, TrainingError)) == text
+    assert events(tmp_path)[-1] == "RUN_FAILED"
+
+
+def test_an_exception_in_a_driver_handler_names_it(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+
+    @orchestrator.on(Events.EPOCH_COMPLETED)
+    def draw(run: Orchestrator) -> None:
+        raise KeyError("no axis")
+
+    error = failure(orchestrator, HandlerError)
+    where = f"{draw.__name__} ({__file__}:{draw.__code__.co_firstlineno + 2})"
+    assert str(error) == f"driver handler {where} at EPOCH_COMPLETED #1 raised KeyError: 'no axis'"
+    assert exit_code_of(error) == 1
+    assert isinstance(error, TrainingError)
+    assert "no axis" in error.traceback
+
+
+def test_an_exception_in_a_handler_on_a_rank_names_the_rank(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+
+    @orchestrator.on(Events.EPOCH_COMPLETED, rank=0)
+    def look(engine: Engine) -> None:
+        raise IndexError("no such layer")
+
+    assert str(failure(orchestrator, TrainingError)) == "rank 0 raised IndexError: no such layer"
+
+
+def test_an_exception_in_a_called_function_is_the_callers(tmp_path: Path) -> None:
+    orchestrator, seen = make(tmp_path), []
+
+    def broken(worker: object) -> None:
+        raise LookupError("not there")
+
+    @orchestrator.on(Events.COMPLETED)
+    def ask(run: Orchestrator) -> None:
+        with pytest.raises(TrainingError) as caught:
+            run.call(broken)
+        seen.append((str(caught.value), caught.value.ranks))
+
+    assert orchestrator.run(max_epochs=1).status == "completed"
+    assert seen == [("rank 0 raised LookupError: not there in orchestrator.call", (0,))]
+
+
+def test_a_handler_can_not_swallow_what_ended_the_run(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path, config={"fail": "evaluator"})
+
+    @orchestrator.on(Events.EPOCH_COMPLETED)
+    def careless(run: Orchestrator) -> None:
+        try:
+            run.evaluate()
+        except Exception:
+            print("never mind")
+
+    assert str(failure(orchestrator, TrainingError)) == "rank 0 raised RuntimeError: no labels"
+
+
+def test_a_build_that_gives_something_else_is_told(tmp_path: Path) -> None:
+    orchestrator = Orchestrator(lambda worker: 7, workers=0, storage=tmp_path)
+    assert "expected it to return a Program, received int" in str(failure(orchestrator, TrainingError))
+
+
+@pytest.mark.parametrize(
+    ("order", "text"),
+    [
+        (
+            lambda run: run.evaluate("evaluater"),
+            "orchestrator.evaluate: expected an engine of the program ('trainer', 'evaluator'), received 'evaluater'",
+        ),
+        (
+            lambda run: run.call(print, rank=3),
+            "orchestrator.call(rank=…): expected ranks from 0 to 0, received rank 3",
+        ),
+    ],
+)
+def test_orders_that_name_nobody_are_refused(tmp_path: Path, order: Any, text: str) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.on(Events.EPOCH_COMPLETED)(order)
+    assert str(failure(orchestrator, SpecError)) == text
+
+
+@pytest.mark.parametrize("where", [{}, {"rank": 0}])
+def test_a_handler_of_an_engine_that_is_not_there_is_refused(tmp_path: Path, where: dict[str, Any]) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.on(Events.COMPLETED, engine="tester", **where)(print)
+    error = failure(orchestrator, SpecError)
+    assert str(error) == (
+        "orchestrator.on(engine='tester'): the program has no such engine; it has 'trainer', 'evaluator'"
+    )
+    assert exit_code_of(error) == 2
+
+
+@pytest.mark.parametrize("order", ["evaluate", "checkpoint", "terminate"])
+def test_orders_outside_a_run_are_refused(tmp_path: Path, order: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        getattr(make(tmp_path), order)()
+    assert str(caught.value) == f"orchestrator.{order}: nothing runs; call it inside a handler"
+
+
+def test_orders_outside_a_gate_are_refused(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.on(Events.ITERATION_COMPLETED(once=1))(lambda run: run.evaluate())
+    assert str(failure(orchestrator, SpecError)) == (
+        "orchestrator: evaluate, checkpoint and call need the ranks to wait; give the order inside a blocking "
+        "driver handler, such as one of EPOCH_COMPLETED, or register yours with blocking=True"
+    )
+
+
+# ---------------------------------------------------------------- wrong use
+def test_an_orchestrator_runs_once(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.run(max_epochs=1)
+    with pytest.raises(SpecError, match=r"^orchestrator.run: this orchestrator has run already; make another one$"):
+        orchestrator.run(max_epochs=2)
+
+
+def test_wrong_numbers_leave_the_orchestrator_as_it_was(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    for given in ({}, {"max_epochs": 0}, {"max_epochs": 1, "resume": "maybe"}):
+        with pytest.raises(SpecError, match=r"^orchestrator\.run: "):
+            orchestrator.run(**given)  # type: ignore[arg-type]
+    assert orchestrator.run(max_epochs=1).status == "completed"
+
+
+def test_the_same_run_id_can_not_run_twice_at_once(tmp_path: Path) -> None:
+    orchestrator, refused = make(tmp_path), []
+
+    @orchestrator.on(Events.STARTED)
+    def begin_another() -> None:
+        with pytest.raises(SystemFailure) as caught:
+            make(tmp_path).run(max_epochs=1)
+        refused.append(str(caught.value))
+
+    assert orchestrator.run(max_epochs=1).status == "completed"
+    assert refused == [
+        f"run 'linear' in {tmp_path}/linear: another process is running it; wait for it, or choose another run id"
+    ]
+
+
+def test_storage_that_can_not_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "linear").write_text("in the way")
+    error = failure(make(tmp_path), SystemFailure)
+    assert str(error) == f"storage: {tmp_path}/linear can't be written: File exists"
+
+
+def test_handlers_for_ranks_are_registered_before_the_run(tmp_path: Path) -> None:
+    orchestrator, refused = make(tmp_path), []
+
+    @orchestrator.on(Events.EPOCH_COMPLETED)
+    def late(run: Orchestrator) -> None:
+        for given in ({"rank": 0}, {"engine": "evaluator"}, {}):
+            with pytest.raises(RuntimeError) as caught:
+                run.on(Events.STARTED, **given)(print)  # type: ignore[arg-type]
+            refused.append(str(caught.value))
+
+    orchestrator.run(max_epochs=1)
+    assert refused == [
+        "orchestrator.on(rank=0): the run has started; register the handler before run()",
+        "orchestrator.on(engine='evaluator'): the run has started; register the handler before run()",
+        "orchestrator.on(STARTED): the run has started, and its ranks do not report STARTED of engine 'trainer' there; "
+        "register the handler before run()",
+    ]
+
+
+def test_a_handler_can_be_taken_off(tmp_path: Path) -> None:
+    orchestrator, seen = make(tmp_path), []
+    handle = orchestrator.listen(Events.EPOCH_COMPLETED, lambda run: (seen.append(run.state.epoch), handle.remove())[0])
+    orchestrator.run(max_epochs=3)
+    assert seen == [1]
+
+
+def test_blocking_is_no_word_for_ranks(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"^orchestrator.on: blocking is for handlers on the driver; one on a rank"):
+        make(tmp_path).on(Events.COMPLETED, rank=0, blocking=True)
+
+
+def test_what_is_attached_knows_how(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"expected an object with attach\(orchestrator\), received <built-in.*print>"):
+        make(tmp_path).attach(print)
+
+
+# ---------------------------------------------------------------- names
+@pytest.mark.parametrize("package", ["orchestrator", "workers"])
+def test_every_name_of_the_faces_is_there(package: str) -> None:
+    face = import_module(package)
+    assert [name for name in face.__all__ if getattr(face, name, None) is None] == []
+    assert sorted(face.__all__) == face.__all__
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'Nothing'"):
+        _ = face.Nothing
