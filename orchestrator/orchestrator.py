@@ -1,6 +1,6 @@
-"""The public face of the driver: say what to build, hang handlers on events, run.
+"""The public face of the driver: say what to build, hang handlers on events, run, give orders while it runs.
 
-What happens while a run lives is in `run.py`; here a user's words become its parts, and its end becomes a result.
+Handlers are kept in `registrations.py`; what happens around and in a run is in `training.py` and `run.py`.
 """
 
 from __future__ import annotations
@@ -8,34 +8,30 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Registry
 from orchestrator.errors import SpecError, TrainingError
 from orchestrator.gatekeeper import TRAINER
-from orchestrator.handlers import Best, Checkpoint, Evaluate, Progress
+from orchestrator.handlers.checkpoint import Best, Checkpoint
+from orchestrator.handlers.evaluate import Evaluate
+from orchestrator.handlers.progress import Progress
 from orchestrator.journal import Journal
 from orchestrator.limits import Limits
+from orchestrator.registrations import Registrations
 from orchestrator.run import Run
 from orchestrator.saving import manifest_of, save
 from orchestrator.settings import Settings, pickled
-from orchestrator.shipping import Where, ship
 from orchestrator.spec import JobSpec, WorkersSpec
 from orchestrator.specfile import load_spec
 from orchestrator.target import load_target
 from orchestrator.training import Parts, RunResult, train
-from workers.dispatch import RemovableEventHandle
-from workers.events import EventExpression, Events
-from workers.parcels import RankHandler
 from workers.state import State
 
 __all__ = ["Orchestrator", "RunResult"]
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 
-
-class Orchestrator:
+class Orchestrator(Registrations):
     """Train a program on many ranks, with events on the driver.
 
     Args:
@@ -86,15 +82,10 @@ class Orchestrator:
         )
 
     def _set_up(self, settings: Settings) -> None:
-        self._ran = False
+        super().__init__(settings.world_size)
         self.settings = settings
         self.registry = Registry(settings.folder / "checkpoints")
-        self.stateful: dict[str, Any] = {}  # handlers whose state is in the checkpoints
         self._journal = Journal(settings.folder / "journal.jsonl")
-        self._buses: dict[str, EventBus] = {}
-        self._bus(TRAINER).watch(Events.EPOCH_COMPLETED)
-        self._rank_handlers: list[RankHandler] = []
-        self._attached: list[object] = []
         self._run: Run | None = None
 
     @classmethod
@@ -128,85 +119,6 @@ class Orchestrator:
             )
         return self
 
-    # ---------------------------------------------------------------- handlers
-    def on(
-        self,
-        event: EventExpression | str,
-        *args: Any,
-        rank: Where | None = None,
-        engine: str = TRAINER,
-        blocking: bool | None = None,
-        **kwargs: Any,
-    ) -> Callable[[Function], Function]:
-        """Decorator: run a handler when an event of an engine fires. It gives back the function, so it stacks.
-
-        Args:
-            event: a plain, filtered or combined event.
-            args: passed to every call.
-            rank: where it runs. None: on the driver, once, when all ranks are there; called with the orchestrator.
-                A number, several, "all" or "local_rank_0": inside those ranks; called with their engine.
-            engine: name of the engine whose event it is.
-            blocking: for the driver: whether the ranks wait until it returns. Default: yes at starts and ends of runs
-                and epochs, no at iterations, batches and events of your own.
-            kwargs: passed to every call.
-
-        Raises:
-            SpecError: a handler for ranks can't be pickled, or `rank` names no rank.
-            ValueError: the handler can't be called that way.
-            RuntimeError: the run has started, and its ranks know nothing of such a handler.
-
-        Example:
-            >>> @orchestrator.on(Events.EPOCH_COMPLETED(every=5))  # doctest: +SKIP
-            ... def validate(run):
-            ...     run.evaluate("evaluator")
-        """
-
-        def register(handler: Function) -> Function:
-            if rank is None:
-                self.listen(event, handler, *args, engine=engine, blocking=blocking, **kwargs)
-            else:
-                self._ship(event, handler, args, kwargs, rank=rank, engine=engine)
-            return handler
-
-        if rank is not None and blocking is not None:
-            raise SpecError("orchestrator.on: blocking is for handlers on the driver; one on a rank always runs there")
-        return register
-
-    def listen(
-        self,
-        event: EventExpression | str,
-        handler: Callable[..., Any],
-        *args: Any,
-        engine: str = TRAINER,
-        blocking: bool | None = None,
-        phase: str = "user",
-        **kwargs: Any,
-    ) -> RemovableEventHandle:
-        """Register a driver handler without a decorator, in a phase: "metrics", then "user", then "gate".
-
-        Returns:
-            A handle that takes the handler off again.
-        """
-        return self._bus(engine).listen(event, handler, *args, blocking=blocking, phase=phase, **kwargs)
-
-    def attach(self, handler: Any) -> None:
-        """Attach a handler object: `Checkpoint`, `Evaluate`, or any with an `attach(orchestrator)` method.
-
-        Raises:
-            SpecError: it has no such method.
-        """
-        if not callable(getattr(handler, "attach", None)):
-            raise SpecError(
-                f"orchestrator.attach: expected an object with attach(orchestrator), received {handler!r}; "
-                "a function goes to orchestrator.on(event)"
-            )
-        handler.attach(self)
-        self._attached.append(handler)
-        if hasattr(handler, "state_dict") and hasattr(handler, "load_state_dict"):
-            name = type(handler).__name__
-            number = sum(1 for known in self.stateful if known.partition("#")[0] == name)
-            self.stateful[f"{name}#{number + 1}" if number else name] = handler
-
     # ---------------------------------------------------------------- running
     def run(
         self,
@@ -230,12 +142,12 @@ class Orchestrator:
             SystemFailure: a worker was lost, the cluster is too small, storage failed.
             RunInterrupted: Ctrl-C.
         """
-        if self._ran:
+        if self._closed:
             raise SpecError("orchestrator.run: this orchestrator has run already; make another one")
         if resume not in ("auto", "never"):
             raise SpecError(f"orchestrator.run: resume: expected 'auto' or 'never', received {resume!r}")
         limits = self._limits(max_epochs, max_iters, epoch_length)
-        self._ran = True
+        self._closed = True
         parts = Parts(
             settings=self.settings,
             buses=self._buses,
@@ -338,34 +250,6 @@ class Orchestrator:
         self._journal.write(event, **fields)
 
     # ---------------------------------------------------------------- within
-    def _bus(self, engine: str) -> EventBus:
-        if engine not in self._buses:
-            if self._ran:
-                raise RuntimeError(
-                    f"orchestrator.on(engine={engine!r}): the run has started; register the handler before run()"
-                )
-            self._buses[engine] = EventBus(engine, self)
-        return self._buses[engine]
-
-    def _ship(
-        self,
-        event: EventExpression | str,
-        handler: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        rank: Where,
-        engine: str,
-    ) -> None:
-        if self._ran:
-            raise RuntimeError(
-                f"orchestrator.on(rank={rank!r}): the run has started; register the handler before run()"
-            )
-        shipped = ship(
-            self._bus(engine), event, handler, (args, kwargs), rank=rank, world_size=self.settings.world_size
-        )
-        self._rank_handlers.append(shipped)
-
     def _limits(self, max_epochs: int | None, max_iters: int | None, epoch_length: int | None) -> Limits:
         train = self.settings.train
         if train is not None and max_epochs is None and max_iters is None:

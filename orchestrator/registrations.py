@@ -1,0 +1,142 @@
+"""Which handlers hang on an orchestrator: on the driver by engine and event, on ranks ready to travel, and objects.
+
+The part of the orchestrator's face that is used before a run. What is gathered here, `training.py` takes over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from orchestrator.bus import EventBus
+from orchestrator.errors import SpecError
+from orchestrator.gatekeeper import TRAINER
+from orchestrator.shipping import Where, ship
+from workers.dispatch import RemovableEventHandle
+from workers.events import EventExpression, Events
+from workers.parcels import RankHandler
+
+__all__ = ["Registrations"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Registrations:
+    """Handlers of a run.
+
+    Args:
+        world_size: ranks of the run; a handler for ranks must name one of them.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self.stateful: dict[str, Any] = {}  # handlers whose state is in the checkpoints
+        self._world_size = world_size
+        self._closed = False  # the run has started: its ranks have been told
+        self._buses: dict[str, EventBus] = {}
+        self._rank_handlers: list[RankHandler] = []
+        self._attached: list[object] = []
+        self._bus(TRAINER).watch(Events.EPOCH_COMPLETED)
+
+    def on(
+        self,
+        event: EventExpression | str,
+        *args: Any,
+        rank: Where | None = None,
+        engine: str = TRAINER,
+        blocking: bool | None = None,
+        **kwargs: Any,
+    ) -> Callable[[Function], Function]:
+        """Decorator: run a handler when an event of an engine fires. It gives back the function, so it stacks.
+
+        Args:
+            event: a plain, filtered or combined event.
+            args: passed to every call.
+            rank: where it runs. None: on the driver, once, when all ranks are there; called with the orchestrator.
+                A number, several, "all" or "local_rank_0": inside those ranks; called with their engine.
+            engine: name of the engine whose event it is.
+            blocking: for the driver: whether the ranks wait until it returns. Default: yes at starts and ends of runs
+                and epochs, no at iterations, batches and events of your own.
+            kwargs: passed to every call.
+
+        Raises:
+            SpecError: a handler for ranks can't be pickled, or `rank` names no rank.
+            ValueError: the handler can't be called that way.
+            RuntimeError: the run has started, and its ranks know nothing of such a handler.
+
+        Example:
+            >>> @orchestrator.on(Events.EPOCH_COMPLETED(every=5))  # doctest: +SKIP
+            ... def validate(run):
+            ...     run.evaluate("evaluator")
+        """
+
+        def register(handler: Function) -> Function:
+            if rank is None:
+                self.listen(event, handler, *args, engine=engine, blocking=blocking, **kwargs)
+            else:
+                self._ship(event, handler, args, kwargs, rank=rank, engine=engine)
+            return handler
+
+        if rank is not None and blocking is not None:
+            raise SpecError("orchestrator.on: blocking is for handlers on the driver; one on a rank always runs there")
+        return register
+
+    def listen(
+        self,
+        event: EventExpression | str,
+        handler: Callable[..., Any],
+        *args: Any,
+        engine: str = TRAINER,
+        blocking: bool | None = None,
+        phase: str = "user",
+        **kwargs: Any,
+    ) -> RemovableEventHandle:
+        """Register a driver handler without a decorator, in a phase: "metrics", then "user", then "gate".
+
+        Returns:
+            A handle that takes the handler off again.
+        """
+        return self._bus(engine).listen(event, handler, *args, blocking=blocking, phase=phase, **kwargs)
+
+    def attach(self, handler: Any) -> None:
+        """Attach a handler object: `Checkpoint`, `Evaluate`, or any with an `attach(orchestrator)` method.
+
+        Raises:
+            SpecError: it has no such method.
+        """
+        if not callable(getattr(handler, "attach", None)):
+            raise SpecError(
+                f"orchestrator.attach: expected an object with attach(orchestrator), received {handler!r}; "
+                "a function goes to orchestrator.on(event)"
+            )
+        handler.attach(self)
+        self._attached.append(handler)
+        if hasattr(handler, "state_dict") and hasattr(handler, "load_state_dict"):
+            name = type(handler).__name__
+            number = sum(1 for known in self.stateful if known.partition("#")[0] == name)
+            self.stateful[f"{name}#{number + 1}" if number else name] = handler
+
+    def _bus(self, engine: str) -> EventBus:
+        if engine not in self._buses:
+            if self._closed:
+                raise RuntimeError(
+                    f"orchestrator.on(engine={engine!r}): the run has started; register the handler before run()"
+                )
+            self._buses[engine] = EventBus(engine, self)
+        return self._buses[engine]
+
+    def _ship(
+        self,
+        event: EventExpression | str,
+        handler: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        rank: Where,
+        engine: str,
+    ) -> None:
+        if self._closed:
+            raise RuntimeError(
+                f"orchestrator.on(rank={rank!r}): the run has started; register the handler before run()"
+            )
+        shipped = ship(self._bus(engine), event, handler, (args, kwargs), rank=rank, world_size=self._world_size)
+        self._rank_handlers.append(shipped)
