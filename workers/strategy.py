@@ -117,7 +117,11 @@ class _Handle:
         return copy.copy(self._route.module)
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # a pickled handle comes back as the plain module
-        return self._route.module.__reduce_ex__(protocol)
+        return _itself, (self._route.module,)
+
+
+def _itself(module: nn.Module) -> nn.Module:
+    return module
 
 
 def _handle_of(route: _Route) -> nn.Module:
