@@ -18,7 +18,6 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from workers.metadata import MetadataError, read_metadata
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")  # torch's own save()
 
 
