@@ -62,9 +62,7 @@ def alive_in_ray() -> list[str]:
     import ray
     from ray._private import state
 
-    actors = [
-        f"actor {name} {row['State']}" for name, row in state.actors().items() if row["State"] != "DEAD"
-    ]
+    actors = [f"actor {name} {row['State']}" for name, row in state.actors().items() if row["State"] != "DEAD"]
     groups = [
         f"placement group {name} {row['state']}"
         for name, row in ray.util.placement_group_table().items()

@@ -12,9 +12,7 @@ TOP = Path(__file__).parents[1]
 
 
 def read(folder: str) -> list[Source]:
-    return [
-        Source(p.relative_to(TOP).as_posix(), p.read_text()) for p in sorted((TOP / folder).rglob("*.py"))
-    ]
+    return [Source(p.relative_to(TOP).as_posix(), p.read_text()) for p in sorted((TOP / folder).rglob("*.py"))]
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +218,4 @@ def test_a_sleeping_test_is_reported():
 
 
 def test_a_stranger_at_the_top_is_reported():
-    assert house.strangers_at_the_top(["README.md", "scripts"]) == [
-        "scripts: not at the top of the repository"
-    ]
+    assert house.strangers_at_the_top(["README.md", "scripts"]) == ["scripts: not at the top of the repository"]

@@ -73,9 +73,7 @@ def code_of(*arguments: str) -> int | str | None:
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60
-    )
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
 
 
 def test_run_hands_the_spec_over_and_prints_a_summary(
@@ -86,11 +84,7 @@ def test_run_hands_the_spec_over_and_prints_a_summary(
     assert (fake.spec.train.max_epochs, fake.spec.workers.count) == (3, 1)
     assert fake.called == {"roots": [str(tmp_path / "elsewhere"), str(tmp_path)], "resume": "never"}
     shown = capsys.readouterr().out
-    rows = {
-        cells[1].strip(): cells[2].strip()
-        for line in shown.splitlines()
-        if len(cells := line.split("│")) == 4
-    }
+    rows = {cells[1].strip(): cells[2].strip() for line in shown.splitlines() if len(cells := line.split("│")) == 4}
     assert "run digits" in shown
     assert rows == {
         "status": "completed",
@@ -230,9 +224,7 @@ def test_help_has_examples_and_the_exit_codes(capsys: pytest.CaptureFixture[str]
     assert codes == ["0", "1", "2", "3", "130"]
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["validate", "../job.yaml"], ["validate", "--schema"], ["version"]]
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["validate", "../job.yaml"], ["validate", "--schema"], ["version"]])
 def test_what_trains_nothing_imports_neither_torch_nor_ray(arguments: list[str], job: str) -> None:
     code = """
 import sys

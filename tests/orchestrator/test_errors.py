@@ -30,9 +30,7 @@ EXAMPLES = [
         "ranks 0-2, 5 raised ValueError: boom",
     ),
     (
-        HandlerError.in_handler(
-            "validate", "EPOCH_COMPLETED 3", "KeyError: 'loss'", traceback="Traceback ..."
-        ),
+        HandlerError.in_handler("validate", "EPOCH_COMPLETED 3", "KeyError: 'loss'", traceback="Traceback ..."),
         1,
         "driver handler validate at EPOCH_COMPLETED 3 raised KeyError: 'loss'",
     ),

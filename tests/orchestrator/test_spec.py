@@ -126,8 +126,7 @@ def workers(**changes: object) -> dict[str, object]:
         ),
         (
             {"handlers": "a:"},
-            "handlers: expected module:function, received 'a:' (str); "
-            "write for example examples.digits.program:build",
+            "handlers: expected module:function, received 'a:' (str); write for example examples.digits.program:build",
         ),
         (
             {"config": [1]},

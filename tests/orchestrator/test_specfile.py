@@ -53,8 +53,7 @@ bset: 1
         "job.yaml:5: workers: expected a whole number, or a mapping with count, received 'two' (str); "
         "write a whole number such as 2",
         "job.yaml:7: seed: duplicate key, first given on line 6; keep one",
-        "job.yaml:9: checkpoint.every: expected a whole number, received 1.5 (float); "
-        "write a whole number such as 2",
+        "job.yaml:9: checkpoint.every: expected a whole number, received 1.5 (float); write a whole number such as 2",
         "job.yaml:10: checkpoint.best.metric: missing key, add it: Name of the reduced metric to compare, "
         "such as validation/accuracy.",
         "job.yaml:12: bset: unknown key; the keys here are run, program, handlers, config, train, workers, "
@@ -167,13 +166,11 @@ def test_an_override_mends_a_bad_value_of_the_file() -> None:
         ),
         (
             ".seed=3",
-            "--set .seed=3: expected KEY=VALUE, received '.seed=3'; "
-            "write for example --set train.max_epochs=3",
+            "--set .seed=3: expected KEY=VALUE, received '.seed=3'; write for example --set train.max_epochs=3",
         ),
         (
             "config.a=[1",
-            "--set config.a=[1: not YAML: expected ',' or ']', but got '<stream end>' "
-            "(while parsing a flow sequence)",
+            "--set config.a=[1: not YAML: expected ',' or ']', but got '<stream end>' (while parsing a flow sequence)",
         ),
         (
             "config.a={b: 1, b: 2}",
@@ -198,18 +195,14 @@ def test_overrides_are_told_after_the_file_in_their_order() -> None:
 def test_functions_are_looked_up_where_roots_are_given(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text("import nothing_of_that_name\n\ndef build(worker): ...\n")
     job = tmp_path / "job.yaml"
-    job.write_text(
-        "run: a\nprogram: program:biuld\nhandlers: handlers:attach\ntrain: {max_epochs: x}\nworkers: 1\n"
-    )
+    job.write_text("run: a\nprogram: program:biuld\nhandlers: handlers:attach\ntrain: {max_epochs: x}\nworkers: 1\n")
     with pytest.raises(SpecError) as caught:
         load_spec(job, roots=[str(tmp_path)])
     assert list(caught.value.problems) == [
-        f"{job}:2: program: expected a function of the module program, received no 'biuld' there; "
-        "did you mean build?",
+        f"{job}:2: program: expected a function of the module program, received no 'biuld' there; did you mean build?",
         f"{job}:3: handlers: expected a module that exists, received handlers; "
         f"searched in {tmp_path} and Python's path",
-        f"{job}:4: train.max_epochs: expected a whole number, received 'x' (str); "
-        "write a whole number such as 2",
+        f"{job}:4: train.max_epochs: expected a whole number, received 'x' (str); write a whole number such as 2",
     ]
     sets = ["program=program:build", "handlers=", "train.max_epochs=1"]
     assert load_spec(job, roots=[str(tmp_path)], sets=sets).program == "program:build"
@@ -241,8 +234,7 @@ def test_a_huge_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         load_spec(job)
     assert str(caught.value) == (
-        f"{job}: expected at most 1048576 bytes, received more; "
-        "keep large data in a file that the program reads"
+        f"{job}: expected at most 1048576 bytes, received more; keep large data in a file that the program reads"
     )
 
 

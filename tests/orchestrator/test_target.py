@@ -113,9 +113,7 @@ def test_modules_of_python_are_found(text: str) -> None:
         ("rf_good.build.more", "rf_good.build.more (no rf_good.build)"),
     ],
 )
-def test_a_module_that_is_not_there_is_told_with_the_searched_roots(
-    module: str, received: str, root: Path
-) -> None:
+def test_a_module_that_is_not_there_is_told_with_the_searched_roots(module: str, received: str, root: Path) -> None:
     assert check_target(f"{module}:build", [str(root)]) == (
         f"expected a module that exists, received {received}; searched in {root} and Python's path"
     )
