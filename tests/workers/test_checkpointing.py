@@ -1,0 +1,152 @@
+"""A rank's whole state into a checkpoint and back: the same world, a larger one, and a program that has changed."""
+
+import random
+
+import pytest
+import torch
+
+from tests.workers.test_shards import save
+from workers.checkpointing import freeze, restore
+from workers.engine import Engine
+from workers.errors import ProgramError
+from workers.metrics import attach_metric
+from workers.parcels import LoadPoint
+from workers.program import Program
+from workers.rank import Membership
+from workers.rng import capture_rng, restore_rng
+from workers.worker import Worker
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def generators_stay():
+    state = capture_rng(CPU)
+    yield
+    restore_rng(state, CPU)
+
+
+class Stream:
+    """Data with a position of its own."""
+
+    def __init__(self):
+        self.place = 0
+
+    def __iter__(self):
+        while True:
+            self.place += 1
+            yield self.place
+
+    def state_dict(self):
+        return {"place": self.place}
+
+    def load_state_dict(self, state):
+        self.place = state["place"]
+
+
+class Rank:
+    """A rank's worker and program; the step draws random numbers."""
+
+    def __init__(self, rank, world_size, **state):
+        torch.manual_seed(1)
+        self.worker = Worker(device=CPU, seed=3, membership=Membership(generation=0, rank=rank, world_size=world_size))
+        self.model = torch.nn.Linear(2, 1)
+        self.drawn = []
+        self.trainer, self.side = Engine(self._step), Engine(lambda engine, batch: batch)
+        attach_metric(self.trainer, "sum", "sum")
+        self.stream = Stream()
+        loader = self.worker.loader(torch.arange(8.0), global_batch_size=4, shuffle=True)
+        self.program = Program(
+            engines={"trainer": self.trainer, "side": self.side},
+            data={"trainer": loader, "side": self.stream},
+            state={"model": self.model, **state},
+        )
+
+    def _step(self, engine, batch):
+        self.drawn.append((random.random(), torch.rand(()).item(), batch.tolist()))
+        with torch.no_grad():
+            self.model.weight += batch.mean()
+        return float(len(self.drawn))
+
+    def run(self, iterations):
+        torch.manual_seed(self.worker.rank)
+        random.seed(self.worker.rank)
+        self.go_on(iterations)
+        self.side.run(self.stream, epoch_length=3)
+
+    def go_on(self, iterations):
+        self.trainer.run(self.program.data["trainer"], max_iters=iterations)
+
+
+@pytest.fixture
+def point(tmp_path):
+    """A checkpoint of two ranks in the middle of their second epoch, and the ranks."""
+    ranks = []
+    for rank in (0, 1):
+        ranks.append(Rank(rank, 2))
+        ranks[-1].run(3)
+        ranks[-1].frozen = freeze(ranks[-1].worker, ranks[-1].program)
+    save(tmp_path, *(rank.frozen for rank in ranks))
+    return LoadPoint(folder=str(tmp_path), world_size=2), ranks
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_restored_rank_goes_on_as_if_undisturbed(point, number):
+    load, ranks = point
+    undisturbed = ranks[number]
+    restored = Rank(number, 2)
+    restore(restored.worker, restored.program, load)
+    assert restored.worker.samples == undisturbed.worker.samples == 6
+    assert restored.stream.place == 3
+    restored.go_on(6)
+    drawn = restored.drawn
+    restore(undisturbed.worker, undisturbed.program, load)  # its random numbers, which the other rank has used
+    undisturbed.go_on(6)
+    assert drawn == undisturbed.drawn[3:]
+    assert torch.equal(restored.model.weight, undisturbed.model.weight)
+    assert restored.side.state.iteration == 3
+
+
+def test_a_rank_that_was_not_there_takes_the_place_but_not_what_rank_0_saw(point):
+    load, ranks = point
+    stranger = Rank(2, 3)
+    restore(stranger.worker, stranger.program, load)
+    assert stranger.trainer.state.iteration == 3
+    assert torch.equal(stranger.model.weight, ranks[0].model.weight)
+    assert not stranger.trainer.attached["sum"].updated
+    assert stranger.worker.samples == 0
+    first = torch.rand(3)
+    known = Rank(0, 3)
+    restore(known.worker, known.program, load)
+    assert known.trainer.attached["sum"].updated
+    assert not torch.equal(torch.rand(3), first)
+
+
+def test_a_state_that_the_checkpoint_lacks_is_named(point):
+    load, _ = point
+    changed = Rank(0, 2, head=torch.nn.Linear(1, 1), tail=torch.nn.Linear(1, 1))
+    with pytest.raises(ProgramError) as error:
+        restore(changed.worker, changed.program, load)
+    assert str(error.value) == (
+        "checkpoint: state 'head', 'tail' of the program is not in it, which holds 'model'; "
+        "give the run another name to start afresh"
+    )
+
+
+def test_an_engine_that_the_checkpoint_lacks_is_named(point):
+    load, _ = point
+    changed = Rank(0, 2)
+    changed.program.engines["third"] = Engine(print)
+    with pytest.raises(
+        ProgramError, match=r"^checkpoint: engine 'third' of the program is not in it, which holds 'side'"
+    ):
+        restore(changed.worker, changed.program, load)
+
+
+def test_data_that_the_checkpoint_does_not_know_begins_at_its_beginning(point):
+    load, _ = point
+    changed = Rank(0, 2)
+    fresh = Stream()
+    changed.program.data["third"] = fresh
+    restore(changed.worker, changed.program, load)
+    assert fresh.place == 0
