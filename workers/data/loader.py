@@ -135,9 +135,9 @@ class _Plan:
         self.world_size = 1
 
     def __iter__(self) -> Iterator[list[int]]:
-        rank, world_size = self.rank, self.world_size
-        for step in self.span:
-            yield self.batches.indices(step, rank, world_size) or self.batches.stand_in(step)
+        shares = self.batches.walk(self.span, self.rank, self.world_size)
+        for step, indices in zip(self.span, shares, strict=True):
+            yield indices or self.batches.stand_in(step)
 
     def __len__(self) -> int:
         return len(self.span)

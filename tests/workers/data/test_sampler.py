@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.data import sampler
 from workers.data.sampler import GlobalBatches, slice_of
 
 SHAPES = st.tuples(st.integers(1, 60), st.integers(1, 20), st.integers(1, 7))  # N, G, W
@@ -79,3 +80,14 @@ def test_without_shuffling_all_passes_are_equal():
 def test_a_stand_in_is_one_real_sample_of_the_same_batch(step):
     batches = batches_of(9, 4)
     assert batches.stand_in(step) == batches.indices(step, 0, 1)[:1]
+
+
+@given(SHAPES, st.integers(1, 9), st.integers(0, 3))
+def test_a_walk_gives_the_same_batches_however_many_are_permuted_at_once(shape, block, which):
+    samples, batch_size, world_size = shape
+    batches = batches_of(samples, batch_size)
+    steps = range(which * batches.steps + batches.steps // 3, (which + 1) * batches.steps)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler, "BLOCK", block)
+        walked = [list(batches.walk(steps, rank, world_size)) for rank in range(world_size)]
+    assert walked == [[batches.indices(step, rank, world_size) for step in steps] for rank in range(world_size)]
