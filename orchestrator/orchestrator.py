@@ -6,12 +6,13 @@ Handlers are kept in `registrations.py`; what happens around and in a run is in 
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.checkpoints.registry import Registry
-from orchestrator.errors import SpecError, TrainingError
+from orchestrator.errors import RankfireError, SpecError, TrainingError
 from orchestrator.gatekeeper import TRAINER
 from orchestrator.handlers.checkpoint import Best, Checkpoint
 from orchestrator.handlers.evaluate import Evaluate
@@ -107,7 +108,7 @@ class Orchestrator(Registrations):
         if spec.evaluate is not None:
             self.attach(Evaluate(spec.evaluate.engine, every=spec.evaluate.every))
         if spec.handlers is not None:
-            load_target(spec.handlers, list(self.settings.roots), where="handlers")(self)
+            self._attach_from(spec.handlers)
         if spec.checkpoint is not None:
             best = spec.checkpoint.best
             self.attach(
@@ -118,6 +119,17 @@ class Orchestrator(Registrations):
                 )
             )
         return self
+
+    def _attach_from(self, target: str) -> None:
+        """Call the user's `attach(orchestrator)`."""
+        attach = load_target(target, list(self.settings.roots), where="handlers")
+        try:
+            attach(self)
+        except RankfireError:
+            raise
+        except Exception as error:
+            text = f"handlers {target} raised {type(error).__name__}: {error}"
+            raise TrainingError(text, traceback="".join(traceback.format_exception(error))) from error
 
     # ---------------------------------------------------------------- running
     def run(
@@ -148,6 +160,7 @@ class Orchestrator(Registrations):
             raise SpecError(f"orchestrator.run: resume: expected 'auto' or 'never', received {resume!r}")
         limits = self._limits(max_epochs, max_iters, epoch_length)
         self._closed = True
+        self.state.max_epochs, self.state.max_iters = limits.max_epochs, limits.max_iters
         parts = Parts(
             settings=self.settings,
             buses=self._buses,
@@ -264,6 +277,7 @@ class Orchestrator(Registrations):
 
     def _started(self, run: Run) -> None:
         self._run = run
+        self.state.seed = self.settings.seed
         run.loop.on_pulse = self._progress.pulse
         run.gates.at_cut = self._at_cut
         self._progress.begin(run.gates)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 
-from orchestrator.errors import StartError
+from orchestrator.errors import StartError, name_ranks
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.loop import Loop
@@ -63,6 +64,7 @@ class Ranks:
             lambda: len(self._built) == len(self._workers),
             "build",
             lambda: self._members.keys() - self._built.keys(),
+            patient=True,
         )
 
     def join(self, store: tuple[str, int] | None, *, timeout: float, load: LoadPoint | None) -> None:
@@ -72,7 +74,12 @@ class Ranks:
         for worker in training:
             order = Join(membership=self._members[worker], store=store, timeout=timeout, load=load)
             self._loop.group.order(worker, order)
-        self._until(lambda: len(self._joined) == len(training), "join", lambda: set(training) - self._joined)
+        self._until(
+            lambda: len(self._joined) == len(training),
+            "join",
+            lambda: set(training) - self._joined,
+            patient=load is not None,
+        )
         for rank, worker in enumerate(training):
             place, device = self._loop.facts.places[worker], self._built[worker].device
             self._journal.write(
@@ -97,18 +104,30 @@ class Ranks:
         """Empty copies of the metrics attached to an engine."""
         return dict(self._built[self._workers[0]].metrics.get(engine, {}))
 
-    def _until(self, done: Callable[[], bool], step: str, missing: Callable[[], set[int]]) -> None:
+    def _until(
+        self, done: Callable[[], bool], step: str, missing: Callable[[], set[int]], *, patient: bool = False
+    ) -> None:
         """Pump until a step of the start is done.
+
+        Args:
+            done: whether it is.
+            step: its name.
+            missing: workers that are not done.
+            patient: it may rightly take long (a user's `build`, a big checkpoint): say so from time to time.
 
         Raises:
             StartError: it took too long; names the ranks, and what is short.
         """
-        began = time.monotonic()
+        until = time.monotonic() + self._timeout
         while not done():
             self._loop.pump(timeout=0.1)
-            if time.monotonic() - began > self._timeout:
-                ranks = self._loop.facts.ranks
-                late = StartError.late((ranks.get(w, w) for w in missing()), step=step, seconds=self._timeout)
+            if time.monotonic() > until:
+                until += self._timeout
+                ranks = [self._loop.facts.ranks.get(worker, worker) for worker in missing()]
+                if patient:
+                    print(f"rankfire: still waiting for {name_ranks(ranks)} to {step}", file=sys.stderr)  # noqa: T201
+                    continue
+                late = StartError.late(ranks, step=step, seconds=self._timeout)
                 shortage = self._loop.group.shortage() if step == "start" else None
                 raise StartError(f"{late}" + (f"; free at the moment: {shortage}" if shortage is not None else ""))
 

@@ -177,7 +177,7 @@ class ClusterSpec(Section):
     autoscale: bool = False
     """Whether the cluster grows on demand, so that a run may wait for nodes that are not there yet."""
     start_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
-    """Seconds within which all ranks must have started and joined."""
+    """Seconds within which all workers must be up, and then joined; building and loading may take longer."""
 
 
 class JobSpec(Section):

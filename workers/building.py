@@ -34,7 +34,10 @@ def make_worker(order: Build) -> Worker:
     importlib.invalidate_caches()
     if order.threads is not None:
         torch.set_num_threads(order.threads)
-    return Worker(config=order.config, seed=order.seed, membership=order.membership)
+    worker = Worker(config=order.config, seed=order.seed, membership=order.membership)
+    if worker.device.type == "cuda":
+        torch.cuda.set_device(worker.device)  # per thread: this is the one that trains
+    return worker
 
 
 def build_program(order: Build, worker: Worker) -> Program:

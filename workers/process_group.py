@@ -15,11 +15,13 @@ import struct
 import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # its stubs forget to export them
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from workers.rank import Membership
 
 __all__ = ["backend_of", "form", "interface_of", "leave"]
 
+FORMING = 15.0  # seconds; a rank whose peer is missing may wait five times as long
 _SIOCGIFADDR = 0x8915  # Linux: address of an interface, netdevice(7)
 
 
@@ -31,7 +33,7 @@ def form(membership: Membership, store: tuple[str, int], device: torch.device, a
         store: host and port of the driver's TCPStore.
         device: what the rank computes on; decides the backend.
         address: this node's IP address, so that gloo does not guess an interface.
-        timeout: seconds for forming, and for every collective afterwards.
+        timeout: seconds for every collective once it is formed.
 
     Raises:
         torch.distributed.DistError: the members did not meet in time.
@@ -40,7 +42,7 @@ def form(membership: Membership, store: tuple[str, int], device: torch.device, a
     if interface is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         os.environ.setdefault("TP_SOCKET_IFNAME", interface)
-    limit = datetime.timedelta(seconds=timeout)
+    limit = datetime.timedelta(seconds=min(timeout, FORMING))
     host, port = store
     client = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
     dist.init_process_group(
@@ -51,6 +53,7 @@ def form(membership: Membership, store: tuple[str, int], device: torch.device, a
         timeout=limit,
         device_id=device if device.type == "cuda" else None,
     )
+    _set_pg_timeout(datetime.timedelta(seconds=timeout), dist.group.WORLD)
 
 
 def leave() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any, TypeVar, cast
 
 import torch
@@ -69,6 +70,22 @@ class DataParallel:
                     **route.options,  # type: ignore[arg-type]
                 )
 
+    @contextlib.contextmanager
+    def modes_kept(self) -> Iterator[None]:
+        """Whatever calls `train()` or `eval()` in this context, afterwards all modules are in the mode they were."""
+        modes = [(module, module.training) for route in self._routes for module in route.module.modules()]
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            for route in self._routes:
+                route.bypassed = False
+
+    def bypassed(self) -> list[str]:
+        """Models that were last called with gradients but around their wrapper: those would stay on this rank."""
+        return [type(route.module).__name__ for route in self._routes if route.bypassed]
+
     def unwrap(self) -> None:
         """Forget the wrappers; the handles call the plain modules."""
         for route in self._routes:
@@ -96,6 +113,7 @@ class _Route:
         self.module = module
         self.options = options
         self.wrapper: DistributedDataParallel | None = None
+        self.bypassed = False  # last called with gradients, in evaluation mode
 
 
 class _Handle:
@@ -106,8 +124,10 @@ class _Handle:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         route = self._route
         wrapper = route.wrapper
-        if wrapper is not None and route.module.training and torch.is_grad_enabled():
-            return wrapper(*args, **kwargs)
+        if wrapper is not None and torch.is_grad_enabled():
+            route.bypassed = not route.module.training
+            if not route.bypassed:
+                return wrapper(*args, **kwargs)
         return route.module(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, object]) -> nn.Module:

@@ -154,7 +154,16 @@ class Worker:
 
         Args:
             loss: scalar tensor.
+
+        Raises:
+            ProgramError: a prepared model was called in evaluation mode, so its gradients would not be averaged.
         """
+        if names := self.models.bypassed():
+            raise ProgramError(
+                f"worker.backward: expected prepared models in training mode, received {', '.join(names)} in "
+                "evaluation mode, whose gradients would stay on this rank; call model.train() first in the step, "
+                "and put single layers into evaluation mode after it"
+            )
         weight = self._weight
         (loss if weight == 1.0 else loss * weight).backward()  # type: ignore[no-untyped-call]
 
@@ -181,11 +190,12 @@ class Worker:
 
     @contextlib.contextmanager
     def set_aside(self) -> Iterator[None]:
-        """Work inside this context starts without a batch, and leaves the training batch in progress as it is."""
+        """Work inside this context starts without a batch, and leaves the batch and the models' modes as they were."""
         kept = self.batch_size, self._weight, self.samples
         self.batch_size, self._weight = 1, 1.0
         try:
-            yield
+            with self.models.modes_kept():
+                yield
         finally:
             self.batch_size, self._weight, self.samples = kept
 

@@ -13,6 +13,7 @@ from orchestrator.errors import (
     TrainingError,
     WorkerLostError,
 )
+from orchestrator.exchange import Incoming
 from orchestrator.journal import read_journal
 from orchestrator.lifecycle import Phase
 from orchestrator.run import Run
@@ -20,6 +21,7 @@ from tests.orchestrator.conftest import MakeRun
 from tests.orchestrator.fake_group import FakeGroup, gate
 from workers.events import Events
 from workers.orders import Build, CutAt, Go, Join, Order, ProposeCut, Release
+from workers.parcels import LoadPoint
 
 
 def trainer_of(run: Run) -> Any:
@@ -60,14 +62,32 @@ def test_spares_build_and_wait(make_run: MakeRun) -> None:
     assert {order.membership.world_size for worker in range(3) for order in group.ordered(Build, worker)} == {2}
 
 
-@pytest.mark.parametrize(("step", "order"), [("build", Build), ("join", Join)])
-def test_ranks_that_are_late_are_named_with_the_step(make_run: MakeRun, step: str, order: type[Order]) -> None:
+def test_ranks_that_join_late_are_named(make_run: MakeRun) -> None:
     group = FakeGroup(3)
-    on_time = group.scripts[order]
-    group.scripts[order] = lambda worker, given: on_time(worker, given) if worker == 1 else None
+    on_time = group.scripts[Join]
+    group.scripts[Join] = lambda worker, given: on_time(worker, given) if worker == 1 else None
     with pytest.raises(StartError) as caught:
         make_run(group).execute(None)
-    assert str(caught.value) == f"ranks 0, 2 did not {step} within 0.05 s (cluster.start_timeout)"
+    assert str(caught.value) == "ranks 0, 2 did not join within 0.05 s (cluster.start_timeout)"
+
+
+@pytest.mark.parametrize(("order", "step"), [(Build, "build"), (Join, "join")])
+def test_a_long_build_or_load_is_waited_for_and_told(
+    make_run: MakeRun, capfd: pytest.CaptureFixture[str], order: type[Order], step: str
+) -> None:
+    group = FakeGroup(2)
+    on_time, late, told = group.scripts[order], [], []
+    group.scripts[order] = lambda worker, given: late.append(given) if worker == 1 else on_time(worker, given)
+
+    def take(timeout: float) -> Incoming | None:
+        told.append(capfd.readouterr().err)
+        if late and f"rankfire: still waiting for rank 1 to {step}\n" in "".join(told):
+            on_time(1, late.pop())
+        return FakeGroup.take(group, timeout)
+
+    group.take = take  # type: ignore[method-assign]
+    make_run(group).execute(LoadPoint(folder="anywhere", world_size=2))
+    assert not late
 
 
 @pytest.mark.parametrize(("short", "told"), [(None, ""), ("1 CPU", "; free at the moment: 1 CPU")])

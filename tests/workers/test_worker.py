@@ -153,3 +153,24 @@ def test_collectives_of_a_world_of_one_give_the_value_back():
     worker = worker_of()
     worker.barrier()
     assert (worker.all_reduce(2, "max"), worker.all_gather(2), worker.broadcast(2)) == (2, [2], 2)
+
+
+def test_training_in_evaluation_mode_is_refused_instead_of_keeping_gradients_here() -> None:
+    worker = Worker()
+    model = worker.prepare(torch.nn.Linear(2, 1))
+    worker.models._routes[0].wrapper = torch.nn.Identity()  # type: ignore[assignment]  # stands for DDP
+    model.eval()
+    loss = model(torch.ones(1, 2)).sum()
+    with pytest.raises(ProgramError, match=r"received Linear in evaluation mode, .*call model.train\(\) first"):
+        worker.backward(loss)
+
+
+def test_an_evaluation_leaves_models_in_the_mode_they_were() -> None:
+    worker = Worker()
+    model = worker.prepare(torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Dropout()))
+    model[1].eval()
+    with worker.set_aside():
+        model.eval()
+        worker.models._routes[0].bypassed = True
+    assert [module.training for module in model.modules()] == [True, True, False]
+    assert worker.models.bypassed() == []
