@@ -5,9 +5,12 @@ With `group.py` the only file of the driver that imports `ray`.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
@@ -120,6 +123,10 @@ class Cluster:
         address = self._cluster.address or os.environ.get("RAY_ADDRESS")
         self._environment = os.environ.get("RAY_AUTH_MODE")
         self._owned = True
+        with _signals_kept():
+            self._init(address)
+
+    def _init(self, address: str | None) -> None:
         if address is not None:
             try:
                 ray.init(address=address, log_to_driver=True)
@@ -148,6 +155,15 @@ class Cluster:
             if not table or table.get("state") == "REMOVED":
                 return
             time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself and ends the process at once; the run wants to end it well."""
+    mine = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread() and mine is not None:
+        signal.signal(signal.SIGTERM, mine)
 
 
 def _nodes() -> list[dict[str, Any]]:

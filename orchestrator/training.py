@@ -238,22 +238,24 @@ def _result(parts: Parts, status: Status, reason: str | None) -> RunResult:
 
 @contextlib.contextmanager
 def _interrupts(group: Group) -> Iterator[None]:
-    """Ctrl-C once asks the loop to stop at the next iteration boundary; twice raises `KeyboardInterrupt`, now."""
+    """Ctrl-C or SIGTERM once asks the loop to stop at the next iteration boundary; twice raises `KeyboardInterrupt`."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    pressed = 0
+    told = 0
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed += 1
-        if pressed > 1:
+        nonlocal told
+        told += 1
+        if told > 1:
             raise KeyboardInterrupt
-        print("\nrankfire: stopping at the next iteration; press Ctrl-C again to stop now", file=sys.stderr)  # noqa: T201
+        again = "press Ctrl-C again" if number == signal.SIGINT else "send SIGTERM again"
+        print(f"\nrankfire: stopping at the next iteration; {again} to stop now", file=sys.stderr)  # noqa: T201
         group.interrupt()
 
-    before = signal.signal(signal.SIGINT, on_signal)
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -78,6 +78,15 @@ def test_ctrl_c_once_stops_at_a_common_iteration_and_saves(start: object, tmp_pa
     assert events(tmp_path)[-2:] == ["CHECKPOINT_COMMITTED", "RUN_INTERRUPTED"]
 
 
+def test_sigterm_of_the_driver_alone_stops_and_saves_like_ctrl_c(start: object, tmp_path: Path) -> None:
+    process = start()  # type: ignore[operator]
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "stopping at the next iteration; send SIGTERM again to stop now" in told
+    assert events(tmp_path)[-2:] == ["CHECKPOINT_COMMITTED", "RUN_INTERRUPTED"]
+
+
 def test_ctrl_c_twice_stops_at_once(start: object, tmp_path: Path) -> None:
     process = start("stops_listening")  # type: ignore[operator]
     wait_until(lambda: (tmp_path / "deaf").exists(), 30, "a rank that will not get to its next iteration")
