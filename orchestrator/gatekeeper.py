@@ -17,7 +17,7 @@ from orchestrator.loop import Loop
 from orchestrator.ranks import Ranks
 from orchestrator.roll_call import Observations, RollCall
 from workers.events import Events
-from workers.messages import Arrived, Finished, Observed
+from workers.messages import Arrived, Finished, Observed, Report
 from workers.orders import Release
 from workers.parcels import GateKey
 
@@ -25,7 +25,6 @@ __all__ = ["CUT", "TRAINER", "Gatekeeper", "Then"]
 
 TRAINER = "trainer"
 CUT = "CUT"
-Report = Arrived | Observed
 Then = Literal["go on", "terminate", "interrupt"]
 
 

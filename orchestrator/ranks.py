@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from orchestrator.errors import StartError, name_ranks
 from orchestrator.journal import Journal
@@ -52,7 +53,8 @@ class Ranks:
         self._until(lambda: len(facts.places) == group.size, "start", lambda: range(group.size) - facts.places.keys())
         self._members = deal_ranks(facts.places, generation=0)
         self._workers = sorted(self._members, key=lambda worker: self._members[worker].rank)
-        self._members = {worker: self._of_world(member) for worker, member in self._members.items()}
+        for worker, member in self._members.items():  # the world is the ranks that train, without spares
+            self._members[worker] = replace(member, world_size=self.world_size)
         facts.ranks = {worker: member.rank for worker, member in self._members.items()}
 
     def build(self, order: Callable[[Membership], Build]) -> None:
@@ -130,17 +132,6 @@ class Ranks:
                 late = StartError.late(ranks, step=step, seconds=self._timeout)
                 shortage = self._loop.group.shortage() if step == "start" else None
                 raise StartError(f"{late}" + (f"; free at the moment: {shortage}" if shortage is not None else ""))
-
-    def _of_world(self, member: Membership) -> Membership:
-        """A membership whose world is the ranks that train, without spares."""
-        return Membership(
-            generation=member.generation,
-            rank=member.rank,
-            world_size=self.world_size,
-            local_rank=member.local_rank,
-            local_world_size=member.local_world_size,
-            node_rank=member.node_rank,
-        )
 
     def _on_hello(self, message: Hello) -> None:
         self._loop.facts.places[message.worker] = message.place

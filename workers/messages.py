@@ -65,8 +65,18 @@ class Joined(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arrived(Message):
-    """This rank waits at a gate."""
+class Report(Message):
+    """A firing that the driver listens to.
+
+    Args:
+        gate: which firing.
+        epoch: of the engine that fired.
+        iteration: of that engine.
+        epoch_length: iterations in its epoch, if known.
+        samples: that this rank has consumed in training.
+        packs: the engine's metrics.
+        output: the numbers in its last output.
+    """
 
     gate: GateKey
     epoch: int
@@ -78,16 +88,13 @@ class Arrived(Message):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Observed(Message):
-    """A watched event fired; nobody waits."""
+class Arrived(Report):
+    """This rank waits at a gate."""
 
-    gate: GateKey
-    epoch: int
-    iteration: int
-    epoch_length: int | None
-    samples: int
-    packs: Mapping[str, Pack]
-    output: Mapping[str, Number]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed(Report):
+    """A watched event fired; nobody waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

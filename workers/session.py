@@ -117,7 +117,7 @@ class Session:
             return
         try:
             self._orders[type(order)](order)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit() too: a rank that just goes would be taken for a crash
             self.error = error
             self.send(
                 Fault,
@@ -242,7 +242,7 @@ class Session:
         before = self._note(f"calling {getattr(function, '__qualname__', function)}")
         try:
             value, failure = function(self.worker, *args, **kwargs), None
-        except Exception as error:  # the caller on the driver gets it, as from any function
+        except (Exception, SystemExit) as error:  # the caller on the driver gets it, as from any function
             value, failure = None, Failure.of(error)
         self._note(before)
         self.send(Answer, order=order.order, value=value, failure=failure)
