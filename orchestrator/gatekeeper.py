@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from orchestrator.bus import EventBus
-from orchestrator.errors import GateMismatchError
+from orchestrator.errors import GateMismatchError, RankfireError
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.loop import Loop
@@ -43,7 +43,7 @@ class Gatekeeper:
         self, loop: Loop, ranks: Ranks, buses: Mapping[str, EventBus], life: Lifecycle, journal: Journal
     ) -> None:
         self.finished: dict[int, Finished] = {}
-        self.then: Then = "go on"  # what the trainer is told at its next release
+        self.then: Then = "go on"  # what the trainer is told at its next release; "interrupt" is told at a cut only
         self.at_cut: Callable[[], None] | None = None  # called at a cut, while all ranks wait
         self.open: list[GateKey] = []  # gates whose handlers are running, outermost first
         self.samples = 0  # consumed by all ranks, as of the last report of all of them
@@ -111,12 +111,12 @@ class Gatekeeper:
         else:
             self._fire(key, reports)
         self.open.pop()
-        then = self.then if key.engine == TRAINER else "go on"
+        told = key.engine == TRAINER and (key.event == CUT or self.then != "interrupt")
         metrics = dict(self._buses[key.engine].state.metrics)
         if outermost:
             self.clock(runs=True)
             self._life.enter(Phase.RUNNING)
-        self._ranks.order_all(Release(gate=key, metrics=metrics, then=then))
+        self._ranks.order_all(Release(gate=key, metrics=metrics, then=self.then if told else "go on"))
 
     def _fire(self, key: GateKey, reports: Mapping[int, Report]) -> None:
         """Reduce what the ranks brought, and run the handlers due."""
@@ -130,7 +130,13 @@ class Gatekeeper:
         bus.state.output = reduce_numbers([report.output for report in in_order])
         if key.engine == TRAINER and key.event == Events.EPOCH_COMPLETED.key:
             self._journal.write("EPOCH_COMPLETED", metrics=bus.state.metrics)
-        bus.fire(key.event, key.count)
+        try:
+            bus.fire(key.event, key.count)
+        except RankfireError as error:
+            ended = self._loop.end(error)  # a handler around this one must not swallow it: these ranks are not released
+            if ended is error:
+                raise
+            raise ended from error
 
     def _take_position(self, key: GateKey, reports: Mapping[int, Report]) -> None:
         first, state = reports[0], self._buses[key.engine].state

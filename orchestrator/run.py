@@ -6,6 +6,7 @@ how things come and faults end it in `loop.py`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from importlib import import_module
@@ -27,6 +28,8 @@ from workers.parcels import LoadPoint
 from workers.rank import Membership
 
 __all__ = ["Run"]
+
+_logger = logging.getLogger(__name__)
 
 
 class Run:
@@ -90,7 +93,9 @@ class Run:
         """End training at the trainer's gate that is open, else at the next iteration that all ranks agree on."""
         if self.stop_reason is None:
             self.stop_reason = reason
-        self.gates.then = "interrupt" if self.interrupted else "terminate"
+        if self.interrupted:
+            return  # it ends at the cut
+        self.gates.then = "terminate"
         at_gate = any(key.engine == TRAINER for key in self.gates.open)
         if not at_gate and self.life.phase in {Phase.RUNNING, Phase.GATE}:
             self.asking.cut()
@@ -112,8 +117,12 @@ class Run:
         state.iteration, state.epoch = last.iteration, last.epoch
 
     def _interrupt(self, _: Interrupt) -> None:
+        """End at a cut, also if a gate is open: only there the ranks stand between iterations, and are saved."""
         self.interrupted = True
-        self.terminate("interrupted")
+        self.stop_reason = self.stop_reason or "interrupted"
+        self.gates.then = "interrupt"
+        if self.life.phase in {Phase.RUNNING, Phase.GATE}:
+            self.asking.cut()
 
     def _ended(self, error: RankfireError, facts: Facts) -> None:
         """Write down who was lost, and tell EXCEPTION_RAISED on the driver."""
@@ -128,7 +137,10 @@ class Run:
             )
         bus = self._buses[TRAINER]
         if bus.listens(Events.EXCEPTION_RAISED):
-            bus.fire(Events.EXCEPTION_RAISED.key, bus.state.counters[Events.EXCEPTION_RAISED.key] + 1, error)
+            try:
+                bus.fire(Events.EXCEPTION_RAISED.key, bus.state.counters[Events.EXCEPTION_RAISED.key] + 1, error)
+            except RankfireError as raised:  # it must not hide what it was told of
+                _logger.error("a handler of EXCEPTION_RAISED raised an exception itself", exc_info=raised)
 
     def _check_engines(self) -> None:
         for name in self._buses:
