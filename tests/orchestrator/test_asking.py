@@ -1,12 +1,13 @@
 """Orders that are answered: who is asked, what is made of the answers, and when there is nobody to ask."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
 import pytest
 
-from orchestrator.errors import SpecError, TrainingError
+from orchestrator.errors import HandlerError, SpecError, TrainingError
 from orchestrator.run import Run
 from tests.orchestrator.conftest import MakeRun
 from tests.orchestrator.fake_group import FakeGroup, gate
@@ -142,6 +143,26 @@ def test_an_evaluation_opens_gates_of_its_own_within_the_first(make_run: MakeRun
     run.execute(None)
     assert seen == [("trainer EPOCH_COMPLETED #1", "evaluator COMPLETED #1")]
     assert [order.gate for order in group.ordered(Release)] == [inner, gate()]
+
+
+def test_an_error_at_an_inner_gate_ends_the_run_though_the_outer_handler_swallows_it(make_run: MakeRun) -> None:
+    group = FakeGroup(1, [gate()])
+    group.scripts[Evaluate] = lambda worker, order: group.arrive(worker, gate("COMPLETED", engine="evaluator"))
+
+    def broken() -> None:
+        raise ValueError("no axis")
+
+    def careless() -> None:
+        with contextlib.suppress(Exception):
+            run.asking.evaluate("evaluator")
+        raise KeyError("what came of it")
+
+    run = make_run(group, careless)
+    run._buses["evaluator"].listen(Events.COMPLETED, broken)
+    with pytest.raises(HandlerError, match=r"broken .* at COMPLETED #1 raised ValueError: no axis") as caught:
+        run.execute(None)
+    assert "what came of it" in str(caught.value.__cause__)
+    assert group.ordered(Release) == []
 
 
 def test_a_cut_is_agreed_on_once(make_run: MakeRun) -> None:

@@ -246,6 +246,19 @@ def test_ctrl_c_saves_at_the_next_iteration_and_the_run_goes_on_bit_equal(tmp_pa
         assert trained(make(tmp_path)) == trained(make(tmp_path, "whole"))
 
 
+def test_ctrl_c_in_an_evaluation_saves_though_no_checkpoint_was_due(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.attach(Checkpoint(every=100))
+    orchestrator.on(Events.ITERATION_COMPLETED(once=2), rank=0, engine="evaluator")(
+        lambda: os.kill(os.getpid(), signal.SIGINT)
+    )
+    orchestrator.on(Events.ITERATION_COMPLETED(once=2), blocking=True)(lambda run: run.evaluate())
+    with pytest.raises(RankfireError, match="was interrupted after iteration 2"):
+        orchestrator.run(max_epochs=3)
+    assert saves(tmp_path) == ["step-00000002"]
+    assert trained(make(tmp_path)) == trained(make(tmp_path, "whole"))
+
+
 def test_ctrl_c_before_training_stops_it_before_its_first_iterations_end(tmp_path: Path) -> None:
     def build_and_press(worker: Any) -> Program:
         os.kill(os.getpid(), signal.SIGINT)

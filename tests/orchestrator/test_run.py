@@ -273,6 +273,19 @@ def test_the_drivers_handlers_of_exception_raised_are_told_once(make_run: MakeRu
     assert told == [caught.value]
 
 
+def test_a_handler_of_exception_raised_that_raises_hides_nothing(
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> None:
+        raise KeyError("again")
+
+    group = FakeGroup(1)
+    group.scripts[Go] = lambda worker, _: group.fail(worker)
+    with pytest.raises(TrainingError, match=r"^rank 0 raised ValueError: boom$"):
+        make_run(group, broken, Events.EXCEPTION_RAISED).execute(None)
+    assert caplog.messages == ["a handler of EXCEPTION_RAISED raised an exception itself"]
+
+
 def test_a_driver_handler_that_raises_ends_the_run(make_run: MakeRun) -> None:
     def broken() -> None:
         raise ZeroDivisionError("by zero")
@@ -342,19 +355,38 @@ def test_ctrl_c_before_training_starts_cuts_as_soon_as_it_does(make_run: MakeRun
     assert kinds(group, 0) == [Build, Join, Go, ProposeCut, CutAt, Release]
 
 
-def test_ctrl_c_after_terminate_is_an_interruption(make_run: MakeRun) -> None:
+def pressed_at_a_gate(make_run: MakeRun, *before: str) -> tuple[FakeGroup, Run]:
+    """Ctrl-C while handlers of an epoch's end run, perhaps after a `terminate`; the ranks go on to the cut."""
     group = FakeGroup(2, [gate()])
-    run = make_run(group)
+    cut_at: dict[int, Order] = {}
+    cut, go_on = group.scripts[CutAt], group.go_on
+    group.scripts[CutAt] = cut_at.__setitem__
+    group.scripts[Release] = lambda worker, order: (
+        cut(worker, cut_at[worker]) if order.gate == gate() and order.then == "go on" else go_on(worker)
+    )
 
     def handler() -> None:
-        run.terminate("enough")
+        for reason in before:
+            run.terminate(reason)
         group.interrupt()
-        run.loop.pump()
+        for _ in range(3):  # as a long evaluation would
+            run.loop.pump()
+        run.terminate("too late")
 
-    trainer_of(run).listen(Events.EPOCH_COMPLETED, handler)
+    run = make_run(group, handler)
     run.execute(None)
-    assert run.interrupted
-    assert [order.then for order in group.ordered(Release)] == ["interrupt"]
+    return group, run
+
+
+@pytest.mark.parametrize("before", [(), ("enough",)])
+def test_ctrl_c_at_a_gate_ends_the_run_at_the_cut_behind_it(make_run: MakeRun, before: tuple[str, ...]) -> None:
+    group, run = pressed_at_a_gate(make_run, *before)
+    assert [(order.gate.event, order.then) for order in group.ordered(Release)] == [
+        ("EPOCH_COMPLETED", "go on"),
+        ("CUT", "interrupt"),
+    ]
+    assert (run.interrupted, run.stop_reason) == (True, before[0] if before else "interrupted")
+    assert len(group.ordered(ProposeCut)) == 1
 
 
 def test_the_end_is_where_the_ranks_finished(make_run: MakeRun) -> None:
