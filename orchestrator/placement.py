@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from orchestrator.spec import ClusterSpec, WorkersSpec
 __all__ = ["Cluster", "bundle_of", "check_capacity"]
 
 OVERSUBSCRIBE = 8  # ranks per core that a laptop may be asked for
+KNOCK = 5.0  # seconds to reach a cluster's port
 OBJECT_STORE = 256 << 20  # bytes; messages are small, and tensors do not travel through it
 
 
@@ -129,13 +131,13 @@ class Cluster:
     def _init(self, address: str | None) -> None:
         if address is not None:
             try:
+                _knock(address)
                 ray.init(address=address, log_to_driver=True)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 self._owned = False
                 raise StartError(
                     f"cluster.address: expected a Ray cluster at {address!r}, received "
-                    f"{type(error).__name__}: {error}; "
-                    "see that it runs and that this machine may reach it, or leave the address out to use this machine"
+                    f"{type(error).__name__}: {error}; see that it runs and that this machine may reach it, or leave the address out to use this machine"
                 ) from error
             return
         ray.init(
@@ -155,6 +157,17 @@ class Cluster:
             if not table or table.get("state") == "REMOVED":
                 return
             time.sleep(0.002)
+
+
+def _knock(address: str) -> None:
+    """See that somebody listens at `host:port`: Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, colon, port = address.rpartition("//")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK).close()
 
 
 @contextlib.contextmanager
