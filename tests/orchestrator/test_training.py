@@ -1,0 +1,117 @@
+"""One training around its loop: where it resumes, what it tells of its end, and what it gives back."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import Checkpoint, HandlerError, Orchestrator, RunInterrupted, SpecError
+from orchestrator.group import RayGroup
+from orchestrator.journal import Journal
+from orchestrator.local import LocalGroup
+from tests.orchestrator.linear import journal, make
+from workers import Events
+
+
+def lines(storage: Path, event: str) -> list[dict[str, Any]]:
+    return [line for line in journal(storage) if line["event"] == event]
+
+
+def test_a_run_tells_who_runs_what_where(tmp_path: Path) -> None:
+    make(tmp_path).run(max_epochs=1)
+    (line,) = lines(tmp_path, "RUN_STARTED")
+    assert (line["run"], line["world_size"], line["pid"], line["program"]) == ("linear", 1, os.getpid(), "build")
+    assert set(line["versions"]) == {"python", "rankfire", "torch", "ray"}
+
+
+@pytest.mark.parametrize(("reason", "status"), [(None, "completed"), ("enough", "terminated")])
+def test_a_run_tells_why_it_ended(tmp_path: Path, reason: str | None, status: str) -> None:
+    orchestrator = make(tmp_path)
+    if reason is not None:
+        orchestrator.on(Events.EPOCH_COMPLETED(once=1))(lambda run: run.terminate(reason))
+    result = orchestrator.run(max_epochs=2)
+    (line,) = lines(tmp_path, "RUN_COMPLETED")
+    assert (result.status, result.reason) == (line["status"], line["reason"]) == (status, reason)
+
+
+def test_a_terminated_run_goes_on_when_it_is_run_again(tmp_path: Path) -> None:
+    for last in (1, 2, 3):
+        orchestrator = make(tmp_path)
+        orchestrator.attach(Checkpoint())
+        orchestrator.on(Events.EPOCH_COMPLETED(once=last))(lambda run: run.terminate())
+        assert orchestrator.run(max_epochs=5).state.epoch == last
+
+
+def test_the_run_is_over_for_its_handlers_when_it_has_ended(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.run(max_epochs=1)
+    with pytest.raises(SpecError, match=r"^orchestrator.call: nothing runs; call it inside a handler$"):
+        orchestrator.call(print)
+
+
+@pytest.mark.parametrize("event", [Events.STARTED, Events.COMPLETED])
+def test_the_journal_is_let_go_however_the_run_ends(tmp_path: Path, event: Events) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.on(event)(lambda run: [].pop())
+    with pytest.raises(HandlerError, match="IndexError: pop from empty list"):
+        orchestrator.run(max_epochs=1)
+    again = Journal(tmp_path / "linear" / "journal.jsonl")
+    again.start()
+    again.close()
+
+
+def test_an_interrupt_in_a_driver_handler_is_an_interrupted_run(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+
+    @orchestrator.on(Events.EPOCH_COMPLETED)
+    def press() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(RunInterrupted, match=r"^run 'linear' was interrupted at once$"):
+        orchestrator.run(max_epochs=1)
+    assert lines(tmp_path, "RUN_FAILED")[0]["error"] == "KeyboardInterrupt"
+
+
+def test_what_an_interrupted_save_left_is_swept_away(tmp_path: Path) -> None:
+    left = tmp_path / "linear" / "checkpoints" / "step-00000003.attempt-1"
+    left.mkdir(parents=True)
+    assert make(tmp_path).run(max_epochs=1).checkpoint is None
+    assert not left.exists()
+
+
+def test_processes_that_can_not_be_ended_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop = LocalGroup.stop
+    monkeypatch.setattr(LocalGroup, "stop", lambda group, *, grace: [*stop(group, grace=grace), "pid 7 on node n (h)"])
+    make(tmp_path).run(max_epochs=1)
+    assert capsys.readouterr().err.endswith("rankfire: could not be ended: pid 7 on node n (h)\n")
+    assert lines(tmp_path, "LEFT_BEHIND")[0]["processes"] == ["pid 7 on node n (h)"]
+
+
+def test_workers_are_ended_gently_after_a_good_end_and_at_once_after_a_bad_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graces: list[float] = []
+    stop = LocalGroup.stop
+    monkeypatch.setattr(LocalGroup, "stop", lambda group, *, grace: (graces.append(grace), stop(group, grace=grace))[1])
+    make(tmp_path, "good").run(max_epochs=1)
+    with pytest.raises(Exception, match="wrong shape"):
+        make(tmp_path, "bad", config={"fail": "step"}).run(max_epochs=2)
+    assert graces == [2.0, 0.0]
+
+
+def test_with_workers_the_ranks_are_those_of_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int, tuple[str, ...]]] = []
+
+    def start(group: RayGroup) -> None:
+        asked.append((group._workers.count, group.size, group._roots))
+        raise SpecError("not in this test")
+
+    monkeypatch.setattr(RayGroup, "start", start)
+    monkeypatch.setattr(RayGroup, "stop", lambda group, *, grace: [])
+    orchestrator = Orchestrator("m:build", workers=3, spares=1, run="linear", storage=tmp_path)
+    with pytest.raises(SpecError, match="not in this test"):
+        orchestrator.run(max_epochs=1)
+    assert asked == [(3, 4, orchestrator.settings.roots)]
