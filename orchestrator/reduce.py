@@ -108,7 +108,7 @@ def _merge_one(values: Sequence[Any], updates: Sequence[int], rule: Any) -> obje
         joined = [item for value in values for item in value]
         if rule is None or rule is dim_zero_cat or not joined:
             return joined
-        return rule(torch.stack(joined))
+        return rule(joined)
     if rule is dim_zero_sum:
         return torch.stack(list(values)).sum(dim=0)
     if rule is dim_zero_max:
