@@ -52,13 +52,18 @@ class Spread(Metric):
         super().__init__(**options)
         self.add_state("low", torch.tensor(math.inf), dist_reduce_fx=lambda stacked: stacked.amin(0))
         self.add_state("all", [], dist_reduce_fx=None)
+        self.add_state("ragged", [], dist_reduce_fx=lambda parts: [torch.cat(parts)])
+        self.add_state("tail", torch.zeros(0), dist_reduce_fx="cat")
 
     def update(self, value):
         self.low = torch.minimum(self.low, value.min())
         self.all.append(value.max())
+        self.ragged.append(value)
+        self.tail = torch.cat([self.tail, value])
 
     def compute(self):
-        return torch.stack(list(self.all)).max() - self.low
+        spread = torch.stack(list(self.all)).max() - self.low
+        return {"spread": spread, "numbers": len(torch.cat(self.ragged)), "tail": self.tail}
 
 
 def pair(batch):
@@ -164,7 +169,8 @@ def test_a_reduced_metric_is_that_of_a_single_process(case, share):
 def test_reducing_again_gives_the_same_since_the_empty_copies_stay_empty():
     engine = evaluated("spread", [{"x": torch.tensor([1.0, 4.0])}])
     packs, empty = [packs_of(engine)], empty_of(engine)
-    assert reduce_packs(packs, empty) == reduce_packs(packs, empty) == {"m": 3.0}
+    expected = {"m/spread": 3.0, "m/numbers": 2, "m/tail": [1.0, 4.0]}
+    assert reduce_packs(packs, empty) == reduce_packs(packs, empty) == expected
 
 
 def test_a_metric_that_no_rank_updated_is_left_out():
