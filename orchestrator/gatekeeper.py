@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from orchestrator.bus import EventBus
-from orchestrator.errors import GateMismatchError, RankfireError
+from orchestrator.errors import GateMismatchError, RankfireError, SpecError
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.loop import Loop
@@ -71,6 +71,19 @@ class Gatekeeper:
     def clock(self, runs: bool) -> None:
         """Start or stop the time of training."""
         self._trained, self._since = self.training_seconds, time.monotonic() if runs else None
+
+    def refuse_within_iteration(self, what: str) -> None:
+        """See that no gate is open at which an iteration has begun: its number counts, its step is not done.
+
+        Raises:
+            SpecError: there is one.
+        """
+        begun = [key for key in self.open if key.engine == TRAINER and key.event == Events.ITERATION_STARTED.key]
+        if begun:
+            raise SpecError(
+                f"{what}: expected all ranks between two iterations, received iteration {begun[0].count} in progress; "
+                "do it at ITERATION_COMPLETED, or at the end of an epoch"
+            )
 
     # ---------------------------------------------------------------- what comes
     def _on_arrived(self, message: Arrived) -> None:

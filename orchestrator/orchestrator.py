@@ -215,6 +215,7 @@ class Orchestrator(Registrations):
     def checkpoint(self) -> str:
         """Save and commit the state as it is now; returns the checkpoint's path."""
         run = self._running("checkpoint")
+        run.gates.refuse_within_iteration("orchestrator.checkpoint")
         driver = {"handlers": {name: handler.state_dict() for name, handler in self.stateful.items()}}
         manifest = manifest_of(self.settings.run, self.settings.world_size, self.state, driver)
         committed = save(run.asking, self.registry, manifest)
