@@ -388,6 +388,34 @@ def test_a_checkpoint_that_can_not_be_written_is_a_system_failure(tmp_path: Path
     assert exit_code_of(error) == 3
 
 
+def test_a_checkpoint_in_the_middle_of_an_iteration_is_refused(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.on(Events.ITERATION_STARTED(once=2), blocking=True)(lambda run: run.checkpoint())
+    assert str(failure(orchestrator, SpecError)) == (
+        "orchestrator.checkpoint: expected all ranks between two iterations, received iteration 2 in progress; "
+        "do it at ITERATION_COMPLETED, or at the end of an epoch"
+    )
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Events.GET_BATCH_STARTED(once=5),
+        Events.GET_BATCH_COMPLETED(once=5),
+        Events.ITERATION_COMPLETED(once=5),
+        Events.EPOCH_STARTED(once=2),
+        Events.STARTED,
+    ],
+    ids=repr,
+)
+def test_a_run_goes_on_bit_equal_from_whatever_event_it_was_saved_at(tmp_path: Path, event: Any) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.on(event, blocking=True)(lambda run: run.checkpoint())
+    orchestrator.on(Events.ITERATION_COMPLETED(once=6), rank=0)(lambda: [].pop())
+    assert "IndexError" in str(failure(orchestrator, TrainingError))
+    assert trained(make(tmp_path)) == trained(make(tmp_path, "whole"))
+
+
 # ---------------------------------------------------------------- what goes wrong
 def test_an_exception_in_a_step_ends_the_run_with_its_rank(tmp_path: Path) -> None:
     error = failure(make(tmp_path, config={"fail": "step"}), TrainingError)
