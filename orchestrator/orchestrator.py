@@ -21,7 +21,7 @@ from orchestrator.journal import Journal
 from orchestrator.limits import Limits
 from orchestrator.registrations import Registrations
 from orchestrator.run import Run
-from orchestrator.saving import manifest_of, save
+from orchestrator.saving import manifest_of, save, states_of
 from orchestrator.settings import Settings, pickled
 from orchestrator.spec import JobSpec, WorkersSpec
 from orchestrator.specfile import load_spec
@@ -216,7 +216,7 @@ class Orchestrator(Registrations):
         """Save and commit the state as it is now; returns the checkpoint's path."""
         run = self._running("checkpoint")
         run.gates.refuse_within_iteration("orchestrator.checkpoint")
-        driver = {"handlers": {name: handler.state_dict() for name, handler in self.stateful.items()}}
+        driver = {"handlers": states_of(self.stateful)}
         manifest = manifest_of(self.settings.run, self.settings.world_size, self.state, driver)
         committed = save(run.asking, self.registry, manifest)
         size = sum(entry.size for entry in committed.manifest.files)
@@ -247,13 +247,8 @@ class Orchestrator(Registrations):
         run = self._running("call")
         pickled((function, args, kwargs), "orchestrator.call")
         ranks = None if rank == "all" else [rank] if isinstance(rank, int) else list(rank)
-        answers = run.asking.call(function, args, kwargs, ranks)
-        failed = {number: answer.failure for number, answer in answers.items() if answer.failure is not None}
-        if failed:
-            first = failed[min(failed)]
-            raise TrainingError.on_ranks(failed, f"{first} in orchestrator.call", traceback=first.traceback)
-        values = [answers[number].value for number in sorted(answers)]
-        return values[0] if isinstance(rank, int) else values
+        values = run.asking.call(function, args, kwargs, ranks)
+        return values[rank] if isinstance(rank, int) else list(values.values())
 
     def terminate(self, reason: str = "terminated by a handler") -> None:
         """End training: at the gate that is open, else at the next iteration boundary common to all ranks."""

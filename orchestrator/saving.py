@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from collections.abc import Mapping
@@ -11,11 +12,11 @@ from typing import Any
 from orchestrator.asking import Asking
 from orchestrator.checkpoints.manifest import FileEntry, Manifest
 from orchestrator.checkpoints.registry import Committed, Registry
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, SpecError
 from workers.messages import Answer
 from workers.orders import PlanSave, WriteSave
 
-__all__ = ["save", "versions"]
+__all__ = ["manifest_of", "save", "states_of", "versions"]
 
 
 def save(asking: Asking, registry: Registry, manifest: Manifest) -> Committed:
@@ -66,6 +67,24 @@ def manifest_of(run_id: str, world_size: int, state: Any, driver: Mapping[str, A
         driver=driver,
         versions=versions(),
     )
+
+
+def states_of(handlers: Mapping[str, Any]) -> dict[str, Any]:
+    """The states of the driver's handlers, which go into the manifest.
+
+    Raises:
+        SpecError: one of them is not what JSON can hold; names the handler.
+    """
+    states = {name: handler.state_dict() for name, handler in handlers.items()}
+    for name, state in states.items():
+        try:
+            json.dumps(state)
+        except (TypeError, ValueError) as error:
+            raise SpecError(
+                f"orchestrator.checkpoint: state_dict() of handler {name}: expected numbers, texts, lists and "
+                f"dictionaries of them, which JSON can hold, received something else: {error}"
+            ) from error
+    return states
 
 
 def versions() -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Committed, Registry
-from orchestrator.errors import RankfireError, RunInterrupted, SpecError, SystemFailure
+from orchestrator.errors import RunInterrupted, SpecError, SystemFailure
 from orchestrator.exchange import Group
 from orchestrator.gatekeeper import TRAINER
 from orchestrator.group import RayGroup
@@ -124,7 +124,7 @@ def _train(parts: Parts, limits: Limits, resume: Literal["auto", "never"]) -> Ru
         load = LoadPoint(folder=str(point.folder), world_size=point.manifest.world_size)
     try:
         _execute(run, load)
-    except (RankfireError, KeyboardInterrupt) as error:
+    except BaseException as error:  # a handler's sys.exit() too: however it ends, the record says so
         run.life.enter(Phase.FAILED)
         journal.write("RUN_FAILED", error=type(error).__name__, text=str(error))
         if isinstance(error, KeyboardInterrupt):
