@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from orchestrator.checkpoints.registry import Registry
-from orchestrator.errors import CheckpointError, TrainingError
-from orchestrator.saving import manifest_of, save, versions
+from orchestrator.errors import CheckpointError, SpecError, TrainingError
+from orchestrator.saving import manifest_of, save, states_of, versions
 from tests.orchestrator.conftest import MakeRun
 from tests.orchestrator.fake_group import FakeGroup, gate
 from workers.messages import Answer
@@ -97,6 +97,18 @@ def test_a_manifest_tells_where_training_stood() -> None:
     assert (manifest.run, manifest.epoch, manifest.iteration, manifest.world_size) == ("digits", 2, 20, 4)
     assert manifest.metrics == {"loss": 0.5, "best": 7}
     assert manifest.versions == versions()
+
+
+def test_a_handler_whose_state_json_can_not_hold_is_named() -> None:
+    stop = SimpleNamespace(state_dict=lambda: {"bad": 3})
+    odd = SimpleNamespace(state_dict=lambda: {"bad": {1, 2}})
+    assert states_of({"Stop": stop}) == {"Stop": {"bad": 3}}
+    with pytest.raises(SpecError) as caught:
+        states_of({"Stop": stop, "Odd": odd})
+    assert str(caught.value) == (
+        "orchestrator.checkpoint: state_dict() of handler Odd: expected numbers, texts, lists and dictionaries of "
+        "them, which JSON can hold, received something else: Object of type set is not JSON serializable"
+    )
 
 
 def test_versions_are_told_of_what_takes_part() -> None:

@@ -1,6 +1,7 @@
 """One training around its loop: where it resumes, what it tells of its end, and what it gives back."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,14 @@ def test_an_interrupt_in_a_driver_handler_is_an_interrupted_run(tmp_path: Path) 
     with pytest.raises(RunInterrupted, match=r"^run 'linear' was interrupted at once$"):
         orchestrator.run(max_epochs=1)
     assert lines(tmp_path, "RUN_FAILED")[0]["error"] == "KeyboardInterrupt"
+
+
+def test_a_handler_that_exits_is_in_the_journal_too(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.on(Events.EPOCH_COMPLETED)(lambda run: sys.exit(7))
+    with pytest.raises(SystemExit, match="7"):
+        orchestrator.run(max_epochs=1)
+    assert lines(tmp_path, "RUN_FAILED")[0]["error"] == "SystemExit"
 
 
 def test_what_an_interrupted_save_left_is_swept_away(tmp_path: Path) -> None:
