@@ -11,7 +11,7 @@ from typing import Any
 
 import cloudpickle
 
-from orchestrator.errors import SpecError, name_ranks
+from orchestrator.errors import SpecError, TrainingError, name_ranks
 from orchestrator.gatekeeper import Gatekeeper
 from orchestrator.loop import Loop
 from orchestrator.ranks import Ranks
@@ -88,10 +88,19 @@ class Asking:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         ranks: Iterable[int] | None,
-    ) -> dict[int, Answer]:
-        """Have ranks call a function; their answers, failures among them."""
+    ) -> dict[int, Any]:
+        """Have ranks call a function; what it returned, by rank.
+
+        Raises:
+            TrainingError: it raised on a rank, or returned what can't be pickled.
+        """
         pickled = cloudpickle.dumps((function, args, dict(kwargs)))
-        return self.ask(lambda number, _: Call(order=number, pickled=pickled), ranks)
+        answers = self.ask(lambda number, _: Call(order=number, pickled=pickled), ranks)
+        failed = {rank: answer.failure for rank, answer in answers.items() if answer.failure is not None}
+        if failed:
+            first = failed[min(failed)]
+            raise TrainingError.on_ranks(failed, f"{first} in orchestrator.call", traceback=first.traceback)
+        return {rank: cloudpickle.loads(answer.value) for rank, answer in answers.items()}
 
     def cut(self) -> None:
         """Have all ranks stop after one common iteration; they arrive there at a gate of its own. Once is enough."""

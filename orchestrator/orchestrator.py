@@ -281,7 +281,10 @@ class Orchestrator(Registrations):
     def _at_cut(self) -> None:
         """All ranks stand at an iteration boundary because they shall end there: save, if Ctrl-C was the reason."""
         run = self._running("checkpoint")
-        if run.interrupted and any(isinstance(handler, Checkpoint) for handler in self._attached):
+        if not run.interrupted or not any(isinstance(handler, Checkpoint) for handler in self._attached):
+            return
+        saved = self.registry.committed()
+        if not saved or saved[-1].manifest.iteration < self.state.iteration:
             self.checkpoint()
 
     def _running(self, what: str) -> Run:

@@ -137,7 +137,8 @@ class Cluster:
                 self._owned = False
                 raise StartError(
                     f"cluster.address: expected a Ray cluster at {address!r}, received "
-                    f"{type(error).__name__}: {error}; see that it runs and that this machine may reach it, or leave the address out to use this machine"
+                    f"{type(error).__name__}: {error}; see that it runs and that this machine may "
+                    "reach it, or leave the address out to use this machine"
                 ) from error
             return
         ray.init(

@@ -27,7 +27,7 @@ def seed_rng(seed: int, rank: int | None = None) -> None:
     """
     stream = seed if rank is None else seed * _RANK_STREAM + rank + 1
     random.seed(stream)
-    np.random.seed(stream % (1 << 32))
+    np.random.seed([stream >> (32 * word) & 0xFFFFFFFF for word in range(3)])  # all of it: NumPy takes 32-bit words
     torch.manual_seed(stream % (1 << 63))  # seeds the accelerators as well
 
 

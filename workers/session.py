@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
+
 from workers import process_group
 from workers.building import build_program, make_worker, metrics_of, state_bytes
 from workers.cut import Cut
@@ -241,7 +243,7 @@ class Session:
         function, args, kwargs = pickle.loads(order.pickled)
         before = self._note(f"calling {getattr(function, '__qualname__', function)}")
         try:
-            value, failure = function(self.worker, *args, **kwargs), None
+            value, failure = cloudpickle.dumps(function(self.worker, *args, **kwargs)), None
         except (Exception, SystemExit) as error:  # the caller on the driver gets it, as from any function
             value, failure = None, Failure.of(error)
         self._note(before)

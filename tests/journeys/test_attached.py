@@ -48,5 +48,8 @@ def test_no_cluster_at_the_address_is_said_with_the_mend(ray_cluster: str, tmp_p
     (tmp_path / "job.yaml").write_text(JOB.format(storage=tmp_path / "runs", address="127.0.0.1:1"))
     done = rankfire(tmp_path, "run", "job.yaml")
     assert done.returncode == 3
-    assert "error: cluster.address: expected a Ray cluster at '127.0.0.1:1', received ConnectionRefusedError" in done.stderr
+    assert (
+        "error: cluster.address: expected a Ray cluster at '127.0.0.1:1', received ConnectionRefusedError"
+        in done.stderr
+    )
     assert "or leave the address out to use this machine" in done.stderr

@@ -128,7 +128,9 @@ def test_a_handler_that_can_not_be_pickled_is_named_before_anything_starts(tmp_p
 def test_an_engine_that_does_not_exist_is_named_with_those_that_do(tmp_path: Path) -> None:
     orchestrator = make(programs.linear, tmp_path)
     orchestrator.on(Events.COMPLETED, engine="evaluater")(print)
-    with pytest.raises(TrainingError, match="engine 'evaluater': the program has none of that name; did you mean"):
+    with pytest.raises(
+        SpecError, match=r"^orchestrator.on\(engine='evaluater'\): the program has no such engine; it has"
+    ):
         orchestrator.run(max_epochs=1)
 
 

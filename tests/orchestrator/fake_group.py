@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import cloudpickle
+
 from orchestrator.exchange import Incoming, Interrupt, Lost
 from workers.messages import Answer, Arrived, Built, Fault, Finished, Hello, Joined, Message, Observed
 from workers.orders import Build, Call, CutAt, Evaluate, Go, Join, Order, ProposeCut, Release
@@ -53,7 +55,7 @@ class FakeGroup:
             Go: lambda worker, order: self.go_on(worker),
             Release: lambda worker, order: self.go_on(worker),
             Evaluate: lambda worker, order: self.answer(worker, order, {"accuracy": Number(value=float(worker))}),
-            Call: lambda worker, order: self.answer(worker, order, f"rank {worker}"),
+            Call: lambda worker, order: self.answer(worker, order, cloudpickle.dumps(f"rank {worker}")),
             ProposeCut: lambda worker, order: self.answer(worker, order, 10 + worker),
             CutAt: lambda worker, order: self.arrive(worker, gate("CUT", order.iteration), iteration=order.iteration),
         }

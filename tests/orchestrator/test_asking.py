@@ -50,11 +50,11 @@ def test_answers_come_in_the_order_of_ranks_whoever_is_first(at_gate: Any) -> No
         late.append(order)
         if worker == 2:
             for other in (2, 0, 1):
-                group.answer(other, order, other)
+                group.answer(other, order, cloudpickle.dumps(other))
 
     group.scripts[Call] = call
     answers = at_gate(group, lambda run: run.asking.call(print, (), {}, None))
-    assert [(rank, answer.value) for rank, answer in answers.items()] == [(0, 0), (1, 1), (2, 2)]
+    assert list(answers.items()) == [(0, 0), (1, 1), (2, 2)]
 
 
 def test_only_the_ranks_that_are_asked_get_the_order(at_gate: Any) -> None:
@@ -71,11 +71,13 @@ def test_every_order_has_a_number_of_its_own(at_gate: Any) -> None:
     assert [order.order for order in group.ordered(Call)] == [1, 2, 3]
 
 
-def test_a_failure_is_an_answer(at_gate: Any) -> None:
-    group = group_at_gate(1)
-    failure = Failure(type_name="ValueError", text="no", traceback="")
+def test_a_failure_is_raised_once_with_its_ranks(at_gate: Any) -> None:
+    group = group_at_gate(2)
+    failure = Failure(type_name="ValueError", text="no", traceback="the traceback")
     group.scripts[Call] = lambda worker, order: group.send(Answer, worker, order=order.order, failure=failure)
-    assert at_gate(group, lambda run: run.asking.call(print, (), {}, None)[0].failure) == failure
+    with pytest.raises(TrainingError, match=r"^ranks 0-1 raised ValueError: no in orchestrator.call$") as caught:
+        at_gate(group, lambda run: run.asking.call(print, (), {}, None))
+    assert caught.value.traceback == "the traceback"
 
 
 def test_ranks_that_do_not_exist_are_named(at_gate: Any) -> None:

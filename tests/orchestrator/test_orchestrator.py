@@ -259,6 +259,15 @@ def test_ctrl_c_in_an_evaluation_saves_though_no_checkpoint_was_due(tmp_path: Pa
     assert trained(make(tmp_path)) == trained(make(tmp_path, "whole"))
 
 
+def test_ctrl_c_at_an_epochs_end_saves_once(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.attach(Checkpoint())
+    orchestrator.on(Events.EPOCH_COMPLETED(once=2), rank=0)(lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(RankfireError, match="was interrupted after iteration 6"):
+        orchestrator.run(max_epochs=3)
+    assert saves(tmp_path) == ["step-00000003", "step-00000006"]
+
+
 def test_ctrl_c_before_training_stops_it_before_its_first_iterations_end(tmp_path: Path) -> None:
     def build_and_press(worker: Any) -> Program:
         os.kill(os.getpid(), signal.SIGINT)

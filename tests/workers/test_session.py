@@ -151,7 +151,14 @@ def test_gates_inside_an_evaluation_carry_its_number(driver):
 def test_a_call_gets_the_worker_and_answers_with_its_value(driver):
     arrived = at_gate(driver)
     driver.call(1, lambda worker, a, b=0: (worker.rank, a + b), 2, b=3)
-    assert driver.expect(Answer).value == (0, 5)
+    assert cloudpickle.loads(driver.expect(Answer).value) == (0, 5)
+    end(driver, arrived)
+
+
+def test_a_call_that_returns_what_can_not_travel_answers_so_and_the_rank_goes_on(driver):
+    arrived = at_gate(driver)
+    driver.call(1, lambda worker: (number for number in range(3)))
+    assert str(driver.expect(Answer).failure) == "TypeError: cannot pickle 'generator' object"
     end(driver, arrived)
 
 
