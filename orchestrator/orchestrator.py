@@ -88,6 +88,7 @@ class Orchestrator(Registrations):
         self.registry = Registry(settings.folder / "checkpoints")
         self._journal = Journal(settings.folder / "journal.jsonl")
         self._run: Run | None = None
+        self._saved_at: int | None = None  # iteration of this run's last checkpoint
 
     @classmethod
     def from_spec(cls, spec: JobSpec | str | os.PathLike[str], *, roots: Sequence[str] = ()) -> Orchestrator:
@@ -219,6 +220,7 @@ class Orchestrator(Registrations):
         driver = {"handlers": states_of(self.stateful)}
         manifest = manifest_of(self.settings.run, self.settings.world_size, self.state, driver)
         committed = save(run.asking, self.registry, manifest)
+        self._saved_at = manifest.iteration
         size = sum(entry.size for entry in committed.manifest.files)
         self.note("CHECKPOINT_COMMITTED", checkpoint=committed.name, bytes=size)
         return str(committed.folder)
@@ -281,10 +283,8 @@ class Orchestrator(Registrations):
     def _at_cut(self) -> None:
         """All ranks stand at an iteration boundary because they shall end there: save, if Ctrl-C was the reason."""
         run = self._running("checkpoint")
-        if not run.interrupted or not any(isinstance(handler, Checkpoint) for handler in self._attached):
-            return
-        saved = self.registry.committed()
-        if not saved or saved[-1].manifest.iteration < self.state.iteration:
+        configured = any(isinstance(handler, Checkpoint) for handler in self._attached)
+        if run.interrupted and configured and self._saved_at != self.state.iteration:
             self.checkpoint()
 
     def _running(self, what: str) -> Run:
