@@ -73,7 +73,7 @@ class Cluster:
         self._cluster = cluster
         self._workers = workers
         self._owned = False
-        self._environment: str | None = None
+        self._environment: dict[str, str | None] = {}  # what Ray, or we for it, would leave in this process
         self.group: PlacementGroup | None = None
 
     def start(self) -> PlacementGroup:
@@ -116,14 +116,15 @@ class Cluster:
         if self._owned:
             ray.shutdown()
             self._owned = False
-            if self._environment is None:
-                os.environ.pop("RAY_AUTH_MODE", None)
+            for name, value in self._environment.items():
+                if value is None:
+                    os.environ.pop(name, None)
 
     def _connect(self) -> None:
         if ray.is_initialized():
             return
         address = self._cluster.address or os.environ.get("RAY_ADDRESS")
-        self._environment = os.environ.get("RAY_AUTH_MODE")
+        self._environment = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_worker_niceness")}
         self._owned = True
         with _signals_kept():
             self._init(address)
@@ -141,6 +142,7 @@ class Cluster:
                     "reach it, or leave the address out to use this machine"
                 ) from error
             return
+        os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default, 15, is for work in the background
         ray.init(
             address="local",
             num_cpus=_local_cpus(self._workers),
