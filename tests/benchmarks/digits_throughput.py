@@ -1,0 +1,127 @@
+"""Samples per second of the digits job: on our orchestrator, and as a plain loop under torchrun.
+
+Run `python tests/benchmarks/digits_throughput.py`. Ours: `examples/digits/program.py` as it is, without evaluation and
+checkpoints; the loss is reduced over the ranks at the driver at every epoch's end, while the ranks go on. Peer:
+`peers/digits_torchrun.py`, the same network, data, batch size, optimizer and metric with DDP, DistributedSampler and
+DataLoader; it reduces the loss with torchmetrics' own collective. Two ranks of one torch thread each. Counted are whole
+epochs inside the ranks after a warm-up, on the slower rank; runs are taken in turns. The samples are those of the data
+set: the peer's sampler pads an epoch by one sample, which is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.benchmarks import _report
+
+RANKS = 2
+WARM_UP = 3  # epochs
+TARGET = 0.97
+PEER = str(Path(__file__).resolve().parent / "peers" / "digits_torchrun.py")
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), PEER]
+
+
+def timed(worker: Any) -> Any:
+    """The example's program; notes when each epoch ended."""
+    from examples.digits.program import build
+    from workers import Events
+
+    program = build(worker)
+    trainer = program.engines["trainer"]
+    ended: list[tuple[float, float]] = []
+
+    def keep(engine: Any) -> None:
+        state, samples = engine.state, len(program.data["trainer"].dataset)
+        result = {"ended": ended, "steps": state.iteration, "samples": samples, "loss": state.metrics["loss"]}
+        Path(worker.config["folder"], f"rank{worker.rank}.json").write_text(json.dumps(result))
+
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda engine: ended.append((time.monotonic(), time.process_time()))
+    )
+    trainer.add_event_handler(Events.COMPLETED, keep)
+    return program
+
+
+def child(epochs: int, folder: Path) -> None:
+    """Our side, in a process of its own."""
+    import ray
+
+    from orchestrator import Orchestrator
+
+    ray.init(**_report.RAY)
+    config = {"lr": 0.003, "hidden": 64, "folder": str(folder)}
+    Orchestrator(timed, workers=RANKS, config=config, storage=folder / "runs").run(max_epochs=epochs)
+    ray.shutdown()
+
+
+class Result(NamedTuple):
+    """What one run gave."""
+
+    rate: float  # samples per second, of all ranks
+    cpu: float  # ms of CPU time that a rank took for a step, all its threads
+    seconds: float  # that were measured
+    loss: float  # of the last epoch
+
+
+def result(folder: Path) -> Result:
+    """From the notes of all ranks; the slowest one counts."""
+    ranks = _report.read(folder, "rank*")
+    assert len(ranks) == RANKS, f"expected the times of {RANKS} ranks, received {len(ranks)}"
+    wall, cpu = (
+        max(rank["ended"][-1][clock] - rank["ended"][WARM_UP - 1][clock] for rank in ranks) for clock in (0, 1)
+    )
+    one = ranks[0]
+    share = (len(one["ended"]) - WARM_UP) / len(one["ended"])
+    samples, steps = one["samples"] * len(one["ended"]) * share, one["steps"] * share
+    return Result(rate=samples / wall, cpu=cpu / steps * 1e3, seconds=wall, loss=one["loss"])
+
+
+def main(epochs: int, rounds: int) -> None:
+    print(__doc__)
+    print(f"machine: {_report.machine()}\n")
+    me = str(Path(__file__).resolve())
+    commands = {
+        "rankfire": [me, "--child", "--epochs", str(epochs)],
+        "torchrun": [*TORCHRUN, str(epochs)],
+    }
+    found: dict[str, list[Result]] = {side: [] for side in commands}
+    with _report.private_folder() as root:
+        for turn in range(rounds):
+            for side, command in commands.items():
+                found[side].append(result(_report.measure(root, f"{side} {turn}", command, OMP_NUM_THREADS="1")))
+    rows = [("2 ranks, batch 64", "samples/s, median (all)", "CPU of a rank, ms a step", "measured, s", "last loss")]
+    for side, results in found.items():
+        rates, cpu, seconds, losses = zip(*results, strict=True)
+        loss = f"{statistics.median(losses):.5f}"
+        rows.append(
+            (side, _report.spread(rates, "{:.0f}"), _report.spread(cpu), _report.spread(seconds, "{:.1f}"), loss)
+        )
+    _report.table(rows)
+    rate, cpu = (
+        statistics.median(getattr(run, what) for run in found["rankfire"])
+        / statistics.median(getattr(run, what) for run in found["torchrun"])
+        for what in ("rate", "cpu")
+    )
+    print(f"\nsamples/s, ours / theirs: {rate:.3f}; target ≥ {TARGET}: {_report.verdict(rate >= TARGET)}")
+    print(f"CPU time of a step, ours / theirs: {cpu:.3f}; steadier than the rate where other work shares the cores")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Samples per second of the digits job, ours and torchrun's.")
+    parser.add_argument("--epochs", type=int, default=80)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("folder", type=Path, nargs="?", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.epochs, arguments.folder)
+    else:
+        main(arguments.epochs, arguments.rounds)
