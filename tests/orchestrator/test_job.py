@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import Orchestrator, SpecError
+from orchestrator import Orchestrator, SpecError, TrainingError
 from orchestrator.specfile import load_spec
 from tests.orchestrator.linear import journal
 from tests.waiting import wait_until
@@ -95,6 +95,24 @@ def test_handlers_that_do_not_exist_are_told(job: Path) -> None:
     job.write_text(text)
     with pytest.raises(SpecError, match=r"rf_job_handlers.*atach.*did you mean attach\?"):
         Orchestrator.from_spec(job)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "text"),
+    [
+        ("raise KeyError('curve')", TrainingError, "handlers rf_job_handlers:attach raised KeyError: 'curve'"),
+        ("orchestrator.attach(7)", SpecError, "orchestrator.attach: expected an object with attach(orchestrator)"),
+    ],
+)
+def test_handlers_that_raise_while_they_are_attached_are_told(
+    job: Path, body: str, kind: type[Exception], text: str
+) -> None:
+    name = f"rf_job_handlers_{kind.__name__.lower()}"
+    (job.parent / f"{name}.py").write_text(f"def attach(orchestrator):\n    {body}\n")
+    job.write_text(job.read_text().replace("rf_job_handlers", name))
+    with pytest.raises(kind) as caught:
+        Orchestrator.from_spec(job)
+    assert str(caught.value).startswith(text.replace("rf_job_handlers", name))
 
 
 def test_the_command_runs_a_job_and_prints_a_summary(job: Path) -> None:
