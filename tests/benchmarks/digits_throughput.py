@@ -5,7 +5,8 @@ checkpoints; the loss is reduced over the ranks at the driver at every epoch's e
 `peers/digits_torchrun.py`, the same network, data, batch size, optimizer and metric with DDP, DistributedSampler and
 DataLoader; it reduces the loss with torchmetrics' own collective. Two ranks of one torch thread each. Counted are whole
 epochs inside the ranks after a warm-up, on the slower rank; runs are taken in turns. The samples are those of the data
-set: the peer's sampler pads an epoch by one sample, which is not counted.
+set: the peer's sampler pads an epoch by one sample, which is not counted. Ray would run its workers at niceness 15, so
+that on a busy machine the peer's would go first; here neither side's are niced.
 """
 
 from __future__ import annotations
