@@ -13,11 +13,12 @@ from typing import Any
 from orchestrator.errors import RankfireError
 from orchestrator.exchange import Group, Incoming, Lost
 from orchestrator.verdict import Facts, verdict
-from workers.messages import Fault, Pulse
+from workers.messages import Built, Fault, Pulse
 
 __all__ = ["Loop"]
 
 SETTLE = 0.3  # seconds in which other ranks may report the same fault, or its cause
+SETTLE_BUILDING = 5.0  # the same while ranks build: nothing ties them together, so they come to it at their own pace
 Handlers = Mapping[type[Any], Callable[[Any], None]]
 
 
@@ -83,15 +84,22 @@ class Loop:
 
     def _conclude(self) -> None:
         """Hear what the others have to say for a moment, then judge."""
-        until = time.monotonic() + SETTLE
-        while (left := until - time.monotonic()) > 0 and self.facts.silent(self.group.size):
-            came: Incoming | None = self.group.take(left)
-            if isinstance(came, Fault):
-                self.facts.faults.append(came)
-            elif isinstance(came, Lost):
-                self.facts.lost[came.worker] = came.cause
-            elif isinstance(came, Pulse):
-                self._pulse(came)
-            elif came is None and not self.group.needs_store:
+        began = time.monotonic()
+        while self.facts.silent(self.group.size):
+            left = began + (SETTLE_BUILDING if self.facts.still_building() else SETTLE) - time.monotonic()
+            came: Incoming | None = self.group.take(left) if left > 0 else None
+            if came is None and (left <= 0 or not self.group.needs_store):
                 break
+            self._note(came)
         raise self.end(verdict(self.facts))
+
+    def _note(self, came: Incoming | None) -> None:
+        """Take in what a worker says while the run is ending; what asks for an act comes too late."""
+        if isinstance(came, Fault):
+            self.facts.faults.append(came)
+        elif isinstance(came, Lost):
+            self.facts.lost[came.worker] = came.cause
+        elif isinstance(came, Built):
+            self.facts.building.discard(came.worker)
+        elif isinstance(came, Pulse):
+            self._pulse(came)

@@ -5,6 +5,7 @@ With `group.py` the only file of the driver that imports `ray`.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import os
 import signal
@@ -73,6 +74,7 @@ class Cluster:
         self._cluster = cluster
         self._workers = workers
         self._owned = False
+        self._print = builtins.print  # Ray puts its own in its place when it first tells of a worker
         self._environment: dict[str, str | None] = {}  # what Ray, or we for it, would leave in this process
         self.group: PlacementGroup | None = None
 
@@ -116,6 +118,7 @@ class Cluster:
         if self._owned:
             ray.shutdown()
             self._owned = False
+            builtins.print = self._print
             for name, value in self._environment.items():
                 if value is None:
                     os.environ.pop(name, None)

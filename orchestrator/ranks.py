@@ -60,6 +60,7 @@ class Ranks:
     def build(self, order: Callable[[Membership], Build]) -> None:
         """Have every worker build the program; spares too."""
         self._life.enter(Phase.BUILDING)
+        self._loop.facts.building.update(self._workers)
         for worker in self._workers:
             self._loop.group.order(worker, order(self._members[worker]))
         self._until(
@@ -138,6 +139,7 @@ class Ranks:
 
     def _on_built(self, message: Built) -> None:
         self._built[message.worker] = message
+        self._loop.facts.building.discard(message.worker)
 
     def _on_joined(self, message: Joined) -> None:
         self._joined.add(message.worker)

@@ -19,6 +19,7 @@ class Facts:
     Args:
         places: worker → where it runs.
         ranks: worker → its rank.
+        building: workers that are in the user's `build`.
         phases: worker → what it was doing when last heard of.
         faults: in the order in which they came.
         lost: worker → how the loss was seen.
@@ -26,13 +27,21 @@ class Facts:
 
     places: dict[int, Place] = field(default_factory=dict)
     ranks: dict[int, int] = field(default_factory=dict)
+    building: set[int] = field(default_factory=set)
     phases: dict[int, str] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     lost: dict[int, str] = field(default_factory=dict)
 
     def silent(self, workers: int) -> bool:
         """Whether some worker has neither failed nor been lost yet."""
-        return len({fault.worker for fault in self.faults} | self.lost.keys()) < workers
+        return len(self._ended()) < workers
+
+    def still_building(self) -> bool:
+        """Whether some worker may yet fail in the same `build`."""
+        return bool(self.building - self._ended())
+
+    def _ended(self) -> set[int]:
+        return {fault.worker for fault in self.faults} | self.lost.keys()
 
 
 def verdict(facts: Facts) -> RankfireError:

@@ -6,6 +6,7 @@ environment on import), so that no test sees, or touches, another Ray on this ma
 
 from __future__ import annotations
 
+import builtins
 import itertools
 import shutil
 import tempfile
@@ -80,6 +81,7 @@ def ray_cluster(private_root: Path) -> Iterator[str]:
 
     assert not ray.is_initialized(), "another module left its Ray running"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builtins, "print", print)  # Ray puts its own there when it tells of a worker
         patch.setenv("RAY_TMPDIR", str(private_root / f"r{next(CLUSTER_NUMBERS)}"))
         older = session_processes(private_root / "tmp")
         context = ray.init(

@@ -152,7 +152,7 @@ def trained(world_size, epochs=3):
             crew.order(Release(gate=arrived[0].gate, metrics=metrics))
         crew.hear(Finished)
         crew.order(Call(order=99, pickled=cloudpickle.dumps((parameters, (), {}))))
-        return seen, [answer.value for answer in crew.hear(Answer)]
+        return seen, [cloudpickle.loads(answer.value) for answer in crew.hear(Answer)]
 
 
 def flat(nested):
