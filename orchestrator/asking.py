@@ -38,6 +38,7 @@ class Asking:
         self._answers: dict[int, dict[int, Answer]] = {}
         self._cut: int | None = None  # order id of a cut that is being agreed on, or was
         loop.handle({Answer: self._on_answer})
+        gates.cut_reached = self.cut_reached
 
     def ask(self, make: Callable[[int, int], Order], ranks: Iterable[int] | None = None) -> dict[int, Answer]:
         """Give ranks an order with an id, and wait until all have answered.
@@ -103,14 +104,18 @@ class Asking:
         return {rank: cloudpickle.loads(answer.value) for rank, answer in answers.items()}
 
     def cut(self) -> None:
-        """Have all ranks stop after one common iteration; they arrive there at a gate of its own. Once is enough."""
+        """Have all ranks arrive at a gate of its own after one common iteration. Two cuts at once are one."""
         if self._cut is None:
             self._cut = next(self._numbers)
             self._ranks.order_all(ProposeCut(order=self._cut))
+
+    def cut_reached(self) -> None:
+        """All ranks stand at the cut: the next one is another."""
+        self._cut = None
 
     def _on_answer(self, message: Answer) -> None:
         answers = self._answers.setdefault(message.order, {})
         answers[message.rank] = message
         if message.order == self._cut and len(answers) == self._ranks.world_size:
-            proposals: list[Any] = [answer.value for answer in self._answers.pop(self._cut).values()]
+            proposals: list[Any] = [answer.value for answer in self._answers.pop(message.order).values()]
             self._ranks.order_all(CutAt(iteration=max(proposals)))

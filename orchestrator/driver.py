@@ -31,8 +31,12 @@ class Driver(Protocol):
         """Evaluate on all ranks."""
         ...
 
-    def checkpoint(self) -> str:
+    def checkpoint(self, *, wait: bool = False) -> str | None:
         """Save now."""
+        ...
+
+    def at_boundary(self, function: Callable[[], None]) -> None:
+        """Call a function when all ranks stand after one common iteration."""
         ...
 
     def note(self, event: str, **fields: object) -> None:

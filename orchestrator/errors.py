@@ -15,9 +15,11 @@ from workers.errors import RankfireError
 __all__ = [
     "CapacityError",
     "CheckpointError",
+    "FencedError",
     "GateMismatchError",
     "HandlerError",
     "RankfireError",
+    "RunHeldError",
     "RunInterrupted",
     "SpecError",
     "StartError",
@@ -170,6 +172,30 @@ class CheckpointError(SystemFailure):
     def at(cls, path: str, what: str) -> CheckpointError:
         """Compose the error from the checkpoint's path and what is wrong with it."""
         return cls(f"checkpoint {path}: {what}")
+
+
+class RunHeldError(SystemFailure):
+    """Another process owns the run."""
+
+    @classmethod
+    def by(cls, run: str, owner: str) -> RunHeldError:
+        """Compose the error from the run's id and its owner in words."""
+        return cls(
+            f"run {run!r}: expected nobody to be running it, received {owner}; wait for it to end, stop it, or choose "
+            "another run id"
+        )
+
+
+class FencedError(SystemFailure):
+    """This process owned the run and has lost it: nothing that it does may become durable any more."""
+
+    @classmethod
+    def by(cls, run: str, owner: str) -> FencedError:
+        """Compose the error from the run's id and its new owner in words."""
+        return cls(
+            f"run {run!r} was taken over by {owner}: this process was silent for longer than its lease, "
+            "so it ends here and writes nothing more"
+        )
 
 
 class RunInterrupted(RankfireError):  # noqa: N818 - an interruption is no error of anyone's

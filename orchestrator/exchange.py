@@ -11,7 +11,7 @@ from typing import Protocol
 from workers.messages import Message
 from workers.orders import Order
 
-__all__ = ["Group", "Incoming", "Interrupt", "Lost"]
+__all__ = ["Group", "Incoming", "Interrupt", "LeaseLost", "Lost"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,12 @@ class Interrupt:
     """The user pressed Ctrl-C once."""
 
 
-Incoming = Message | Lost | Interrupt
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseLost:
+    """Another process has taken the run over."""
+
+
+Incoming = Message | Lost | Interrupt | LeaseLost
 
 
 class Group(Protocol):
@@ -60,6 +65,10 @@ class Group(Protocol):
 
     def interrupt(self) -> None:
         """Put an `Interrupt` among what comes; safe in a signal handler."""
+        ...
+
+    def tell(self, came: Incoming) -> None:
+        """Put something among what comes; from any thread."""
         ...
 
     def stop(self, *, grace: float) -> list[str]:

@@ -45,6 +45,7 @@ class Gatekeeper:
         self.finished: dict[int, Finished] = {}
         self.then: Then = "go on"  # what the trainer is told at its next release; "interrupt" is told at a cut only
         self.at_cut: Callable[[], None] | None = None  # called at a cut, while all ranks wait
+        self.cut_reached: Callable[[], None] = lambda: None  # called before it: the next cut is another
         self.open: list[GateKey] = []  # gates whose handlers are running, outermost first
         self.samples = 0  # consumed by all ranks, as of the last report of all of them
         self._loop = loop
@@ -119,6 +120,7 @@ class Gatekeeper:
         self.open.append(key)
         if key.event == CUT:
             self._take_position(key, reports)
+            self.cut_reached()
             if self.at_cut is not None:
                 self.at_cut()
         else:

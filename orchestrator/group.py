@@ -111,6 +111,10 @@ class RayGroup:
         """Put an `Interrupt` into the queue."""
         self._queue.put(Interrupt())
 
+    def tell(self, came: Incoming) -> None:
+        """Put something into the queue."""
+        self._queue.put(came)
+
     def stop(self, *, grace: float) -> list[str]:
         """Let the ranks leave, then end their processes, give back their places, and see that all is gone."""
         if grace > 0:

@@ -1,59 +1,71 @@
 """The run's append-only record: one JSON object a line, in the order in which things happened.
 
 Every line has `event, time, generation, epoch, iteration`; what else an event tells stands beside them. A line is
-written whole or not at all, and a torn last line (a power cut) is cut off when the journal is opened again.
+written whole or not at all, and a torn last line (a power cut) is cut off when the journal is opened again. On an
+object store, where nothing can be appended to, it is a row of segments, each rewritten until it is full.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
+import sys
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from workers.failpoints import failpoint
+from workers.folder import Folder
+from workers.locations import storage_at
+from workers.storage import Storage
+
 __all__ = ["Journal", "read_journal"]
+
+NAME = "journal.jsonl"
+SEGMENTS = "journal"
+SEGMENT = 64 << 10  # bytes after which a new segment begins
+HELD = 10_000  # lines that are kept while the storage refuses
 
 
 class Journal:
     """Append to a run's journal; opened by `start`, closed by `close`, both by the run.
 
     Args:
-        path: the file; its folder exists.
+        storage: the run's folder.
+        owned: called before a line is written; raises if this process does not own the run any more.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, storage: Storage, owned: Callable[[], None] = lambda: None) -> None:
         self.generation = 0
         self.epoch = 0
         self.iteration = 0
-        self._descriptor: int | None = None
+        self._storage = storage
+        self._owned = owned
+        self._sink: _Sink | None = None
+        self._held: list[bytes] = []  # lines that the storage did not take yet
+        self._complained = False
 
-    def start(self) -> None:
-        """Open the file for appending, as its only writer; drop a torn last line.
+    def start(self, token: int = 0) -> None:
+        """Open the journal; drop a torn last line.
 
-        Raises:
-            BlockingIOError: another process writes it.
+        Args:
+            token: fencing token of its owner: no two owners write to the same segment.
         """
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            raise
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            whole = self.path.read_bytes().rfind(b"\n") + 1
-            os.ftruncate(descriptor, whole)
-        self._descriptor = descriptor
+        storage = self._storage
+        self._sink = _File(storage.root / NAME) if isinstance(storage, Folder) else _Segments(storage, token)
 
     def write(self, event: str, **fields: object) -> None:
-        """Append one line; without a `start`, nothing."""
-        if self._descriptor is None:
+        """Append one line; without a `start`, nothing. What the storage refuses is kept, and tried again later.
+
+        Raises:
+            FencedError: this process does not own the run any more.
+        """
+        if self._sink is None:
             return
+        self._owned()
         line: dict[str, Any] = {
             "event": event,
             "time": time.time(),
@@ -62,27 +74,116 @@ class Journal:
             "iteration": self.iteration,
             **fields,
         }
-        os.write(self._descriptor, (json.dumps(_jsonable(line), allow_nan=False) + "\n").encode())
+        self._held.append((json.dumps(_jsonable(line), allow_nan=False) + "\n").encode())
+        self._flush()
 
     def close(self) -> None:
         """Bring everything to the disk and let go of the file."""
-        if self._descriptor is not None:
-            os.fsync(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._sink is not None:
+            self._flush()
+            self._sink.close()
+            self._sink = None
+
+    def _flush(self) -> None:
+        assert self._sink is not None, "the journal is open"
+        try:
+            while self._held:
+                self._sink.append(self._held[0])
+                del self._held[0]
+        except OSError as error:  # a full disk must not end a training that could go on
+            del self._held[:-HELD]
+            if not self._complained:
+                text = (
+                    f"rankfire: the journal can't be written: {error.strerror or error}; its lines are kept for later"
+                )
+                print(text, file=sys.stderr)  # noqa: T201
+            self._complained = True
+        else:
+            self._complained = False
+
+
+class _Sink(ABC):
+    """Where lines go."""
+
+    @abstractmethod
+    def append(self, line: bytes) -> None:
+        """Add a line, whole or not at all."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """No line will follow."""
+
+
+class _File(_Sink):
+    """One file on a disk."""
+
+    def __init__(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            os.ftruncate(descriptor, path.read_bytes().rfind(b"\n") + 1)
+        self._descriptor = descriptor
+
+    def append(self, line: bytes) -> None:
+        size = os.fstat(self._descriptor).st_size
+        failpoint("journal.half")
+        try:
+            written = os.write(self._descriptor, line)
+        except OSError:
+            os.ftruncate(self._descriptor, size)
+            raise
+        if written < len(line):  # the disk filled up in the middle of it
+            os.ftruncate(self._descriptor, size)
+            raise OSError(28, os.strerror(28))
+
+    def close(self) -> None:
+        os.fsync(self._descriptor)
+        os.close(self._descriptor)
+
+
+class _Segments(_Sink):
+    """Objects named by owner and number."""
+
+    def __init__(self, storage: Storage, token: int) -> None:
+        self._storage = storage
+        self._token = token
+        self._number = 0
+        self._content = b""
+
+    def append(self, line: bytes) -> None:
+        if len(self._content) > SEGMENT:
+            self._number, self._content = self._number + 1, b""
+        self._storage.replace(f"{SEGMENTS}/{self._token:08d}-{self._number:06d}.jsonl", self._content + line)
+        self._content += line
+
+    def close(self) -> None:
+        """Every line is there already."""
 
 
 def read_journal(path: Path | str) -> Iterator[dict[str, Any]]:
     """The lines of a journal as dictionaries, oldest first.
 
+    Args:
+        path: `RUN/journal.jsonl`, as a path or as a URL.
+
+    Raises:
+        FileNotFoundError: there is none.
+
     Example:
         >>> [line["event"] for line in read_journal("runs/digits/journal.jsonl")]  # doctest: +SKIP
         ['RUN_STARTED', 'WORKER_JOINED', 'EPOCH_COMPLETED', 'RUN_COMPLETED']
     """
-    with Path(path).open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.endswith("\n"):
-                yield json.loads(line)
+    folder, _, name = os.fspath(path).rpartition("/")
+    storage = storage_at(folder or ".")
+    if isinstance(storage, Folder):
+        content = storage.read(name)
+    else:
+        segments = storage.names(SEGMENTS)
+        if not segments:
+            raise FileNotFoundError(f"{path}: there is no journal")
+        content = b"".join(storage.read(f"{SEGMENTS}/{segment}") for segment in segments)
+    for line in content.split(b"\n")[:-1]:  # what follows the last newline is torn
+        yield json.loads(line)
 
 
 def _jsonable(value: object) -> object:

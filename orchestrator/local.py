@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -21,19 +22,24 @@ from workers.session import LeaveNow, Session
 
 __all__ = ["LocalGroup"]
 
+TICK = 0.25  # seconds between two looks at the clock
+
 
 class LocalGroup:
     """One worker in this process.
 
     Args:
         turn: the driver's turn: handle what has come; called when the session waits for an order.
+        tick: the driver's look at its clock; called between iterations, a few times a second.
     """
 
     needs_store = False
 
-    def __init__(self, turn: Callable[[], None]) -> None:
+    def __init__(self, turn: Callable[[], None], tick: Callable[[], None] = lambda: None) -> None:
         self.size = 1
         self._turn = turn
+        self._tick = tick
+        self._ticked = time.monotonic()
         self._mailbox = Mailbox(idle=self._give_turn)
         self._outbox = Outbox()
         self._number = 0
@@ -69,11 +75,17 @@ class LocalGroup:
         if not self._inbox and (order := self._mailbox.take()) is not None:
             self._serve(order)
             self._collect()
+        if not self._inbox and timeout > 0:  # only a thread of the session can bring anything now: one that writes
+            self._inbox.extend(self._outbox.take(timeout=timeout))
         return self._inbox.popleft() if self._inbox else None
 
     def interrupt(self) -> None:
         """Leave an `Interrupt` for the driver's next turn, which comes between two iterations at the latest."""
         self._inbox.append(Interrupt())
+
+    def tell(self, came: Incoming) -> None:
+        """Leave something for the driver's next turn."""
+        self._inbox.append(came)
 
     def stop(self, *, grace: float) -> list[str]:
         """Have the session let go of everything."""
@@ -83,6 +95,9 @@ class LocalGroup:
 
     def _between_iterations(self, _: object) -> None:
         """Let the driver see to everything that has come."""
+        if (now := time.monotonic()) - self._ticked > TICK:
+            self._ticked = now
+            self._tick()
         self._collect()
         while self._inbox:
             self._give_turn()

@@ -34,6 +34,7 @@ class Loop:
         self.group = group
         self.facts = Facts()
         self.pulses: dict[int, Pulse] = {}  # rank → its last one
+        self.on_tick: list[Callable[[], None]] = []
         self.on_pulse: Callable[[Mapping[int, Pulse]], None] | None = None
         self._ended = ended
         self._verdict: RankfireError | None = None
@@ -55,9 +56,15 @@ class Loop:
         """
         if self._verdict is not None:
             raise self._verdict
+        self.tick()
         came = self.group.take(timeout)
         if came is not None:
             self._handlers[type(came)](came)
+
+    def tick(self) -> None:
+        """Look at the clock: whoever does something at times does it now."""
+        for function in self.on_tick:
+            function()
 
     def end(self, error: RankfireError) -> RankfireError:
         """End the run with an error; returns it, to be raised."""

@@ -8,31 +8,28 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.checkpoints.registry import Registry
 from orchestrator.errors import RankfireError, SpecError, TrainingError
-from orchestrator.gatekeeper import TRAINER
 from orchestrator.handlers.checkpoint import Best, Checkpoint
 from orchestrator.handlers.evaluate import Evaluate
 from orchestrator.handlers.progress import Progress
-from orchestrator.journal import Journal
 from orchestrator.limits import Limits
-from orchestrator.registrations import Registrations
+from orchestrator.ordering import Ordering
+from orchestrator.resume import Resume, StartFrom
 from orchestrator.run import Run
-from orchestrator.saving import manifest_of, save, states_of
-from orchestrator.settings import Settings, pickled
+from orchestrator.settings import Settings
 from orchestrator.spec import JobSpec, WorkersSpec
 from orchestrator.specfile import load_spec
 from orchestrator.target import load_target
 from orchestrator.training import Parts, RunResult, train
-from workers.state import State
 
 __all__ = ["Orchestrator", "RunResult"]
 
 
-class Orchestrator(Registrations):
+class Orchestrator(Ordering):
     """Train a program on many ranks, with events on the driver.
 
     Args:
@@ -83,12 +80,8 @@ class Orchestrator(Registrations):
         )
 
     def _set_up(self, settings: Settings) -> None:
-        super().__init__(settings.world_size)
-        self.settings = settings
-        self.registry = Registry(settings.folder / "checkpoints")
-        self._journal = Journal(settings.folder / "journal.jsonl")
-        self._run: Run | None = None
-        self._saved_at: int | None = None  # iteration of this run's last checkpoint
+        Ordering.__init__(self, settings)
+        self._start_from: StartFrom | None = None
 
     @classmethod
     def from_spec(cls, spec: JobSpec | str | os.PathLike[str], *, roots: Sequence[str] = ()) -> Orchestrator:
@@ -114,11 +107,14 @@ class Orchestrator(Registrations):
             best = spec.checkpoint.best
             self.attach(
                 Checkpoint(
-                    every=spec.checkpoint.every,
+                    every=spec.checkpoint.every.model_dump(exclude_none=True),
                     keep=spec.checkpoint.keep,
                     best=None if best is None else Best(best.metric, best.mode),
+                    on_save_error=spec.checkpoint.on_save_error,
                 )
             )
+        if spec.start_from is not None:
+            self.start_from(spec.start_from.checkpoint, state=spec.start_from.state)
         return self
 
     def _attach_from(self, target: str) -> None:
@@ -133,6 +129,20 @@ class Orchestrator(Registrations):
             raise TrainingError(text, traceback="".join(traceback.format_exception(error))) from error
 
     # ---------------------------------------------------------------- running
+    def start_from(self, checkpoint: str, *, state: Sequence[str] = ("model",)) -> None:
+        """Start a new run with a part of another run's state, as for fine-tuning.
+
+        A run that has checkpoints of its own goes on from those.
+
+        Args:
+            checkpoint: `RUN@best`, `RUN@latest`, `RUN@STEP`, or the path or URL of a checkpoint.
+            state: names of the entries of its state that are loaded; the rest of the program starts afresh.
+
+        Example:
+            >>> orchestrator.start_from("digits@best", state=["model"])  # doctest: +SKIP
+        """
+        self._start_from = StartFrom(checkpoint=checkpoint, state=tuple(state))
+
     def run(
         self,
         max_epochs: int | None = None,
@@ -140,6 +150,8 @@ class Orchestrator(Registrations):
         max_iters: int | None = None,
         epoch_length: int | None = None,
         resume: Literal["auto", "never"] = "auto",
+        fresh: bool = False,
+        strict: bool = False,
     ) -> RunResult:
         """Train on all ranks, to the end.
 
@@ -147,7 +159,9 @@ class Orchestrator(Registrations):
             max_epochs: epochs in all, those before a resume included. Default: as the job file says.
             max_iters: iterations in all, instead of epochs.
             epoch_length: iterations of an epoch; default: one pass over the data.
-            resume: "auto" goes on from the newest checkpoint of this run id; "never" refuses if there is one.
+            resume: "auto" goes on from the newest checkpoint of this run id; "never" refuses if the run exists.
+            fresh: move what the run has aside first, and start anew.
+            strict: refuse a damaged checkpoint instead of taking the one before it.
 
         Raises:
             SpecError: bad arguments.
@@ -157,8 +171,7 @@ class Orchestrator(Registrations):
         """
         if self._closed:
             raise SpecError("orchestrator.run: this orchestrator has run already; make another one")
-        if resume not in ("auto", "never"):
-            raise SpecError(f"orchestrator.run: resume: expected 'auto' or 'never', received {resume!r}")
+        how = Resume(mode=resume, fresh=fresh, strict=strict)
         limits = self._limits(max_epochs, max_iters, epoch_length)
         self._closed = True
         self.state.max_epochs, self.state.max_iters = limits.max_epochs, limits.max_iters
@@ -166,99 +179,21 @@ class Orchestrator(Registrations):
             settings=self.settings,
             buses=self._buses,
             handlers=tuple(self._rank_handlers),
+            lease=self._lease,
             registry=self.registry,
             journal=self._journal,
             stateful=self.stateful,
             started=self._started,
+            start_from=self._start_from,
         )
         progress = Progress(limits.max_epochs, limits.max_iters)
         progress.attach(self)
         self._progress = progress
         try:
-            return train(parts, limits, resume)
+            return train(parts, limits, how)
         finally:
             progress.close()
             self._run = None
-
-    @property
-    def state(self) -> State:
-        """The trainer's state over all ranks: epoch, iteration, reduced metrics and output."""
-        return self._buses[TRAINER].state
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """The reduced metrics."""
-        return self.state.metrics
-
-    def state_of(self, engine: str) -> State:
-        """The state of another engine that has handlers here."""
-        return self._bus(engine).state
-
-    # ---------------------------------------------------------------- orders, inside a blocking handler
-    def evaluate(self, engine: str = "evaluator", *, prefix: str | None = None) -> dict[str, Any]:
-        """Have all ranks evaluate, each its share of the data; exact over all of them.
-
-        Args:
-            engine: name of the engine.
-            prefix: the metrics also appear in `state.metrics` as `prefix/NAME`. Default: "validation" for the engine
-                called "evaluator", else the engine's name.
-
-        Returns:
-            metric name → value.
-        """
-        run = self._running("evaluate")
-        metrics = run.asking.evaluate(engine)
-        prefix = prefix if prefix is not None else ("validation" if engine == "evaluator" else engine)
-        self.state.metrics.update({f"{prefix}/{name}": value for name, value in metrics.items()})
-        self.note("EVALUATION_COMPLETED", engine=engine, metrics=metrics)
-        return metrics
-
-    def checkpoint(self) -> str:
-        """Save and commit the state as it is now; returns the checkpoint's path."""
-        run = self._running("checkpoint")
-        run.gates.refuse_within_iteration("orchestrator.checkpoint")
-        driver = {"handlers": states_of(self.stateful)}
-        manifest = manifest_of(self.settings.run, self.settings.world_size, self.state, driver)
-        committed = save(run.asking, self.registry, manifest)
-        self._saved_at = manifest.iteration
-        size = sum(entry.size for entry in committed.manifest.files)
-        self.note("CHECKPOINT_COMMITTED", checkpoint=committed.name, bytes=size)
-        return str(committed.folder)
-
-    def call(
-        self,
-        function: Callable[..., Any],
-        *args: Any,
-        rank: int | Sequence[int] | Literal["all"] = "all",
-        **kwargs: Any,
-    ) -> Any:
-        """Call `function(worker, *args, **kwargs)` on ranks.
-
-        Args:
-            function: must be picklable, and so must what it returns; may use collectives if it goes to all ranks.
-            args: passed on.
-            rank: a number, several, or "all".
-            kwargs: passed on.
-
-        Returns:
-            The value of the one rank, or a list of values in the order of ranks.
-
-        Raises:
-            TrainingError: it raised on a rank.
-        """
-        run = self._running("call")
-        pickled((function, args, kwargs), "orchestrator.call")
-        ranks = None if rank == "all" else [rank] if isinstance(rank, int) else list(rank)
-        values = run.asking.call(function, args, kwargs, ranks)
-        return values[rank] if isinstance(rank, int) else list(values.values())
-
-    def terminate(self, reason: str = "terminated by a handler") -> None:
-        """End training: at the gate that is open, else at the next iteration boundary common to all ranks."""
-        self._running("terminate").terminate(reason)
-
-    def note(self, event: str, **fields: object) -> None:
-        """Write a line of your own into the run's journal."""
-        self._journal.write(event, **fields)
 
     # ---------------------------------------------------------------- within
     def _limits(self, max_epochs: int | None, max_iters: int | None, epoch_length: int | None) -> Limits:
@@ -278,16 +213,10 @@ class Orchestrator(Registrations):
         self.state.seed = self.settings.seed
         run.loop.on_pulse = self._progress.pulse
         run.gates.at_cut = self._at_cut
+        run.saver.committed, run.saver.failed = self._committed, self._save_failed
+        for handler in self._attached:
+            if isinstance(handler, Checkpoint):
+                run.saver.on_error = handler.on_save_error
+            if (tick := getattr(handler, "tick", None)) is not None:
+                run.loop.on_tick.append(partial(tick, self))
         self._progress.begin(run.gates)
-
-    def _at_cut(self) -> None:
-        """All ranks stand at an iteration boundary because they shall end there: save, if Ctrl-C was the reason."""
-        run = self._running("checkpoint")
-        configured = any(isinstance(handler, Checkpoint) for handler in self._attached)
-        if run.interrupted and configured and self._saved_at != self.state.iteration:
-            self.checkpoint()
-
-    def _running(self, what: str) -> Run:
-        if self._run is None:
-            raise SpecError(f"orchestrator.{what}: nothing runs; call it inside a handler")
-        return self._run

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from orchestrator.errors import StartError, name_ranks
 from orchestrator.journal import Journal
@@ -102,6 +103,11 @@ class Ranks:
     def engines(self) -> tuple[str, ...]:
         """Names of the program's engines."""
         return self._built[self._workers[0]].engines
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Fingerprint of the trainer's data; empty if it has no global order."""
+        return dict(self._built[self._workers[0]].data)
 
     def empty_metrics(self, engine: str) -> dict[str, object]:
         """Empty copies of the metrics attached to an engine."""

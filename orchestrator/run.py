@@ -10,18 +10,22 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from importlib import import_module
+from typing import Any
 
 from orchestrator.asking import Asking
 from orchestrator.bus import EventBus
-from orchestrator.errors import RankfireError, SpecError
-from orchestrator.exchange import Group, Interrupt
+from orchestrator.checkpoints.registry import Registry
+from orchestrator.errors import FencedError, RankfireError, SpecError
+from orchestrator.exchange import Group, Interrupt, LeaseLost
 from orchestrator.gatekeeper import TRAINER, Gatekeeper
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.limits import Limits
 from orchestrator.loop import Loop
 from orchestrator.ranks import Ranks
+from orchestrator.saving import Saver
 from orchestrator.verdict import Facts
+from workers.data.fingerprint import fingerprint_mismatch
 from workers.events import Events
 from workers.orders import Build, Go
 from workers.parcels import LoadPoint
@@ -39,6 +43,7 @@ class Run:
         group: the workers.
         buses: per engine, the driver's handlers.
         journal: the record.
+        registry: the checkpoints.
         build: what a worker with this membership is told to build.
         limits: how long to train, and to wait.
         world_size: ranks that train.
@@ -49,6 +54,7 @@ class Run:
         group: Group,
         buses: Mapping[str, EventBus],
         journal: Journal,
+        registry: Registry,
         *,
         build: Callable[[Membership], Build],
         limits: Limits,
@@ -62,14 +68,20 @@ class Run:
         self._buses = buses
         self._build = build
         self._limits = limits
+        self._registry = registry
         self.loop = Loop(group, self._ended)
         self.ranks = Ranks(self.loop, self.life, journal, world_size=world_size, start_timeout=limits.start_timeout)
         self.gates = Gatekeeper(self.loop, self.ranks, buses, self.life, journal)
         self.asking = Asking(self.loop, self.ranks, self.gates)
-        self.loop.handle({Interrupt: self._interrupt})
+        self.saver = Saver(self.loop, self.asking, registry, world_size)
+        self.loop.handle({Interrupt: self._interrupt, LeaseLost: self._fenced})
 
-    def execute(self, load: LoadPoint | None) -> None:
+    def execute(self, load: LoadPoint | None, data: Mapping[str, Any] | None = None) -> None:
         """Start, train, and return when all ranks have finished. The caller stops the group, however this ends.
+
+        Args:
+            load: the checkpoint that the ranks take up.
+            data: fingerprint of the data with which it was made, if training goes on where it stood.
 
         Raises:
             RankfireError: what ended it.
@@ -85,9 +97,11 @@ class Run:
             for bus in self._buses.values():
                 bus.seal()
             self._check_engines()
+            self._check_data(data)
             store = stack.enter_context(Rendezvous(self.group.address())) if self.group.needs_store else None
             self.ranks.join(store, timeout=self._limits.collective_timeout, load=load)
             self._train()
+            self.saver.wait()
 
     def terminate(self, reason: str) -> None:
         """End training at the trainer's gate that is open, else at the next iteration that all ranks agree on."""
@@ -98,6 +112,11 @@ class Run:
         self.gates.then = "terminate"
         at_gate = any(key.engine == TRAINER for key in self.gates.open)
         if not at_gate and self.life.phase in {Phase.RUNNING, Phase.GATE}:
+            self.asking.cut()
+
+    def cut(self) -> None:
+        """Have all ranks stand at a gate after one common iteration, unless training is about to end anyway."""
+        if self.life.phase in {Phase.RUNNING, Phase.GATE}:
             self.asking.cut()
 
     def _train(self) -> None:
@@ -124,6 +143,12 @@ class Run:
         if self.life.phase in {Phase.RUNNING, Phase.GATE}:
             self.asking.cut()
 
+    def _fenced(self, _: LeaseLost) -> None:
+        try:
+            self._registry.owned()
+        except FencedError as error:
+            raise self.loop.end(error) from error
+
     def _ended(self, error: RankfireError, facts: Facts) -> None:
         """Write down who was lost, and tell EXCEPTION_RAISED on the driver."""
         for worker, cause in facts.lost.items():
@@ -141,6 +166,13 @@ class Run:
                 bus.fire(Events.EXCEPTION_RAISED.key, bus.state.counters[Events.EXCEPTION_RAISED.key] + 1, error)
             except RankfireError as raised:  # it must not hide what it was told of
                 _logger.error("a handler of EXCEPTION_RAISED raised an exception itself", exc_info=raised)
+
+    def _check_data(self, then: Mapping[str, Any] | None) -> None:
+        """A position in the data means the same only if the data is the same."""
+        now = self.ranks.data
+        wrong = fingerprint_mismatch(then, now) if then and now else None
+        if wrong is not None:
+            raise SpecError(f"run: {wrong}")
 
     def _check_engines(self) -> None:
         for name in self._buses:

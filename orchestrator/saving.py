@@ -1,57 +1,164 @@
-"""One save, as the driver leads it: plans from the ranks, a global plan, their files, the commit; or nothing at all."""
+"""Saves, as the driver leads them: plans from the ranks, one global plan, their copies, their files, the commit.
+
+The ranks wait only while they plan and copy; they write while training goes on, and tell when they have. One save is in
+flight at a time: the next one waits for it. What is written where is decided in `checkpoints/`.
+"""
 
 from __future__ import annotations
 
 import json
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Literal
 
 from orchestrator.asking import Asking
-from orchestrator.checkpoints.manifest import FileEntry, Manifest
-from orchestrator.checkpoints.registry import Committed, Registry
-from orchestrator.errors import CheckpointError, SpecError
-from workers.messages import Answer
-from workers.orders import PlanSave, WriteSave
+from orchestrator.checkpoints.manifest import Manifest
+from orchestrator.checkpoints.registry import Committed, Registry, Staging
+from orchestrator.errors import CheckpointError, FencedError, SpecError, name_ranks
+from orchestrator.loop import Loop
+from workers.failpoints import failpoint
+from workers.messages import Saved
+from workers.orders import FreezeSave, PlanSave
+from workers.parcels import Failure, Planned
+from workers.retry import retrying
 
-__all__ = ["manifest_of", "save", "states_of", "versions"]
+__all__ = ["OnSaveError", "Saver", "manifest_of", "states_of", "versions"]
+
+OnSaveError = Literal["stop", "continue"]
 
 
-def save(asking: Asking, registry: Registry, manifest: Manifest) -> Committed:
-    """Write and commit a checkpoint of the state at the open gate.
+@dataclass(slots=True, kw_only=True)
+class _Flight:
+    """A save that the ranks are writing."""
+
+    staging: Staging
+    manifest: Manifest
+    plan: Any  # GlobalPlan
+    told: dict[int, Saved] = field(default_factory=dict)  # rank → its word
+
+
+class Saver:
+    """The saves of one run.
 
     Args:
-        asking: how to reach the ranks, which wait at a gate.
-        registry: where it goes.
-        manifest: what it is, except for its files.
+        loop: where the ranks' words come from.
+        asking: how to reach the ranks, which wait at a gate when a save begins.
+        registry: where checkpoints go.
+        world_size: how many ranks write.
 
-    Raises:
-        CheckpointError: a rank could not write, or the commit failed; nothing of it is left.
+    Attributes:
+        committed: called with each checkpoint when it is one.
+        failed: called with each error of a save.
+        on_error: what an error means for the run.
     """
-    from orchestrator.checkpoints.plan import GlobalPlan  # a second of imports, at the first save
 
-    plans = asking.ask(lambda number, _: PlanSave(order=number))
-    staging = registry.open(manifest.iteration)
-    try:
-        plan = GlobalPlan(staging, {rank: answer.value for rank, answer in plans.items()})
-        answers = asking.ask(lambda number, rank: WriteSave(order=number, folder=str(staging), plan=plan.part(rank)))
-        _check(staging.name, answers)
-        written: dict[int, Any] = {rank: answer.value for rank, answer in answers.items()}
-        index = plan.finish({rank: part.results for rank, part in written.items()})
-        files = [
-            FileEntry(path=receipt.path, size=receipt.size, sha256=receipt.sha256)
-            for part in written.values()
-            for receipt in part.receipts
-        ]
-        return registry.commit(staging, manifest, [*files, index])
-    except OSError as error:
-        registry.abandon(staging)
-        raise CheckpointError.at(staging.name, f"can't be written: {error}") from error
-    except BaseException:
-        registry.abandon(staging)
-        raise
+    def __init__(self, loop: Loop, asking: Asking, registry: Registry, world_size: int) -> None:
+        self.committed: Callable[[Committed], None] = lambda _: None
+        self.failed: Callable[[CheckpointError], None] = lambda _: None
+        self.on_error: OnSaveError = "stop"
+        self._loop = loop
+        self._asking = asking
+        self._registry = registry
+        self._world_size = world_size
+        self._flight: _Flight | None = None
+        loop.handle({Saved: self._on_saved})
+
+    def begin(self, manifest: Manifest) -> str | None:
+        """Copy the state at the open gate, and have it written and committed while training goes on.
+
+        Args:
+            manifest: what it is, except for its files and what the ranks know better.
+
+        Returns:
+            The URL that the checkpoint will have; None if it could not be begun and the run goes on without.
+
+        Raises:
+            CheckpointError: the storage refused, now or at the save before, and the run shall stop at that.
+        """
+        self.wait()
+        from orchestrator.checkpoints.plan import GlobalPlan  # a second of imports, at the first save
+
+        planned: dict[int, Planned] = {
+            rank: answer.value  # type: ignore[misc]
+            for rank, answer in self._asking.ask(lambda number, _: PlanSave(order=number)).items()
+        }
+        try:
+            staging = self._registry.open(manifest.iteration)
+        except CheckpointError as error:
+            self._give_up(None, error)
+            return None
+        first = planned[0]
+        plan = GlobalPlan({rank: one.plan for rank, one in planned.items()}, first.spread)
+        whole = replace(manifest, cursor=first.cursor, data=first.data, state=first.state)
+        self._flight = _Flight(staging=staging, manifest=whole, plan=plan)
+        self._asking.ask(lambda number, rank: FreezeSave(order=number, url=staging.storage.url, plan=plan.part(rank)))
+        return self._registry.storage.locate(staging.name)
+
+    def wait(self) -> None:
+        """Wait until nothing is in flight.
+
+        Raises:
+            CheckpointError: it failed, and the run shall stop at that.
+        """
+        while self._flight is not None:
+            self._loop.pump()
+
+    def salvage(self, seconds: float) -> None:
+        """The run is ending with an error: give the ranks a moment to finish what is in flight, else remove it."""
+        until = time.monotonic() + seconds
+        while self._flight is not None and (left := until - time.monotonic()) > 0:
+            came = self._loop.group.take(left)
+            if isinstance(came, Saved):
+                try:
+                    self._on_saved(came)
+                except (CheckpointError, FencedError):
+                    break  # told already; it is not what ends the run
+            elif came is None and not self._loop.group.needs_store:
+                break
+        if self._flight is not None:
+            self._registry.abandon(self._flight.staging)
+            self._flight = None
+
+    def _on_saved(self, message: Saved) -> None:
+        flight = self._flight
+        if flight is None or message.url != flight.staging.storage.url:
+            return  # a save that was given up
+        flight.told[message.rank] = message
+        if len(flight.told) < self._world_size:
+            return
+        self._flight = None
+        try:
+            checkpoint = self._commit(flight)
+        except CheckpointError as error:
+            self._give_up(flight.staging, error)
+        except FencedError as error:
+            raise self._loop.end(error) from error
+        else:
+            self.committed(checkpoint)
+
+    def _commit(self, flight: _Flight) -> Committed:
+        failpoint("commit.received")
+        folder = flight.staging.folder
+        _check(folder, {rank: word.failure for rank, word in flight.told.items() if word.failure is not None})
+        written: dict[int, Any] = {rank: word.written for rank, word in flight.told.items()}
+        results = {rank: part.results for rank, part in written.items()}
+        try:
+            index = retrying("write the index", lambda: flight.plan.write_index(flight.staging.storage, results))
+        except OSError as error:
+            raise CheckpointError.at(folder, f"can't be written: {error.strerror or error}") from error
+        failpoint("commit.indexed")
+        receipts = [receipt for part in written.values() for receipt in part.receipts]
+        return self._registry.commit(flight.staging, flight.manifest, [*receipts, *index])
+
+    def _give_up(self, staging: Staging | None, error: CheckpointError) -> None:
+        if staging is not None:
+            self._registry.abandon(staging)
+        self.failed(error)
+        if self.on_error == "stop":
+            raise self._loop.end(error) from error
 
 
 def manifest_of(run_id: str, world_size: int, state: Any, driver: Mapping[str, Any]) -> Manifest:
@@ -98,8 +205,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _check(name: str, answers: Mapping[int, Answer]) -> None:
-    failed = {rank: answer.failure for rank, answer in answers.items() if answer.failure is not None}
-    if failed:
-        told = "; ".join(f"rank {rank}: {failure}" for rank, failure in sorted(failed.items()))
-        raise CheckpointError.at(name, f"could not be written: {told}")
+def _check(folder: str, failures: Mapping[int, Failure]) -> None:
+    """Raise what ranks could not write; the same failure of several ranks is told once."""
+    told: dict[str, list[int]] = {}
+    for rank, failure in sorted(failures.items()):
+        told.setdefault(str(failure), []).append(rank)
+    if told:
+        words = "; ".join(f"{name_ranks(ranks)}: {failure}" for failure, ranks in told.items())
+        raise CheckpointError.at(folder, f"could not be written: {words}; the checkpoints before it stand")

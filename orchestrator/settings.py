@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +12,12 @@ from typing import Any
 
 import cloudpickle
 
-from orchestrator.errors import SpecError
+from orchestrator.errors import SpecError, explain
 from orchestrator.spec import ClusterSpec, JobSpec, TrainSpec, WorkersSpec
 from orchestrator.spec_problems import make_spec
 from orchestrator.specfile import dump_spec
+from workers.locations import storage_at
+from workers.storage import Storage
 
 __all__ = ["Settings", "pickled"]
 
@@ -30,7 +33,7 @@ class Settings:
         config: the program's own settings.
         workers, cluster: what is needed, and where.
         seed: of the job.
-        storage: folder under which the run has its folder; absolute.
+        storage: folder or URL under which the run has its folder; a folder is absolute.
         roots: folders that go to the front of the ranks' `sys.path`.
         train: how long to train, if a job file says so.
         text: the job file, for the run's folder; None for a Python caller.
@@ -43,15 +46,25 @@ class Settings:
     workers: WorkersSpec
     cluster: ClusterSpec
     seed: int
-    storage: Path
+    storage: str
     roots: tuple[str, ...]
     train: TrainSpec | None = None
     text: str | None = None
 
     @property
-    def folder(self) -> Path:
+    def root(self) -> Storage:
+        """Where all runs are."""
+        return storage_at(self.storage)
+
+    @property
+    def home(self) -> Storage:
         """The run's folder."""
-        return self.storage / self.run
+        return self.root.child(self.run)
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the job file; empty for a Python caller."""
+        return "" if self.text is None else hashlib.sha256(self.text.encode()).hexdigest()
 
     @property
     def world_size(self) -> int:
@@ -144,13 +157,18 @@ def _name(value: object) -> str:
     return str(getattr(subject, "__qualname__", None) or type(subject).__name__)
 
 
-def _folder(storage: str) -> Path:
-    if "://" in storage:
+def _folder(storage: str) -> str:
+    try:
+        return storage_at(storage).url
+    except ValueError as error:
         raise SpecError(
-            f"storage: expected a folder that all ranks reach, received the URL {storage!r}; "
-            "mount it, or write to a folder and copy"
-        )
-    return Path(storage).expanduser().absolute()
+            explain(
+                "storage",
+                expected="a folder that all ranks reach, or a URL that fsspec knows",
+                received=f"{error}",
+                mend="write for example runs or s3://bucket/runs, and install what the URL needs (rankfire[s3])",
+            )
+        ) from error
 
 
 def _roots(given: Sequence[str]) -> tuple[str, ...]:

@@ -26,7 +26,9 @@ __all__ = [
     "CheckpointSpec",
     "ClusterSpec",
     "EvaluateSpec",
+    "EverySpec",
     "JobSpec",
+    "StartFromSpec",
     "TrainSpec",
     "WorkersSpec",
 ]
@@ -158,15 +160,57 @@ class BestSpec(Section):
     """Whether a greater (max) or a smaller (min) value is better."""
 
 
-class CheckpointSpec(Section):
-    """A checkpoint on the epoch boundary, and how many are kept."""
+class EverySpec(Section):
+    """How often to save: after so many epochs, iterations or seconds, one of the three."""
 
-    every: Count = 1
-    """Save after each so many epochs."""
+    epochs: Count | None = None
+    """Save at the end of each so many epochs. A whole number alone is short for this."""
+    iterations: Count | None = None
+    """Save after each so many iterations, in the middle of epochs too."""
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Save when so many seconds have gone since the last save, at the next iteration that all ranks reach."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def expand_epochs(cls, given: object) -> object:
+        """Read a whole number alone as epochs."""
+        return {"epochs": given} if isinstance(given, int) and not isinstance(given, bool) else given
+
+    @model_validator(mode="after")
+    def check_one(self) -> EverySpec:
+        """Accept exactly one of the three."""
+        if sum(value is not None for value in (self.epochs, self.iterations, self.seconds)) != 1:
+            refuse("exactly one of epochs, iterations and seconds", "write for example every: {iterations: 500}")
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Show editors the short form too."""
+        section = handler.resolve_ref_schema(handler(core_schema))
+        number = {"type": "integer", "minimum": 1, "description": "Number of epochs."}
+        return {"anyOf": [number, section], "description": section.get("description", "")}
+
+
+class CheckpointSpec(Section):
+    """When to save a checkpoint, and how many are kept."""
+
+    every: EverySpec = EverySpec(epochs=1)
+    """Save after each so many epochs; or a mapping with epochs, iterations or seconds."""
     keep: Count = 3
     """Newest checkpoints to keep, beside the best one."""
     best: BestSpec | None = None
     """Keep the best checkpoint by this metric; null: only the newest are kept."""
+    on_save_error: Literal["stop", "continue"] = "stop"
+    """What a save that failed means for the run: it stops, or it goes on and tries again when the next one is due."""
+
+
+class StartFromSpec(Section):
+    """What a new run takes from a checkpoint of another one; one that has checkpoints of its own goes on from those."""
+
+    checkpoint: Text
+    """RUN@best, RUN@latest, RUN@STEP, or the path or URL of a checkpoint."""
+    state: Annotated[list[Text], Field(min_length=1)] = ["model"]
+    """Names of the entries of its state that are loaded; the rest of the program starts afresh."""
 
 
 class ClusterSpec(Section):
@@ -198,7 +242,9 @@ class JobSpec(Section):
     evaluate: EvaluateSpec | None = None
     """Evaluate on epoch boundaries; null: never."""
     checkpoint: CheckpointSpec | None = None
-    """Save checkpoints on epoch boundaries; null: never."""
+    """Save checkpoints; null: never."""
+    start_from: StartFromSpec | None = None
+    """Start a new run with a part of another run's state, as for fine-tuning; null: start afresh."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the data order and of all random numbers."""
     storage: Text = "runs"

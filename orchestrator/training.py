@@ -18,17 +18,20 @@ from typing import Any, Literal
 
 from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Committed, Registry
-from orchestrator.errors import RunInterrupted, SpecError, SystemFailure
-from orchestrator.exchange import Group
+from orchestrator.errors import FencedError, RunInterrupted, SpecError, SystemFailure, explain
+from orchestrator.exchange import Group, LeaseLost
 from orchestrator.gatekeeper import TRAINER
 from orchestrator.group import RayGroup
 from orchestrator.journal import Journal
+from orchestrator.lease import Lease
 from orchestrator.lifecycle import Phase
 from orchestrator.limits import Limits
+from orchestrator.resume import Resume, StartFrom, changed_versions, newest, set_aside, starting_point
 from orchestrator.run import Run
 from orchestrator.saving import versions
 from orchestrator.settings import Settings
 from workers.events import EventExpression
+from workers.failpoints import TRACE, VARIABLE, failpoint
 from workers.orders import Build
 from workers.parcels import LoadPoint, RankHandler
 from workers.rank import Membership
@@ -37,6 +40,8 @@ from workers.state import State
 __all__ = ["Parts", "RunResult", "train"]
 
 Status = Literal["completed", "terminated"]
+SALVAGE = 10.0  # seconds that a save in flight gets when the run ends with an error
+EXISTING = {"checkpoints", "journal", "journal.jsonl"}  # what a run that has begun has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,67 +71,78 @@ class Parts:
         settings: the run's settings.
         buses: per engine, the driver's handlers.
         handlers: those that run on ranks.
+        lease: the claim to the run.
         registry: the run's checkpoints.
+        journal: the run's record.
         stateful: handlers of the driver whose state is in the checkpoints.
         started: called with the run before it starts, so that its owner can give it orders.
+        start_from: what a new run takes from another one.
     """
 
     settings: Settings
     buses: Mapping[str, EventBus]
     handlers: tuple[RankHandler, ...]
+    lease: Lease
     registry: Registry
     journal: Journal
     stateful: Mapping[str, Any] = field(default_factory=dict)
     started: Callable[[Run], None]
+    start_from: StartFrom | None = None
 
 
-def train(parts: Parts, limits: Limits, resume: Literal["auto", "never"]) -> RunResult:
+def train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     """Train to the end.
 
     Raises:
         RankfireError: what ended the run otherwise; its class tells whose fault it was.
     """
-    settings, journal = parts.settings, parts.journal
+    settings = parts.settings
     try:
-        settings.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        journal.start()
-    except BlockingIOError:
-        raise SystemFailure(
-            f"run {settings.run!r} in {settings.folder}: another process is running it; "
-            "wait for it, or choose another run id"
-        ) from None
+        parts.lease.acquire(_tell)
+        if resume.fresh and (aside := set_aside(settings.root, settings.run)) is not None:
+            _tell(f"what run {settings.run!r} had is now {settings.root.locate(aside)}")
+        parts.journal.start(parts.lease.token)
     except OSError as error:
-        raise SystemFailure(f"storage: {settings.folder} can't be written: {error.strerror}") from error
+        parts.lease.release()
+        raise SystemFailure(f"storage: {settings.home.url} can't be written: {error.strerror or error}") from error
     try:
         return _train(parts, limits, resume)
     finally:
-        journal.close()
+        with contextlib.suppress(FencedError):
+            parts.journal.close()
+        parts.lease.release()
 
 
-def _train(parts: Parts, limits: Limits, resume: Literal["auto", "never"]) -> RunResult:
+def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     settings, journal = parts.settings, parts.journal
+    if resume.mode == "never":
+        _refuse_existing(parts)
     parts.registry.sweep()
-    point = _resume_point(parts, resume)
+    point, load = _begin_at(parts, resume)
     if settings.text is not None:
-        (settings.folder / "spec.yaml").write_text(settings.text, encoding="utf-8")
+        settings.home.replace("spec.yaml", settings.text.encode())
     if point is not None and _is_done(point, limits):
         journal.write("RUN_COMPLETED", already=True, checkpoint=point.name)
         return _result(parts, "completed", None)
     journal.write(
         "RUN_STARTED", run=settings.run, world_size=settings.world_size, pid=os.getpid(),
-        host=socket.gethostname(), program=settings.program_name, versions=versions(),
+        host=socket.gethostname(), program=settings.program_name, versions=versions(), token=parts.lease.token,
     )  # fmt: skip
     run = _make_run(parts, limits)
     parts.started(run)
-    load = None
+    parts.lease.when_lost(lambda: run.group.tell(LeaseLost()))
     if point is not None:
         journal.write("RESUMED", checkpoint=point.name)
-        load = LoadPoint(folder=str(point.folder), world_size=point.manifest.world_size)
+        _tell(f"run {settings.run!r} goes on from checkpoint {point.name}, epoch {point.manifest.epoch}")
+    elif load is not None:
+        journal.write("STARTED_FROM", checkpoint=load.url, state=load.entries)
+    failpoint("load.verified")
     try:
-        _execute(run, load)
+        _execute(run, load, None if point is None else point.manifest.data)
     except BaseException as error:  # a handler's sys.exit() too: however it ends, the record says so
         run.life.enter(Phase.FAILED)
-        journal.write("RUN_FAILED", error=type(error).__name__, text=str(error))
+        with contextlib.suppress(FencedError):
+            journal.write("RUN_FAILED", error=type(error).__name__, text=str(error))
         if isinstance(error, KeyboardInterrupt):
             raise RunInterrupted(f"run {settings.run!r} was interrupted at once") from error
         raise
@@ -140,18 +156,19 @@ def _train(parts: Parts, limits: Limits, resume: Literal["auto", "never"]) -> Ru
     return _result(parts, status, run.stop_reason)
 
 
-def _execute(run: Run, load: LoadPoint | None) -> None:
+def _execute(run: Run, load: LoadPoint | None, data: Mapping[str, Any] | None) -> None:
     """Run, and end the workers in every case: gently if all went well, else at once."""
     grace = 0.0
     with _interrupts(run.group):
         try:
-            run.execute(load)
+            run.execute(load, data)
             grace = 2.0
         finally:
+            run.saver.salvage(SALVAGE)
             left = run.group.stop(grace=grace)
             if left:
                 run.journal.write("LEFT_BEHIND", processes=left)
-                print(f"rankfire: could not be ended: {', '.join(left)}", file=sys.stderr)  # noqa: T201
+                _tell(f"could not be ended: {', '.join(left)}")
 
 
 def _make_run(parts: Parts, limits: Limits) -> Run:
@@ -160,9 +177,9 @@ def _make_run(parts: Parts, limits: Limits) -> Run:
     if settings.workers.count == 0:
         from orchestrator.local import LocalGroup  # a session in this process brings torch with it
 
-        group = LocalGroup(turn=lambda: run.loop.pump())
+        group = LocalGroup(turn=lambda: run.loop.pump(), tick=lambda: run.loop.tick())
     else:
-        group = RayGroup(settings.workers, settings.cluster, roots=settings.roots)
+        group = RayGroup(settings.workers, settings.cluster, roots=settings.roots, environment=_environment())
     gates = _expressions(parts.buses, EventBus.gates)
     watches = _expressions(parts.buses, EventBus.watches)
 
@@ -179,8 +196,21 @@ def _make_run(parts: Parts, limits: Limits) -> Run:
             threads=None if settings.workers.count == 0 else max(1, int(settings.workers.cpus)),
         )
 
-    run = Run(group, parts.buses, parts.journal, build=build, limits=limits, world_size=settings.world_size)
+    run = Run(
+        group,
+        parts.buses,
+        parts.journal,
+        parts.registry,
+        build=build,
+        limits=limits,
+        world_size=settings.world_size,
+    )
     return run
+
+
+def _environment() -> dict[str, str]:
+    """Variables of this process that the ranks need as well: what is armed here is armed there."""
+    return {name: os.environ[name] for name in (VARIABLE, TRACE) if name in os.environ}
 
 
 def _expressions(
@@ -190,22 +220,35 @@ def _expressions(
     return {name: expression for name, expression in found if expression is not None}
 
 
-def _resume_point(parts: Parts, resume: Literal["auto", "never"]) -> Committed | None:
-    """The newest checkpoint that verifies; the driver's own state is taken from it."""
-    if resume == "never":
-        if parts.registry.committed():
-            raise SpecError(
-                f"run {parts.settings.run!r}: expected no checkpoints with resume=never, received some in "
-                f"{parts.registry.folder}; choose another run id, or remove that folder"
+def _refuse_existing(parts: Parts) -> None:
+    there = [name for name in parts.settings.home.names() if name in EXISTING]
+    if there:
+        raise SpecError(
+            explain(
+                f"run {parts.settings.run!r}",
+                expected="a run that does not exist yet, since resume is never",
+                received=f"one in {parts.settings.home.url}",
+                mend="choose another run id, or start anew with --fresh, which moves the old one aside",
             )
-        return None
-    point, refused = parts.registry.newest_valid()
-    for text in refused:
+        )
+
+
+def _begin_at(parts: Parts, resume: Resume) -> tuple[Committed | None, LoadPoint | None]:
+    """The run's own checkpoint to go on from, and what the ranks load."""
+    settings = parts.settings
+
+    def refused(text: str) -> None:
         parts.journal.write("CHECKPOINT_REFUSED", text=text)
-        print(f"rankfire: {text}; trying the one before it", file=sys.stderr)  # noqa: T201
+        _tell(text)
+
+    point = newest(parts.registry, resume, refused)
     if point is None:
-        return None
+        start = parts.start_from
+        return None, None if start is None else starting_point(start, settings.root)
     manifest = point.manifest
+    if (changed := changed_versions(manifest.versions, versions())) is not None:
+        parts.journal.write("VERSIONS_CHANGED", text=changed)
+        _tell(f"checkpoint {point.name} was made with other versions: {changed}; results may differ in their last bits")
     state = parts.buses[TRAINER].state
     state.iteration, state.epoch, state.epoch_length = (
         manifest.iteration,
@@ -217,7 +260,7 @@ def _resume_point(parts: Parts, resume: Literal["auto", "never"]) -> Committed |
     for name, saved in manifest.driver.get("handlers", {}).items():
         if name in parts.stateful:
             parts.stateful[name].load_state_dict(saved)
-    return point
+    return point, LoadPoint(url=point.url, world_size=manifest.world_size)
 
 
 def _is_done(point: Committed, limits: Limits) -> bool:
@@ -232,8 +275,8 @@ def _is_done(point: Committed, limits: Limits) -> bool:
 def _result(parts: Parts, status: Status, reason: str | None) -> RunResult:
     state = parts.buses[TRAINER].state
     committed = parts.registry.committed()
-    newest = str(committed[-1].folder) if committed else None
-    return RunResult(status=status, state=state, metrics=dict(state.metrics), checkpoint=newest, reason=reason)
+    last = committed[-1].url if committed else None
+    return RunResult(status=status, state=state, metrics=dict(state.metrics), checkpoint=last, reason=reason)
 
 
 @contextlib.contextmanager
@@ -259,3 +302,7 @@ def _interrupts(group: Group) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _tell(text: str) -> None:
+    print(f"rankfire: {text}", file=sys.stderr, flush=True)  # noqa: T201

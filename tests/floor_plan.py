@@ -7,7 +7,9 @@ be put in between. `house.py` holds the rules that read this plan, `test_house.p
 WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("actor.py",),
     ("session.py",),
-    ("building.py", "checkpointing.py", "gates.py", "reports.py"),
+    ("saving.py",),
+    ("checkpointing.py",),
+    ("building.py", "gates.py", "reports.py", "writer.py"),
     ("steps.py", "worker.py"),
     ("program.py",),
     ("handlers/*",),
@@ -16,27 +18,34 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("resumable.py",),
     ("saved.py", "steering.py"),
     ("cursor.py", "dispatch.py", "faults.py", "mailbox.py"),
-    ("listeners.py", "messages.py", "orders.py"),
+    ("dcp.py", "listeners.py", "messages.py", "orders.py"),
     ("parcels.py", "signature.py", "state.py"),
-    ("data/sampler.py", "events.py", "feed.py", "timers.py"),
-    ("collectives.py", "expressions.py", "metadata.py", "process_group.py", "rng.py"),
-    ("data/permutation.py", "errors.py", "failpoints.py", "filters.py", "rank.py"),
+    ("data/sampler.py", "events.py", "feed.py", "locations.py", "timers.py"),
+    ("collectives.py", "expressions.py", "folder.py", "metadata.py", "objects.py", "process_group.py", "rng.py"),
+    (
+        *("data/fingerprint.py", "data/permutation.py", "errors.py", "failpoints.py", "filters.py", "rank.py"),
+        *("retry.py", "storage.py"),
+    ),
 )
 
 ORCHESTRATOR = (
     ("__main__.py",),
     ("cli/*",),
     ("orchestrator.py",),
+    ("ordering.py",),
     ("training.py",),
-    ("registrations.py", "run.py", "saving.py"),
+    ("run.py",),
+    ("registrations.py", "resume.py", "saving.py"),
     ("asking.py",),
     ("gatekeeper.py", "handlers/*", "loggers/*"),
     ("driver.py", "ranks.py", "shipping.py"),
-    ("bus.py", "checkpoints/plan.py", "checkpoints/registry.py", "group.py", "local.py", "loop.py"),
+    ("bus.py", "checkpoints/references.py", "group.py", "local.py", "loop.py"),
+    ("checkpoints/plan.py", "checkpoints/registry.py"),
     ("exchange.py", "launch/*", "placement.py", "reduce.py", "rendezvous.py", "settings.py", "watch.py"),
+    ("checkpoints/verify.py",),
     ("checkpoints/*", "recovery.py", "roll_call.py", "specfile.py", "verdict.py"),
     ("spec_problems.py", "target.py"),
-    ("journal.py", "lifecycle.py", "limits.py", "spec.py", "yaml_text.py"),
+    ("journal.py", "lease.py", "lifecycle.py", "limits.py", "spec.py", "yaml_text.py"),
     ("errors.py",),
 )
 
@@ -54,7 +63,12 @@ LIGHT = (
     "workers/expressions.py",
     "workers/failpoints.py",
     "workers/filters.py",
+    "workers/folder.py",
+    "workers/locations.py",
+    "workers/objects.py",
     "workers/rank.py",
+    "workers/retry.py",
+    "workers/storage.py",
 )
 """Words of both sides, which know none of the heavy libraries below."""
 
@@ -77,17 +91,23 @@ DOORS = {
 
 SHARED = {
     "orchestrator/*": (
+        "workers.data.fingerprint",
         "workers.dispatch",
         "workers.errors",
         "workers.events",
         "workers.failpoints",
+        "workers.folder",
         "workers.handlers.*",
+        "workers.locations",
         "workers.messages",
         "workers.orders",
         "workers.parcels",
         "workers.rank",
+        "workers.retry",
         "workers.state",
+        "workers.storage",
     ),
+    "orchestrator/checkpoints/plan.py": ("workers.dcp",),
     "orchestrator/group.py": ("workers.actor", "workers.session"),
     "orchestrator/local.py": ("workers.mailbox", "workers.session"),  # the rank in the calling process
 }

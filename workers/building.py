@@ -10,19 +10,20 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 
+from workers.data.loader import GlobalLoader
 from workers.errors import ProgramError
 from workers.metrics.attach import AttachedMetric
 from workers.metrics.pack import empty_copy
 from workers.orders import Build
-from workers.program import Program, check_program
+from workers.program import TRAINER, Program, check_program
 from workers.rng import seed_rng
 from workers.worker import Worker
 
-__all__ = ["build_program", "make_worker", "metrics_of", "state_bytes"]
+__all__ = ["build_program", "fingerprint_of", "make_worker", "metrics_of", "state_bytes"]
 
 
 def make_worker(order: Build) -> Worker:
@@ -74,6 +75,12 @@ def metrics_of(program: Program) -> dict[str, dict[str, object]]:
         }
         for name, engine in program.engines.items()
     }
+
+
+def fingerprint_of(program: Program) -> dict[str, Any]:
+    """What the trainer's data is; empty if it has no global order."""
+    data = program.data.get(TRAINER)
+    return dict(data.fingerprint()) if isinstance(data, GlobalLoader) else {}
 
 
 def state_bytes(program: Program) -> dict[str, int]:

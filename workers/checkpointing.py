@@ -1,23 +1,34 @@
-"""What of a rank goes into a checkpoint, and how it comes back: state, engines, cursors, random numbers."""
+"""What of a rank goes into a checkpoint, and how it comes back: state, engines, cursors, random numbers.
+
+The session calls this at gates; how bytes are laid out is in `shards.py`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from workers.building import fingerprint_of
+from workers.data.loader import GlobalLoader
 from workers.errors import ProgramError
+from workers.failpoints import failpoint
+from workers.locations import storage_at
 from workers.metrics.attach import AttachedMetric
 from workers.parcels import LoadPoint
-from workers.program import Program, Stateful
+from workers.program import TRAINER, Program, Stateful
 from workers.rng import capture_rng, restore_rng, seed_rng
-from workers.shards import FrozenState, load_state, read_rank_file
+from workers.shards import Shards, load_state, read_rank_file, read_structure
+from workers.storage import Storage
 from workers.worker import Worker
 
-__all__ = ["freeze", "restore"]
+__all__ = ["cursor_of", "restore", "shards_of", "spread_entries"]
 
 
-def freeze(worker: Worker, program: Program) -> FrozenState:
-    """The state of this rank as it is now; the tensors are the living ones: nothing may train until it is written."""
+def shards_of(worker: Worker, program: Program) -> Shards:
+    """The state of this rank as it is now; its tensors are the living ones until they are frozen."""
+    worker.models.share_buffers()
     shared = {name: entry.state_dict() for name, entry in program.state.items()}
     own = {
         "engines": {name: engine.state_dict() for name, engine in program.engines.items()},
@@ -25,32 +36,89 @@ def freeze(worker: Worker, program: Program) -> FrozenState:
         "rng": capture_rng(worker.device),
         "samples": worker.samples,
     }
-    return FrozenState(shared, own, worker.rank)
+    return Shards(shared, own, worker.rank)
+
+
+def spread_entries(worker: Worker, program: Program) -> tuple[str, ...]:
+    """Entries of the state that are known to be equal on all ranks, so that each rank may write a part of them.
+
+    Prepared models are, since gradients are averaged and buffers are shared, and so are their optimizers. Of all else
+    it is not known: rank 0 writes it.
+    """
+    return tuple(
+        name
+        for name, entry in program.state.items()
+        if _is(entry, torch.optim.Optimizer) or worker.models.prepared(entry)
+    )
+
+
+def cursor_of(program: Program) -> tuple[dict[str, int], dict[str, Any]]:
+    """Where the trainer's data stands, and its fingerprint; both empty if it has no global order."""
+    data = program.data.get(TRAINER)
+    if not isinstance(data, GlobalLoader):
+        return {}, {}
+    iteration = program.engines[TRAINER].state.iteration
+    return {"seed": data.batches.seed, "position": data.position(iteration)}, fingerprint_of(program)
 
 
 def restore(worker: Worker, program: Program, point: LoadPoint) -> None:
     """Take up a checkpoint, whatever the world size was when it was made.
 
+    Args:
+        worker: this rank.
+        program: what takes it up.
+        point: which checkpoint, and whether all of it or some entries of its state.
+
     Raises:
-        ProgramError: the program has a state entry or engine that the checkpoint does not know.
+        ProgramError: the program has a state entry or engine that the checkpoint does not know, or data that can't go
+            on at this world size.
     """
+    storage = storage_at(point.url)
+    if point.entries is not None:
+        _restore_entries(program, storage, point.entries)
+        return
     stranger = worker.rank >= point.world_size  # this rank did not exist when the checkpoint was made
-    saved = read_rank_file(point.folder, 0 if stranger else worker.rank)
-    shared = load_state(point.folder, saved["structure"])
-    _check_names(program, shared, saved["own"])
+    own = read_rank_file(storage, 0 if stranger else worker.rank)
+    shared = load_state(storage, program.state.__contains__)
+    failpoint("load.read", worker.rank)
+    _check_names("state", program.state, read_structure(storage))
+    _check_names("engine", program.engines, own["engines"])
     for name, entry in program.state.items():
         entry.load_state_dict(shared[name])
-    own = saved["own"]
     for name, engine in program.engines.items():
-        engine.load_state_dict(own["engines"][name])
-    for name, data in _stateful_data(program).items():
-        if name in own["data"]:
-            data.load_state_dict(own["data"][name])
+        engine.load_state_dict(_fitting(own["engines"][name], engine.attached) if stranger else own["engines"][name])
+    _restore_data(worker, program, own["data"], point)
     if stranger:
         _begin_as_stranger(worker, program)
     else:
         worker.samples = own["samples"]
         restore_rng(own["rng"], worker.device)
+    failpoint("load.restored", worker.rank)
+
+
+def _is(thing: object, kind: type) -> bool:
+    return isinstance(thing, kind)
+
+
+def _restore_entries(program: Program, storage: Storage, entries: tuple[str, ...]) -> None:
+    """Only some entries of the state: the rest of the program starts afresh."""
+    _check_names("state", entries, read_structure(storage))
+    _check_names("state", entries, program.state, where="the program")
+    for name, state in load_state(storage, entries.__contains__).items():
+        program.state[name].load_state_dict(state)
+
+
+def _restore_data(worker: Worker, program: Program, saved: Mapping[str, Any], point: LoadPoint) -> None:
+    for name, data in _stateful_data(program).items():
+        if name not in saved:
+            continue
+        if worker.world_size != point.world_size:
+            raise ProgramError(
+                f"checkpoint: data {name!r} keeps a position of its own on every rank: expected {point.world_size} "
+                f"ranks, as when it was saved, received {worker.world_size}; use as many, or worker.loader on a "
+                "map-style data set, whose order does not depend on the number of ranks"
+            )
+        data.load_state_dict(saved[name])
 
 
 def _stateful_data(program: Program) -> dict[str, Stateful]:
@@ -59,22 +127,26 @@ def _stateful_data(program: Program) -> dict[str, Stateful]:
     return {name: data for name, data in sources.items() if isinstance(data, Stateful)}
 
 
+def _fitting(saved: Mapping[str, Any], attached: Mapping[str, Any]) -> dict[str, Any]:
+    """Rank 0's state of an engine, for a rank that may have other things attached: handlers of rank 0 alone."""
+    own = {name: thing.state_dict() for name, thing in attached.items() if isinstance(thing, Stateful)}
+    return {**saved, "attached": {name: saved["attached"].get(name, state) for name, state in own.items()}}
+
+
 def _begin_as_stranger(worker: Worker, program: Program) -> None:
     """Rank 0's file gave the position; what rank 0 had seen and drawn is not this rank's."""
     for engine in program.engines.values():
         for thing in engine.attached.values():
             if isinstance(thing, AttachedMetric):
                 thing.reset()
-    seed_rng(worker.seed + program.engines["trainer"].state.iteration, worker.rank)
+    seed_rng(worker.seed + program.engines[TRAINER].state.iteration, worker.rank)
 
 
-def _check_names(program: Program, shared: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    for kind, wanted, held in (
-        ("state", set(program.state), set(shared)),
-        ("engine", set(program.engines), set(own["engines"])),
-    ):
-        if missing := sorted(wanted - held):
-            raise ProgramError(
-                f"checkpoint: {kind} {', '.join(map(repr, missing))} of the program is not in it, which holds "
-                f"{', '.join(map(repr, sorted(held))) or 'none'}; give the run another name to start afresh"
-            )
+def _check_names(
+    kind: str, wanted: Mapping[str, Any] | tuple[str, ...], held: Mapping[str, Any], where: str = "it"
+) -> None:
+    if missing := sorted(set(wanted) - set(held)):
+        raise ProgramError(
+            f"checkpoint: {kind} {', '.join(map(repr, missing))}: expected {where} to hold it, received "
+            f"{', '.join(map(repr, sorted(held))) or 'none'}; give the run another name to start afresh"
+        )

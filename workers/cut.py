@@ -29,6 +29,7 @@ class Cut:
         self._answered = 0
         self._target: int | None = None
         self._cancelled = False
+        self._before: Callable[[Engine], object] | None = None
 
     def propose(self, engine: Engine) -> int:
         """Promise not to go beyond the iteration in progress, and tell its number; from any thread."""
@@ -36,6 +37,8 @@ class Cut:
             self._target, self._cancelled = None, False
             # The barrier is armed before the number is read. The training thread announces an iteration before it
             # looks for the barrier. So an iteration that is not in the answer is one that will find the barrier.
+            if engine.boundary != self._at_boundary:
+                self._before = engine.boundary  # whoever looks in between iterations goes on doing so afterwards
             engine.set_boundary(self._at_boundary)
             self._answered = engine.announced
             return self._answered
@@ -61,7 +64,7 @@ class Cut:
             completed = engine.announced - 1
             if not self._cancelled and (self._target is None or completed < self._target):
                 return
-            engine.set_boundary(None)
+            engine.set_boundary(self._before)
             if self._cancelled:
                 return
         self._arrive(engine, completed)

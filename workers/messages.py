@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from workers.parcels import Failure, FaultKind, GateKey, Number, Pack
 from workers.rank import Place
@@ -23,6 +24,7 @@ __all__ = [
     "Message",
     "Observed",
     "Pulse",
+    "Saved",
 ]
 
 
@@ -47,7 +49,8 @@ class Hello(Message):
 class Built(Message):
     """`build()` returned a program that can be run.
 
-    `metrics` are empty copies of the attached metrics: what the driver needs to compute a reduced one.
+    `metrics` are empty copies of the attached metrics: what the driver needs to compute a reduced one. `data` is the
+    fingerprint of the trainer's data; empty if it has no global order.
     """
 
     device: str
@@ -55,6 +58,7 @@ class Built(Message):
     engines: tuple[str, ...]
     state_bytes: Mapping[str, int]
     metrics: Mapping[str, Mapping[str, object]]
+    data: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +107,21 @@ class Answer(Message):
 
     order: int
     value: object = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved(Message):
+    """This rank's share of a checkpoint is written and synced, or could not be; nobody waits for it at a gate.
+
+    Args:
+        url: the staging folder.
+        written: receipts, and torch's results for the index.
+        failure: why there is nothing.
+    """
+
+    url: str
+    written: object = None
     failure: Failure | None = None
 
 

@@ -14,8 +14,8 @@ from workers.parcels import GateKey, LoadPoint, RankHandler
 from workers.rank import Membership
 
 __all__ = [
-    "Build", "Call", "CutAt", "Evaluate", "Go", "Join", "Leave", "Order", "PlanSave", "ProposeCut", "Release",
-    "WriteSave",
+    "Build", "Call", "CutAt", "Evaluate", "FreezeSave", "Go", "Join", "Leave", "Order", "PlanSave", "ProposeCut",
+    "Release",
 ]  # fmt: skip
 
 
@@ -88,18 +88,23 @@ class Call(Order):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSave(Order):
-    """Freeze the state and answer what this rank would write."""
+    """Answer what this rank would write: a `Planned`."""
 
     order: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WriteSave(Order):
-    """Write this rank's part of the frozen state into a staging folder; answered with receipts."""
+class FreezeSave(Order):
+    """Copy this rank's share of the state, answer, and write it in the background; `Saved` tells when it is there.
+
+    Args:
+        url: the staging folder.
+        plan: this rank's part of torch's global plan.
+    """
 
     order: int
-    folder: str
-    plan: Any  # torch's SavePlan
+    url: str
+    plan: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

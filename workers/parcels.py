@@ -8,7 +8,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from workers.events import EventExpression
 
@@ -20,7 +20,9 @@ __all__ = [
     "MetricPack",
     "Number",
     "Pack",
+    "Planned",
     "RankHandler",
+    "Receipt",
     "Reduction",
 ]
 
@@ -109,8 +111,44 @@ class RankHandler:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoadPoint:
-    """A committed checkpoint to start from: its folder, as the driver verified it."""
+class Receipt:
+    """A file of a checkpoint that was written and synced: path relative to it, size in bytes, sha256 in hex."""
 
-    folder: str
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """What one rank has to save, told before anything is copied.
+
+    Args:
+        plan: torch's plan of the tensors that it could write.
+        spread: entries of the state that are equal on all ranks.
+        state: bytes of the tensors in each entry.
+        cursor: where the trainer's data stands: `seed`, and `position` in samples; empty if it has no global order.
+        data: that data's fingerprint.
+    """
+
+    plan: Any
+    spread: tuple[str, ...]
+    state: Mapping[str, int]
+    cursor: Mapping[str, int]
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadPoint:
+    """A committed checkpoint to start from, as the driver verified it.
+
+    Args:
+        url: path or URL of its folder.
+        world_size: number of ranks that made it.
+        entries: only these entries of its state are taken up, by a program that starts afresh; None: all of it, and
+            training goes on where it stood.
+    """
+
+    url: str
     world_size: int
+    entries: tuple[str, ...] | None = None

@@ -11,12 +11,13 @@ import itertools
 import pickle
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
 from workers import process_group
-from workers.building import build_program, make_worker, metrics_of, state_bytes
+from workers.building import build_program, fingerprint_of, make_worker, metrics_of, state_bytes
 from workers.cut import Cut
 from workers.data.loader import GlobalLoader
 from workers.dispatch import RemovableEventHandle
@@ -26,12 +27,13 @@ from workers.events import Event
 from workers.faults import fault_kind
 from workers.gates import attach_gates, attach_shipped
 from workers.mailbox import Mailbox, Outbox
-from workers.messages import Answer, Arrived, Built, Fault, Finished, Hello, Joined, Message, Observed, Pulse
+from workers.messages import Answer, Arrived, Built, Fault, Finished, Hello, Joined, Message, Observed, Pulse, Saved
 from workers.orders import (
     Build,
     Call,
     CutAt,
     Evaluate,
+    FreezeSave,
     Go,
     Join,
     Leave,
@@ -39,7 +41,6 @@ from workers.orders import (
     PlanSave,
     ProposeCut,
     Release,
-    WriteSave,
 )
 from workers.parcels import Failure, GateKey
 from workers.program import TRAINER, Program
@@ -49,7 +50,7 @@ from workers.rng import seed_rng
 from workers.worker import Worker
 
 if TYPE_CHECKING:
-    from workers.shards import FrozenState
+    from workers.saving import RankSaver
 
 __all__ = ["CUT", "LeaveNow", "Session"]
 
@@ -87,7 +88,7 @@ class Session:
         self._cut = Cut(self._arrive_at_cut, mailbox.idle)
         self._shipped: list[RemovableEventHandle] = []
         self._visits: dict[str, int] = {}
-        self._frozen: FrozenState | None = None  # between PlanSave and WriteSave
+        self._saver: RankSaver | None = None  # from the first save on
         self._build_order: Build | None = None
         self._worker: Worker | None = None
         self._orders: dict[type[Order], Callable[[Any], None]] = {
@@ -97,7 +98,7 @@ class Session:
             Evaluate: self._evaluate,
             Call: self._call,
             PlanSave: self._plan_save,
-            WriteSave: self._write_save,
+            FreezeSave: self._freeze_save,
             Leave: self._leave,
         }
 
@@ -188,6 +189,7 @@ class Session:
             engines=tuple(program.engines),
             state_bytes=state_bytes(program),
             metrics=metrics_of(program),
+            data=fingerprint_of(program),
         )
 
     def _join(self, order: Join) -> None:
@@ -230,6 +232,7 @@ class Session:
             raise ProgramError(f"evaluate({order.engine!r}): the program's data has no entry {order.engine!r}")
         before = self._note(f"evaluating with {order.engine}")
         self._visits[order.engine] = order.order
+        self.worker.models.share_buffers()  # one model is evaluated, not one for each rank
         with self.worker.set_aside():
             if isinstance(data, GlobalLoader):
                 view = data.evaluation()
@@ -250,26 +253,25 @@ class Session:
         self.send(Answer, order=order.order, value=value, failure=failure)
 
     def _plan_save(self, order: PlanSave) -> None:
-        from workers.checkpointing import freeze
+        from workers.saving import RankSaver  # a second of imports, at the first save
 
         before = self._note("planning a checkpoint")
-        self._frozen = freeze(self.worker, self.program)
-        self.send(Answer, order=order.order, value=self._frozen.plan())
+        if self._saver is None:
+            self._saver = RankSaver(self.worker, self.program, partial(self.send, Saved))
+        self.send(Answer, order=order.order, value=self._saver.plan())
         self._note(before)
 
-    def _write_save(self, order: WriteSave) -> None:
-        assert self._frozen is not None, "WriteSave came before PlanSave"
-        before = self._note("writing a checkpoint")
-        frozen, self._frozen = self._frozen, None
-        try:
-            value, failure = frozen.write(order.folder, order.plan), None
-        except OSError as error:  # a full or missing disk is no fault of the program: the driver decides
-            value, failure = None, Failure.of(error)
-        self.send(Answer, order=order.order, value=value, failure=failure)
+    def _freeze_save(self, order: FreezeSave) -> None:
+        assert self._saver is not None, "FreezeSave came before PlanSave"
+        before = self._note("copying the state for a checkpoint")
+        self._saver.freeze(order.plan, order.url)
+        self.send(Answer, order=order.order)
         self._note(before)
 
     def _leave(self, order: Leave) -> None:
         self._note("leaving")
+        if self._saver is not None:
+            self._saver.end()
         if self._worker is not None:
             self._worker.models.unwrap()
         process_group.leave()

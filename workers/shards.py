@@ -1,59 +1,50 @@
-"""One rank's part of a checkpoint: freeze the state, plan, write, and load it again.
+"""One rank's part of a checkpoint: tell what there is, freeze this rank's share, write it, load it again.
 
 Tensors go through torch's distributed checkpoint format into `data/`, planned by the ranks and the driver together
-without any process group; everything else, with this rank's own state, goes into `ranks/rank-NNNN.pt`, which holds only
-what `weights_only=True` reads. When a folder becomes a checkpoint is the driver's decision.
+without any process group. What else the shared state holds goes into `shared.pt`, which rank 0 writes; what belongs to
+one rank alone into `ranks/rank-NNNN.pt`. Both hold only what `weights_only=True` reads. When all this becomes a
+checkpoint is the driver's decision.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import warnings
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from functools import partial
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import SavePlan
-from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
+from workers.dcp import read_tensors, write_file, write_tensors
 from workers.errors import ProgramError
-from workers.metadata import read_metadata
+from workers.failpoints import failpoint
+from workers.parcels import Receipt
+from workers.storage import Storage
 
-__all__ = ["FrozenState", "Receipt", "Written", "load_state", "rank_file", "read_rank_file"]
+__all__ = ["SHARED", "Frozen", "Shards", "Written", "load_state", "rank_file", "read_rank_file", "read_structure"]
 
+SHARED = "shared.pt"
 _SCALARS = (bool, int, float, str, bytes)
 _TENSOR = "__tensor__"  # marks, in the structure, where a tensor of data/ belongs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
-    """A file that was written and synced: path relative to the checkpoint, bytes, sha256 in hex."""
-
-    path: str
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What one rank wrote: receipts of its files, and torch's results for the metadata."""
+    """What one rank wrote: receipts of its files, and torch's results for the index."""
 
     receipts: tuple[Receipt, ...]
     results: object
 
 
-class FrozenState:
-    """The state of a rank at a gate, split into tensors for `data/` and the rest.
+class Shards:
+    """The state of a rank as it lives, split into tensors for `data/` and the rest.
 
     Args:
-        shared: entries that are equal on all ranks (rank 0's copy is written): model, optimizer …
+        shared: entries that are equal on all ranks: model, optimizer …
         own: what belongs to this rank alone: random numbers, engines.
         rank: this rank.
 
@@ -64,38 +55,48 @@ class FrozenState:
     def __init__(self, shared: Mapping[str, object], own: Mapping[str, object], rank: int) -> None:
         self.rank = rank
         self.tensors: dict[str, torch.Tensor] = {}
-        self.rest = {
-            "structure": self._split(shared, ""),
-            "own": _plain(own, "own", lambda tensor, _: tensor),
+        self._structure = self._split(shared, "")
+        self._own = _plain(own, "own", lambda tensor, _: tensor.detach())
+        self._planner = _Planner(self.tensors)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the tensors in each entry of the shared state."""
+        tensors = self.tensors
+        return {
+            name: sum(tensors[found].numel() * tensors[found].element_size() for found in _tensors_in(entry))
+            for name, entry in cast("dict[str, object]", self._structure).items()
         }
-        self._planner = DefaultSavePlanner(flatten_state_dict=False)
 
     def plan(self) -> SavePlan:
-        """What this rank would write of `data/`; the driver merges the plans of all ranks."""
+        """What this rank could write of `data/`; the driver decides who writes what."""
         self._planner.set_up_planner(cast(Any, self.tensors), None, self.rank == 0)
         return self._planner.create_local_plan()
 
-    def write(self, folder: str, plan: SavePlan) -> Written:
-        """Write this rank's files into a staging folder, synced to the disk.
+    def freeze(self, plan: SavePlan, buffers: dict[str, torch.Tensor]) -> Frozen:
+        """Copy what falls to this rank, so that training can go on while it is written.
 
         Args:
-            folder: the staging folder; exists, with `data/` and `ranks/` in it.
             plan: this rank's part of the global plan.
+            buffers: the copies of the last time, to be used again; those that do not fit any more are dropped.
         """
-        base = Path(folder)
-        results: list[Any] = []
-        if plan.items:  # else torch would leave an empty file behind
-            writer = FileSystemWriter(base / "data", single_file_per_rank=True, sync_files=True)
-            results = writer.write_data(self._planner.finish_plan(plan), self._planner).wait()
-        own = base / rank_file(self.rank)
-        with own.open("wb") as file:
-            torch.save(self.rest, file)
-            file.flush()
-            os.fsync(file.fileno())
-        names = sorted({f"data/{result.storage_data.relative_path}" for result in results})
-        return Written(
-            receipts=tuple(receipt_of(base, name) for name in [*names, rank_file(self.rank)]), results=results
-        )
+        wanted: dict[str, tuple[WriteItem, torch.Tensor]] = {}
+        for item in plan.items:
+            wanted[f"{item.index.fqn}@{tuple(item.index.offset or ())}"] = item, self._planner.find(item)
+        for name in buffers.keys() - wanted.keys():
+            del buffers[name]
+        frozen = {}
+        for name, (item, tensor) in wanted.items():
+            if name not in buffers or not _fits(buffers[name], tensor):
+                buffers[name] = _buffer_for(tensor)
+            frozen[item.index] = buffers[name].copy_(tensor, non_blocking=True)
+        if any(tensor.device.type != "cpu" for _, tensor in wanted.values()):
+            torch.accelerator.synchronize()  # the copies are on their way; training may change what they read
+        self._planner.freeze(frozen)
+        small = {f"ranks/rank-{self.rank:04d}.pt": _saved(self._own)}
+        if self.rank == 0:
+            small[SHARED] = _saved(self._structure)
+        return Frozen(self.rank, plan, self._planner, small)
 
     def _split(self, value: object, path: str) -> object:
         def keep(tensor: torch.Tensor, where: str) -> object:
@@ -109,56 +110,104 @@ class FrozenState:
         return _plain(value, path, keep)
 
 
+class Frozen:
+    """A rank's share of a checkpoint, which nothing changes any more; may be written from any thread."""
+
+    def __init__(self, rank: int, plan: SavePlan, planner: _Planner, small: Mapping[str, bytes]) -> None:
+        self.rank = rank
+        self._plan = plan
+        self._planner = planner
+        self._small = small
+
+    def write(self, storage: Storage) -> Written:
+        """Write this rank's files, synced.
+
+        Args:
+            storage: the staging folder.
+
+        Raises:
+            OSError: the storage refuses.
+        """
+        receipts, results = write_tensors(
+            storage, self._plan, self._planner, lambda step: failpoint(f"shard.{step}", self.rank)
+        )
+        failpoint("shard.synced", self.rank)
+        for path, content in self._small.items():
+            receipts.append(write_file(storage, path, partial(_put, content)))
+        failpoint("rank_file.synced", self.rank)
+        return Written(receipts=tuple(receipts), results=results)
+
+
 def rank_file(rank: int) -> str:
     """Path of a rank's own file, relative to the checkpoint."""
     return f"ranks/rank-{rank:04d}.pt"
 
 
-def receipt_of(base: Path, name: str) -> Receipt:
-    """Size and sha256 of a file that lies there."""
-    with (base / name).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-        return Receipt(path=name, size=file.tell(), sha256=digest.hexdigest())
+def read_rank_file(storage: Storage, rank: int) -> dict[str, Any]:
+    """What belonged to one rank alone; refuses anything but plain values and tensors."""
+    return cast("dict[str, Any]", _loaded(storage.read(rank_file(rank))))
 
 
-def read_rank_file(folder: str, rank: int) -> dict[str, Any]:
-    """What `FrozenState.write` put into a rank's own file; refuses anything but plain values and tensors."""
-    loaded = torch.load(Path(folder) / rank_file(rank), weights_only=True, map_location="cpu")
-    return cast("dict[str, Any]", loaded)
+def read_structure(storage: Storage) -> dict[str, Any]:
+    """The shared state by entries, with a mark wherever a tensor of `data/` belongs."""
+    return cast("dict[str, Any]", _loaded(storage.read(SHARED)))
 
 
-def load_state(folder: str, structure: object) -> dict[str, Any]:
-    """The shared state of a checkpoint, as the entries' `load_state_dict` want it.
+def load_state(storage: Storage, entries: Callable[[str], bool] = lambda _: True) -> dict[str, Any]:
+    """The shared state of a checkpoint that was verified, as the entries' `load_state_dict` want it.
 
     Args:
-        folder: a committed checkpoint, already verified.
-        structure: the `structure` of a rank's own file.
+        storage: the checkpoint's folder.
+        entries: which of them.
     """
-    data = Path(folder) / "data"
-    index = read_metadata(data / ".metadata")
-    tensors: dict[str, torch.Tensor] = {}
-    for key, entry in index.state_dict_metadata.items():
-        if isinstance(entry, TensorStorageMetadata):
-            tensors[key] = torch.empty(entry.size, dtype=entry.properties.dtype)
-    if tensors:
-        with warnings.catch_warnings():  # that one process loads alone is what is meant here
-            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-            load(cast(Any, tensors), storage_reader=_Reader(data, index), no_dist=True)
-    return cast("dict[str, Any]", _joined(structure, tensors))
+    structure = {name: entry for name, entry in read_structure(storage).items() if entries(name)}
+    wanted = set(_tensors_in(structure))
+    return cast("dict[str, Any]", _joined(structure, read_tensors(storage, wanted.__contains__)))
 
 
-class _Reader(FileSystemReader):
-    """Reads with metadata that the restricted reader accepted."""
+class _Planner(DefaultSavePlanner):
+    """torch's planner, which finds the living tensors until they are frozen, then the copies."""
 
-    def __init__(self, data: Path, index: Metadata) -> None:
-        super().__init__(data)
-        self._index = index
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        super().__init__(flatten_state_dict=False)
+        self._living = tensors
+        self._frozen: Mapping[Any, torch.Tensor] | None = None
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        if self._index.storage_meta is None:
-            self._index.storage_meta = StorageMeta()
-        self._index.storage_meta.load_id = self.load_id
-        return self._index
+    def find(self, item: WriteItem) -> torch.Tensor:
+        """The living part of a tensor that an item is about."""
+        return cast(torch.Tensor, super().lookup_object(item.index))
+
+    def freeze(self, frozen: Mapping[Any, torch.Tensor]) -> None:
+        self._frozen = frozen
+        self.state_dict = {}  # and with it the living ones, which may be gone before the copies are written
+        self._living = {}
+
+    def lookup_object(self, index: Any) -> Any:
+        return super().lookup_object(index) if self._frozen is None else self._frozen[index]
+
+
+def _fits(buffer: torch.Tensor, tensor: torch.Tensor) -> bool:
+    return buffer.shape == tensor.shape and buffer.dtype == tensor.dtype
+
+
+def _buffer_for(tensor: torch.Tensor) -> torch.Tensor:
+    """Room for a copy on the CPU; page-locked where the tensor is on an accelerator, so that copying is fast."""
+    pin = tensor.device.type == "cuda"
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pin)
+
+
+def _put(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
+
+
+def _saved(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, cast(BinaryIO, buffer))
+    return buffer.getvalue()
+
+
+def _loaded(content: bytes) -> object:
+    return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
 
 
 def _plain(value: object, path: str, keep: Callable[[torch.Tensor, str], object]) -> object:
@@ -195,6 +244,16 @@ def _refusal(value: object, path: str) -> ProgramError:
     )
 
 
+def _tensors_in(structure: object) -> list[str]:
+    if isinstance(structure, dict):
+        if structure.keys() == {_TENSOR}:
+            return [structure[_TENSOR]]
+        return [name for item in structure.values() for name in _tensors_in(item)]
+    if isinstance(structure, list | tuple):
+        return [name for item in structure for name in _tensors_in(item)]
+    return []
+
+
 def _joined(structure: object, tensors: Mapping[str, torch.Tensor]) -> object:
     if isinstance(structure, dict):
         if structure.keys() == {_TENSOR}:
@@ -204,10 +263,3 @@ def _joined(structure: object, tensors: Mapping[str, torch.Tensor]) -> object:
         items = [_joined(item, tensors) for item in structure]
         return tuple(items) if isinstance(structure, tuple) else items
     return structure
-
-
-def _digest(file: Any) -> Any:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest

@@ -59,6 +59,11 @@ class Steered(EventSource):
         """In a handler of EXCEPTION_RAISED: let the run end quietly instead of raising."""
         self._suppressed = True
 
+    @property
+    def boundary(self) -> Callable[[Any], object] | None:
+        """What is called between iterations."""
+        return self._boundary
+
     def set_boundary(self, function: Callable[[Any], object] | None) -> None:
         """Have `function(engine)` called between iterations, until None is set; from any thread.
 

@@ -14,11 +14,13 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
+from torch.distributed import _broadcast_coalesced  # type: ignore[attr-defined]  # what DDP itself uses
 from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["DataParallel", "no_sync"]
 
 Module = TypeVar("Module", bound=nn.Module)
+_BUCKET = 250 << 20  # bytes that are broadcast in one go, as DDP does it
 
 
 class DataParallel:
@@ -81,6 +83,22 @@ class DataParallel:
                 module.training = training
             for route in self._routes:
                 route.bypassed = False
+
+    def prepared(self, module: object) -> bool:
+        """Whether a thing is one of these models: its handle, or the plain module."""
+        return isinstance(module, nn.Module) and any(module.__dict__ is route.module.__dict__ for route in self._routes)
+
+    def share_buffers(self) -> None:
+        """Make rank 0's buffers (the running statistics of BatchNorm …) everybody's; a collective.
+
+        DDP does the same before every forward pass in training, so this changes nothing that training would see; but
+        what is evaluated or saved in between is then one model, not one for each rank.
+        """
+        for route in self._routes:
+            buffers = [buffer for buffer in route.module.buffers() if buffer.numel()]
+            if route.wrapper is not None and route.wrapper.broadcast_buffers and buffers:
+                with torch.no_grad():
+                    _broadcast_coalesced(route.wrapper.process_group, [b.detach() for b in buffers], _BUCKET, 0)
 
     def bypassed(self) -> list[str]:
         """Models that were last called with gradients but around their wrapper: those would stay on this rank."""

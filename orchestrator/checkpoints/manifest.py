@@ -1,27 +1,24 @@
-"""The manifest of a checkpoint: what every file must be, and where training stood. Its appearance is the commit."""
+"""The manifest of a checkpoint: what every file must be, and where training stood. Its appearance is the commit.
+
+It vouches for itself as well: its own sha256 is in it, so that a flipped bit in it is seen like one in any other file.
+Whether the files are what it says is asked in `verify.py`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import Any
 
-__all__ = ["FileEntry", "Manifest", "damage"]
+from workers.parcels import Receipt
 
-VERSION = 1
+__all__ = ["NAME", "Manifest"]
+
+VERSION = 2
 NAME = "manifest.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileEntry:
-    """One file: path relative to the checkpoint, size in bytes, sha256 in hex."""
-
-    path: str
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +29,18 @@ class Manifest:
         run: id of the run.
         epoch, iteration, epoch_length: where the trainer stood.
         world_size: number of ranks that wrote it.
-        time: seconds since 1970, when it was committed.
+        time: seconds since 1970, when it was made.
         metrics: the driver's reduced metrics.
-        driver: state of the driver: its counters, and its handlers' states.
-        files: every file beside the manifest.
+        best: how the run tells its best checkpoint, `{"metric": …, "mode": "max" or "min"}`; None if it does not.
+        cursor: `{"seed": …, "position": …}`: where the data stood, in samples since the start of training over all
+            ranks; empty if the data has no such order.
+        data: fingerprint of the trainer's data: what must be the same for the cursor to mean the same.
+        state: bytes of tensors in each entry of the program's state.
+        token: fencing token of the driver that wrote it.
+        spec: sha256 of the job file; empty if there was none.
+        driver: state of the driver's handlers.
         versions: of what wrote it.
+        files: every file beside the manifest.
     """
 
     run: str
@@ -46,50 +50,54 @@ class Manifest:
     world_size: int
     time: float
     metrics: Mapping[str, float]
+    best: Mapping[str, str] | None = None
+    cursor: Mapping[str, int] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    state: Mapping[str, int] = field(default_factory=dict)
+    token: int = 0
+    spec: str = ""
     driver: Mapping[str, Any] = field(default_factory=dict)
-    files: tuple[FileEntry, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[Receipt, ...] = ()
     version: int = VERSION
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.size for entry in self.files)
+
+    def with_files(self, files: tuple[Receipt, ...]) -> Manifest:
+        """The same, for these files."""
+        return replace(self, files=files)
 
     def to_json(self) -> str:
         """The text of `manifest.json`."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+        content = asdict(self)
+        return json.dumps({**content, "sha256": _digest(content)}, indent=1, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Manifest:
+    def from_json(cls, text: str | bytes) -> Manifest:
         """Read a manifest.
 
         Raises:
-            ValueError: it is none, or one of a later version.
+            ValueError: it is none, it was changed, or it is one of another version.
         """
         try:
-            data = json.loads(text)
-            if data["version"] != VERSION:
-                raise ValueError(f"manifest version {data['version']}, this Rankfire reads {VERSION}")
-            files = tuple(FileEntry(**entry) for entry in data.pop("files"))
-            manifest = cls(files=files, **data)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            content = json.loads(text)
+            if content["version"] != VERSION:
+                raise ValueError(f"manifest version {content['version']}, this Rankfire reads {VERSION}")
+            if content.pop("sha256") != _digest(content):
+                raise ValueError("the manifest is not what was written: its own sha256 differs")
+            files = tuple(Receipt(**entry) for entry in content.pop("files"))
+            manifest = cls(files=files, **content)
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"no manifest: {type(error).__name__}: {error}") from error
         for entry in files:
-            if not entry.path or entry.path.startswith("/") or ".." in Path(entry.path).parts:
+            if not entry.path or entry.path.startswith("/") or ".." in PurePosixPath(entry.path).parts:
                 raise ValueError(f"a file is said to lie in {entry.path!r}, outside the checkpoint")
         return manifest
 
 
-def damage(folder: Path, manifest: Manifest) -> str | None:
-    """What is wrong with a checkpoint's files, or None if every byte is as the manifest says."""
-    for entry in manifest.files:
-        path = folder / entry.path
-        try:
-            size = path.stat().st_size
-            if size != entry.size:
-                return f"{entry.path} has {size} bytes, its manifest says {entry.size}"
-            with path.open("rb") as file:
-                digest = hashlib.sha256()
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        except OSError as error:
-            return f"{entry.path} can't be read: {error.strerror}"
-        if digest.hexdigest() != entry.sha256:
-            return f"{entry.path} is not what was written: its sha256 differs"
-    return None
+def _digest(content: Mapping[str, Any]) -> str:
+    """sha256 of everything else in it, however it is laid out."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,69 +1,88 @@
-"""The checkpoints of one run on a file system: open → commit or abandon, newest, prune.
+"""The checkpoints of one run: open → commit or abandon, newest, prune.
 
-A checkpoint is written into a staging folder (`step-N.attempt-k`), every file synced and hashed by its writer; then the
-manifest is written and synced, and one rename makes the folder a checkpoint. Until then the old ones stand.
+On a folder, a checkpoint is written into a staging folder (`step-N.attempt-k`), every file synced and hashed by its
+writer; then the manifest is written and synced, and one rename gives it its name. An object store has no rename: there
+the files are written where they will stay, and the manifest is put last, by whoever is first to put it.
+Either way a checkpoint is what has a manifest; until then the old ones stand, and nothing of them is touched.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 
-from orchestrator.checkpoints.manifest import NAME, FileEntry, Manifest, damage
+from orchestrator.checkpoints.manifest import NAME, Manifest
+from orchestrator.checkpoints.verify import damage
 from orchestrator.errors import CheckpointError
+from workers.failpoints import failpoint
+from workers.parcels import Receipt
+from workers.storage import Storage
 
-__all__ = ["Committed", "Registry"]
+__all__ = ["Committed", "Registry", "Staging"]
 
 _COMMITTED = re.compile(r"step-(\d{8,})(?:-(\d+))?")
 _STAGING = re.compile(r"step-\d{8,}(?:-\d+)?\.(attempt|pruned)-\d+")
+_TOMBSTONE = b"abandoned\n"  # in place of a manifest: whoever still writes this checkpoint can't commit it any more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
-    """A committed checkpoint: its folder, and what its manifest says."""
+    """A committed checkpoint: its name, where it lies, and what its manifest says."""
 
-    folder: Path
+    name: str
+    storage: Storage
     manifest: Manifest
 
     @property
-    def name(self) -> str:
-        """Name of the folder."""
-        return self.folder.name
+    def url(self) -> str:
+        """Path or URL of its folder."""
+        return self.storage.url
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staging:
+    """A checkpoint that is being written: the folder it is written into, and the name it will have."""
+
+    folder: str
+    name: str
+    storage: Storage
 
 
 class Registry:
     """The checkpoints of one run.
 
     Args:
-        folder: `runs/<run id>/checkpoints`; made when first needed.
+        storage: the run's `checkpoints` folder; made when first needed.
+        owned: called before anything is changed for good; raises if this process does not own the run any more.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, storage: Storage, owned: Callable[[], None] = lambda: None) -> None:
+        self.storage = storage
+        self.owned = owned
 
     def sweep(self) -> list[str]:
         """Remove what interrupted saves and prunings left; returns their names. Only the run's owner may call it."""
-        orphans = [path for path in self._entries() if _STAGING.fullmatch(path.name)]
-        for path in orphans:
-            shutil.rmtree(path, ignore_errors=True)
-        return [path.name for path in orphans]
+        self.owned()
+        orphans = []
+        for name in self.storage.names():
+            if _STAGING.fullmatch(name):
+                self.storage.remove(name)
+                orphans.append(name)
+            elif not self.storage.moves and _COMMITTED.fullmatch(name) and self._bury(name):
+                orphans.append(name)
+        return orphans
 
     def committed(self) -> list[Committed]:
         """All checkpoints whose manifest can be read, oldest first; their files are not looked at."""
-        found = []
-        for path in self._entries():
-            match = _COMMITTED.fullmatch(path.name)
-            if match:
-                try:
-                    manifest = Manifest.from_json((path / NAME).read_text(encoding="utf-8"))
-                except (OSError, ValueError):
-                    continue
-                found.append(((int(match[1]), int(match[2] or 0)), Committed(folder=path, manifest=manifest)))
-        return [checkpoint for _, checkpoint in sorted(found, key=lambda pair: pair[0])]
+        found = (self._look(name) for name in self._named())
+        return [checkpoint for checkpoint in found if isinstance(checkpoint, Committed)]
+
+    def refused(self) -> list[str]:
+        """What has the name of a checkpoint, and a manifest that can't be read; in words."""
+        found = ((name, self._look(name)) for name in self._named())
+        return [f"checkpoint {name}: {wrong}" for name, wrong in found if isinstance(wrong, str)]
 
     def newest_valid(self) -> tuple[Committed | None, list[str]]:
         """The newest checkpoint whose every byte verifies.
@@ -72,32 +91,35 @@ class Registry:
             It, or None; and what was wrong with each newer one.
         """
         refused: list[str] = []
-        folders = [path for path in self._entries() if _COMMITTED.fullmatch(path.name)]
-        readable = {checkpoint.name: checkpoint for checkpoint in self.committed()}
-        for path in sorted(folders, key=_order, reverse=True):
-            checkpoint = readable.get(path.name)
-            wrong = "its manifest is missing or damaged" if checkpoint is None else damage(path, checkpoint.manifest)
-            if wrong is None:
+        for name in reversed(self._named()):
+            checkpoint = self._look(name)
+            wrong = damage(checkpoint.storage, checkpoint.manifest) if isinstance(checkpoint, Committed) else checkpoint
+            if wrong is None and isinstance(checkpoint, Committed):
                 return checkpoint, refused
-            refused.append(f"checkpoint {path.name}: {wrong}")
+            refused += [f"checkpoint {name}: {wrong}"] if wrong is not None else []
         return None, refused
 
-    def open(self, step: int) -> Path:
-        """A fresh staging folder for a checkpoint at `step` iterations."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            name = self._free_name(step)
-            attempt = 1
-            while (staging := self.folder / f"{name}.attempt-{attempt}").exists():
-                attempt += 1
-            for part in ("data", "ranks"):
-                (staging / part).mkdir(parents=True)
-        except OSError as error:
-            raise CheckpointError.at(str(self.folder), f"can't be written: {error.strerror}") from error
-        return staging
+    def open(self, step: int) -> Staging:
+        """A place of its own for a checkpoint at `step` iterations.
 
-    def commit(self, staging: Path, manifest: Manifest, files: Iterable[FileEntry]) -> Committed:
-        """Make a staging folder a checkpoint.
+        Raises:
+            CheckpointError: the storage refuses.
+        """
+        self.owned()
+        number = 1
+        try:
+            taken = set(self.storage.names())
+            while True:
+                name = f"step-{step:08d}" + (f"-{number}" if number > 1 else "")
+                staging = None if name in taken else self._stage(name)
+                if staging is not None:
+                    return staging
+                number += 1
+        except OSError as error:
+            raise CheckpointError.at(self.storage.url, f"can't be written: {error.strerror or error}") from error
+
+    def commit(self, staging: Staging, manifest: Manifest, files: Iterable[Receipt]) -> Committed:
+        """Make what was staged a checkpoint.
 
         Args:
             staging: what `open` gave, with all files in it synced.
@@ -105,77 +127,128 @@ class Registry:
             files: every file in it.
 
         Raises:
-            CheckpointError: files are there that nobody vouches for, or the disk refuses; nothing is committed.
+            CheckpointError: files are there that nobody vouches for, or the storage refuses; nothing is committed.
+            FencedError: somebody else owns the run by now.
         """
         entries = tuple(sorted(files, key=lambda entry: entry.path))
-        present = sorted(str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file())
-        if present != [entry.path for entry in entries]:
-            strange = sorted(set(present) ^ {entry.path for entry in entries})
-            raise CheckpointError.at(staging.name, f"files and receipts differ: {', '.join(strange)}")
-        whole = replace(manifest, files=entries)
-        final = staging.with_name(staging.name.partition(".")[0])
+        inside = staging.storage
         try:
-            _write_synced(staging / NAME, whole.to_json())
-            for path in (staging / "data", staging / "ranks", staging):
-                _sync_folder(path)
-            staging.rename(final)
-            _sync_folder(self.folder)
+            present = [path for path in inside.files() if not path.startswith(".claim")]
+            if present != [entry.path for entry in entries]:
+                strange = sorted(set(present) ^ {entry.path for entry in entries})
+                raise CheckpointError.at(staging.folder, f"files and receipts differ: {', '.join(strange)}")
+            whole = manifest.with_files(entries)
+            if self.storage.moves:
+                self._commit_by_name(staging, whole)
+            else:
+                self.owned()
+                inside.claim(NAME, whole.to_json().encode())
+        except FileExistsError:
+            raise CheckpointError.at(staging.folder, "was given up by another process meanwhile") from None
         except OSError as error:
-            raise CheckpointError.at(staging.name, f"can't be committed: {error.strerror}") from error
-        return Committed(folder=final, manifest=whole)
+            raise CheckpointError.at(staging.folder, f"can't be committed: {error.strerror or error}") from error
+        failpoint("commit.done")
+        return Committed(name=staging.name, storage=self.storage.child(staging.name), manifest=whole)
 
-    def abandon(self, staging: Path) -> None:
-        """Remove a staging folder."""
-        shutil.rmtree(staging, ignore_errors=True)
+    def abandon(self, staging: Staging) -> None:
+        """Remove what was staged; what can't be removed now is swept at the next start."""
+        with suppress(OSError):
+            self.storage.remove(staging.folder)
 
     def remove(self, checkpoints: Sequence[Committed]) -> None:
-        """Remove checkpoints: each first loses its name, so that half of one is never taken for a whole.
+        """Remove checkpoints: each first stops being one, so that half of one is never taken for a whole.
 
         Raises:
-            CheckpointError: the disk refuses.
+            CheckpointError: the storage refuses.
         """
         for checkpoint in checkpoints:
-            attempt = 1
-            while (gone := checkpoint.folder.with_name(f"{checkpoint.name}.pruned-{attempt}")).exists():
-                attempt += 1
+            self.owned()
+            name = checkpoint.name
             try:
-                checkpoint.folder.rename(gone)
+                if self.storage.moves:
+                    name = self._rename_pruned(name)
+                else:
+                    self.storage.remove(f"{name}/{NAME}")
+                failpoint("retention.renamed")
             except OSError as error:
-                raise CheckpointError.at(checkpoint.name, f"can't be removed: {error.strerror}") from error
-            shutil.rmtree(gone, ignore_errors=True)
+                raise CheckpointError.at(checkpoint.name, f"can't be removed: {error.strerror or error}") from error
+            with suppress(OSError):  # the rest is swept at the next start
+                for file in checkpoint.manifest.files[:1]:
+                    self.storage.remove(f"{name}/{file.path}")
+                failpoint("retention.half")
+                self.storage.remove(name)
+            failpoint("retention.removed")
 
-    def _entries(self) -> list[Path]:
-        return sorted(self.folder.iterdir()) if self.folder.is_dir() else []
+    # ---------------------------------------------------------------- within
+    def _named(self) -> list[str]:
+        """Folders with the name of a checkpoint, oldest first."""
+        return sorted((name for name in self.storage.names() if _COMMITTED.fullmatch(name)), key=_order)
 
-    def _free_name(self, step: int) -> str:
-        """`step-N`, or `step-N-2` … if a checkpoint of that step is there: no committed one is ever written over."""
-        name, number = f"step-{step:08d}", 1
-        while (self.folder / name).exists():
-            number += 1
-            name = f"step-{step:08d}-{number}"
-        return name
+    def _look(self, name: str) -> Committed | str | None:
+        """A checkpoint; or what is wrong with its manifest; or None for what was never committed."""
+        inside = self.storage.child(name)
+        try:
+            content = inside.read(NAME)
+        except FileNotFoundError:
+            return "its manifest is missing" if self.storage.moves else None  # an object store has no staging folders
+        except OSError as error:
+            return f"its manifest can't be read: {error.strerror or error}"
+        if content == _TOMBSTONE:
+            return None
+        try:
+            return Committed(name=name, storage=inside, manifest=Manifest.from_json(content))
+        except ValueError as error:
+            return f"its manifest is damaged: {error}"
+
+    def _has_manifest(self, name: str) -> bool:
+        return self.storage.exists(f"{name}/{NAME}")
+
+    def _bury(self, name: str) -> bool:
+        """Put a tombstone where the manifest of an unfinished checkpoint would be; False if there is one by now."""
+        if self._has_manifest(name):
+            return False
+        try:
+            self.storage.claim(f"{name}/{NAME}", _TOMBSTONE)
+        except FileExistsError:
+            return False
+        for path in self.storage.files(name):
+            if path not in (NAME, ".claim"):
+                self.storage.remove(f"{name}/{path}")
+        return True
+
+    def _stage(self, name: str) -> Staging | None:
+        """A staging folder for a checkpoint of that name; None if somebody was faster."""
+        attempt = 1
+        while True:
+            folder = f"{name}.attempt-{attempt}" if self.storage.moves else name
+            try:
+                self.storage.make_folder(folder)
+                return Staging(folder=folder, name=name, storage=self.storage.child(folder))
+            except FileExistsError:
+                if not self.storage.moves:
+                    return None
+                attempt += 1
+
+    def _commit_by_name(self, staging: Staging, manifest: Manifest) -> None:
+        inside = staging.storage
+        inside.replace(NAME, manifest.to_json().encode())
+        for folder in sorted({path.rpartition("/")[0] for path in inside.files()}):
+            inside.sync(folder)
+        failpoint("commit.manifest")
+        self.owned()
+        self.storage.move(staging.folder, staging.name)
+        failpoint("commit.named")
+        self.storage.sync("")
+
+    def _rename_pruned(self, name: str) -> str:
+        taken, attempt = set(self.storage.names()), 1
+        while (gone := f"{name}.pruned-{attempt}") in taken:
+            attempt += 1
+        self.storage.move(name, gone)
+        return gone
 
 
-def _order(path: Path) -> tuple[int, int]:
-    match = _COMMITTED.fullmatch(path.name)
-    assert match is not None
+def _order(name: str) -> tuple[int, int]:
+    match = _COMMITTED.fullmatch(name)
+    assert match is not None, f"{name} is no name of a checkpoint"
     return int(match[1]), int(match[2] or 0)
-
-
-def _write_synced(path: Path, text: str) -> None:
-    """Write a file so that it appears whole, and is on the disk when this returns."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

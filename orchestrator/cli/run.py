@@ -23,9 +23,11 @@ __all__ = ["run"]
     type=click.Choice(["auto", "never"]),
     default="auto",
     show_default=True,
-    help="auto: go on from the run's newest checkpoint, if it has one; never: start anew.",
+    help="auto: go on from the run's newest checkpoint, if it has one; never: refuse if the run exists.",
 )
-def run(job: str, sets: tuple[str, ...], workers: int | None, resume: str) -> None:
+@click.option("--fresh", is_flag=True, help="Move what the run has aside, as RUN.old-1, and start anew.")
+@click.option("--strict", is_flag=True, help="Refuse a damaged checkpoint instead of taking the one before it.")
+def run(job: str, sets: tuple[str, ...], workers: int | None, resume: str, fresh: bool, strict: bool) -> None:
     """Run JOB, a YAML job file, to its end.
 
     Without a cluster address Ray is started on this machine; with 0 workers the job runs in this process.
@@ -39,7 +41,7 @@ def run(job: str, sets: tuple[str, ...], workers: int | None, resume: str) -> No
     )  # after the check: a bad job file need not wait for torch
 
     orchestrator = Orchestrator.from_spec(spec, roots=roots)
-    show_result(spec.run, orchestrator.run(resume=resume))  # type: ignore[arg-type]  # click.Choice knows no Literal
+    show_result(spec.run, orchestrator.run(resume=resume, fresh=fresh, strict=strict))  # type: ignore[arg-type]  # click.Choice knows no Literal
 
 
 def show_result(name: str, result: RunResult) -> None:

@@ -1,19 +1,25 @@
-"""Save a checkpoint at the end of epochs, keep the newest ones and the best one."""
+"""Save a checkpoint from time to time, keep the newest ones and the best one.
+
+Copying, writing and committing are in `saving.py`; which ones may go is decided in `checkpoints/retention.py`.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from orchestrator.checkpoints.registry import Committed
 from orchestrator.checkpoints.retention import best_of, to_prune
 from orchestrator.driver import Driver
-from orchestrator.errors import SpecError
+from orchestrator.errors import SpecError, explain
 from workers.events import Events
 
 __all__ = ["Best", "Checkpoint"]
+
+_UNITS = ("epochs", "iterations", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,44 +40,84 @@ class Best:
 
 
 class Checkpoint:
-    """Save at the end of epochs, after all other handlers of the same event.
+    """Save from time to time, after all other handlers of the same event.
 
     Args:
-        every: after each so many epochs.
+        every: after each so many epochs; or `{"epochs": n}`, `{"iterations": n}` or `{"seconds": s}`.
         keep: how many of the newest stay.
         best: one more stays: the best by a reduced metric.
+        on_save_error: what a save that failed means: "stop" ends the run, "continue" goes on without it.
+        clock: seconds, monotonic.
+
+    Raises:
+        SpecError: an argument can't be used.
 
     Example:
         >>> orchestrator.attach(Checkpoint(every=1, keep=3, best=Best("validation/accuracy")))  # doctest: +SKIP
+        >>> orchestrator.attach(Checkpoint(every={"iterations": 500}))  # doctest: +SKIP
     """
 
-    def __init__(self, *, every: int = 1, keep: int = 3, best: Best | None = None) -> None:
-        for name, value in (("every", every), ("keep", keep)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SpecError(f"Checkpoint({name}): expected a whole number of at least 1, received {value!r}")
-        self.every = every
+    def __init__(
+        self,
+        *,
+        every: int | Mapping[str, float] = 1,
+        keep: int = 3,
+        best: Best | None = None,
+        on_save_error: Literal["stop", "continue"] = "stop",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.unit, self.every = _interval(every)
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+            raise SpecError(f"Checkpoint(keep): expected a whole number of at least 1, received {keep!r}")
+        if on_save_error not in ("stop", "continue"):
+            raise SpecError(f"Checkpoint(on_save_error): expected 'stop' or 'continue', received {on_save_error!r}")
         self.keep = keep
         self.best = best
+        self.on_save_error = on_save_error
+        self._clock = clock
+        self._saved: int | None = None  # at which iteration this handler saved last
+        self._last: float | None = None  # when the last save was begun, by the clock
 
     def attach(self, orchestrator: Driver) -> None:
         """Register behind the user's handlers, so that what they measure is in the checkpoint."""
-        orchestrator.listen(Events.EPOCH_COMPLETED(every=self.every), self, phase="gate")
+        orchestrator.listen(Events.COMPLETED, self.at_end, phase="gate", blocking=True)
+        if self.unit == "seconds":
+            return  # `tick` looks at the clock
+        count = int(self.every)
+        event = Events.EPOCH_COMPLETED if self.unit == "epochs" else Events.ITERATION_COMPLETED
+        orchestrator.listen(event(every=count), self, phase="gate", blocking=True)
+
+    def tick(self, orchestrator: Driver) -> None:
+        """Called a few times a second: when it is time, save at the next boundary that all ranks reach."""
+        if self.unit != "seconds":
+            return
+        now = self._clock()
+        if self._last is None:
+            self._last = now
+        elif now - self._last >= self.every:
+            self._last = now
+            orchestrator.at_boundary(lambda: self(orchestrator))
 
     def __call__(self, orchestrator: Driver) -> None:
-        """Save now, then remove what need not be kept."""
+        """Begin to save now."""
         orchestrator.checkpoint()
+        self._saved = orchestrator.state.iteration
         self._check_metric(orchestrator.metrics)
-        self.prune(orchestrator)
 
-    def prune(self, orchestrator: Driver) -> None:
-        """Remove what is neither among the newest nor the best."""
-        committed = orchestrator.registry.committed()
-        best = self.best_checkpoint(committed)
-        superfluous = to_prune([checkpoint.name for checkpoint in committed], keep=self.keep, best=best)
-        gone = [checkpoint for checkpoint in committed if checkpoint.name in superfluous]
-        orchestrator.registry.remove(gone)
-        for checkpoint in gone:
-            orchestrator.note("CHECKPOINT_PRUNED", checkpoint=checkpoint.name)
+    def at_end(self, orchestrator: Driver) -> None:
+        """Training is over: what came after the last save must not be lost."""
+        if orchestrator.state.iteration not in (0, self._saved):
+            self(orchestrator)
+
+    def committed(self, orchestrator: Driver, checkpoint: Committed) -> None:
+        """A checkpoint is there: remove what is neither among the newest nor the best."""
+        there = orchestrator.registry.committed()
+        best = self.best_checkpoint(there)
+        superfluous = to_prune([known.name for known in there], keep=self.keep, best=best)
+        for known in there:
+            if known.name in superfluous:
+                orchestrator.registry.remove([known])
+                orchestrator.note("CHECKPOINT_PRUNED", checkpoint=known.name)
 
     def best_checkpoint(self, committed: list[Committed]) -> str | None:
         """Name of the best one, if there is a metric to tell."""
@@ -81,9 +127,27 @@ class Checkpoint:
         return best_of(metrics, self.best.metric, self.best.mode)
 
     def _check_metric(self, metrics: Mapping[str, Any]) -> None:
-        if self.best is None or self.best.metric in metrics:
+        if self.best is None or self.best.metric in metrics or self.unit != "epochs":
             return
         name, known = self.best.metric, sorted(metrics)
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, known)) or 'none'}"
         raise SpecError(f"checkpoint.best.metric: expected the name of a reduced metric, received {name!r}; {hint}")
+
+
+def _interval(every: object) -> tuple[str, float]:
+    """(unit, number) of what was given as `every`."""
+    given = every if isinstance(every, Mapping) else {"epochs": every}
+    unit, number = next(iter(given.items())) if len(given) == 1 else (None, None)
+    counted = isinstance(number, int) and not isinstance(number, bool) and number >= 1
+    timed = unit == "seconds" and isinstance(number, float) and 0 < number < float("inf")
+    if unit in _UNITS and (counted or timed):
+        return str(unit), float(number)  # type: ignore[arg-type]  # it is a number by now
+    raise SpecError(
+        explain(
+            "Checkpoint(every)",
+            expected="a whole number of at least 1, or a mapping with one of epochs, iterations and seconds",
+            received=repr(every),
+            mend="write for example every=1 or every={'iterations': 500}",
+        )
+    )

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch.utils.data import DataLoader
 
+from workers.data.fingerprint import VERSION
 from workers.data.sampler import GlobalBatches
 
 __all__ = ["EvaluationView", "GlobalLoader", "Membership", "SizedDataset"]
@@ -87,6 +88,22 @@ class GlobalLoader:
     def seek(self, iteration: int) -> None:
         """Stand so that the next batch is the one after `iteration` batches since the start of training."""
         self.step = iteration
+
+    def position(self, iteration: int) -> int:
+        """Samples that all ranks together have consumed in `iteration` batches since the start of training."""
+        return self.batches.position(iteration)
+
+    def fingerprint(self) -> dict[str, int | bool]:
+        """What decides which samples come when; `fingerprint_mismatch` compares two."""
+        batches = self.batches
+        return {
+            "version": VERSION,
+            "samples": batches.samples,
+            "batch_size": batches.batch_size,
+            "shuffle": batches.shuffle,
+            "seed": batches.seed,
+            "drop_last": batches.drop_last,
+        }
 
     def evaluation(self) -> EvaluationView:
         """This rank's exact share of one pass: nothing padded, nothing twice; ranks may get unequal numbers."""

@@ -53,6 +53,8 @@ def main(epochs: int, folder: Path) -> None:
     (folder / f"rank{rank}.json").write_text(
         json.dumps({"ended": ended, "steps": steps, "samples": len(train_set), "loss": losses[-1]})
     )
+    del model, optimizer  # they hold the group
+    dist.barrier()  # a rank that leaves while another still talks to it can bring that one down (std::terminate)
     dist.destroy_process_group()
 
 

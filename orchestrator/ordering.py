@@ -1,0 +1,178 @@
+"""The orders that a driver handler may give while a run is on: evaluate, save, call, terminate, wait for a boundary.
+
+The part of the orchestrator's face that is used during a run. Who carries them out: `asking.py`, `saving.py`, `run.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from orchestrator.checkpoints.registry import Committed, Registry
+from orchestrator.errors import CheckpointError, SpecError
+from orchestrator.gatekeeper import TRAINER
+from orchestrator.handlers.checkpoint import Checkpoint
+from orchestrator.journal import Journal
+from orchestrator.lease import Lease
+from orchestrator.registrations import Registrations
+from orchestrator.run import Run
+from orchestrator.saving import manifest_of, states_of
+from orchestrator.settings import Settings, pickled
+from workers.state import State
+
+__all__ = ["Ordering"]
+
+
+class Ordering(Registrations):
+    """What handlers are called with. `Orchestrator` is the one to use.
+
+    Args:
+        settings: the run's settings.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings.world_size)
+        self.settings = settings
+        self._lease = Lease(settings.home, settings.run)
+        self.registry = Registry(settings.home.child("checkpoints"), self._lease.check)
+        self._journal = Journal(settings.home, self._lease.check)
+        self._run: Run | None = None
+        self._saved_at: int | None = None  # iteration of this run's last checkpoint
+        self._at_boundary: list[Callable[[], None]] = []  # what waits for the next cut
+
+    @property
+    def state(self) -> State:
+        """The trainer's state over all ranks: epoch, iteration, reduced metrics and output."""
+        return self._buses[TRAINER].state
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The reduced metrics."""
+        return self.state.metrics
+
+    def state_of(self, engine: str) -> State:
+        """The state of another engine that has handlers here."""
+        return self._bus(engine).state
+
+    # ---------------------------------------------------------------- orders, inside a blocking handler
+    def evaluate(self, engine: str = "evaluator", *, prefix: str | None = None) -> dict[str, Any]:
+        """Have all ranks evaluate, each its share of the data; exact over all of them.
+
+        Args:
+            engine: name of the engine.
+            prefix: the metrics also appear in `state.metrics` as `prefix/NAME`. Default: "validation" for the engine
+                called "evaluator", else the engine's name.
+
+        Returns:
+            metric name → value.
+        """
+        run = self._running("evaluate")
+        metrics = run.asking.evaluate(engine)
+        prefix = prefix if prefix is not None else ("validation" if engine == "evaluator" else engine)
+        self.state.metrics.update({f"{prefix}/{name}": value for name, value in metrics.items()})
+        self.note("EVALUATION_COMPLETED", engine=engine, metrics=metrics)
+        return metrics
+
+    def checkpoint(self, *, wait: bool = False) -> str | None:
+        """Save the state as it is now. The ranks wait while it is copied; it is written while training goes on.
+
+        Args:
+            wait: return only when it is committed. Else a line in the journal tells, CHECKPOINT_COMMITTED, and handlers
+                with a method `committed(orchestrator, checkpoint)` are called.
+
+        Returns:
+            The path or URL that the checkpoint has or will have; None if it failed and the run goes on without.
+
+        Raises:
+            CheckpointError: the storage refused, for this save or for the one before.
+            SpecError: no gate is open, or an iteration is in progress.
+        """
+        run = self._running("checkpoint")
+        run.gates.refuse_within_iteration("orchestrator.checkpoint")
+        driver = {"handlers": states_of(self.stateful)}
+        manifest = manifest_of(self.settings.run, self.settings.world_size, self.state, driver)
+        rules = [handler.best for handler in self._attached if isinstance(handler, Checkpoint) and handler.best]
+        best = {"metric": rules[0].metric, "mode": rules[0].mode} if rules else None
+        manifest = replace(manifest, best=best, token=self._lease.token, spec=self.settings.digest)
+        url = run.saver.begin(manifest)
+        self._saved_at = manifest.iteration
+        if wait:
+            run.saver.wait()
+        return url
+
+    def at_boundary(self, function: Callable[[], None]) -> None:
+        """Call a function as soon as all ranks stand after one common iteration; then training goes on.
+
+        For what must not wait for a gate, such as a checkpoint that is due by the clock. May be called from any driver
+        handler, or by what looks at the clock.
+        """
+        run = self._running("at_boundary")
+        if function not in self._at_boundary:
+            self._at_boundary.append(function)
+            run.cut()
+
+    def call(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        rank: int | Sequence[int] | Literal["all"] = "all",
+        **kwargs: Any,
+    ) -> Any:
+        """Call `function(worker, *args, **kwargs)` on ranks.
+
+        Args:
+            function: must be picklable, and so must what it returns; may use collectives if it goes to all ranks.
+            args: passed on.
+            rank: a number, several, or "all".
+            kwargs: passed on.
+
+        Returns:
+            The value of the one rank, or a list of values in the order of ranks.
+
+        Raises:
+            TrainingError: it raised on a rank.
+        """
+        run = self._running("call")
+        pickled((function, args, kwargs), "orchestrator.call")
+        ranks = None if rank == "all" else [rank] if isinstance(rank, int) else list(rank)
+        values = run.asking.call(function, args, kwargs, ranks)
+        return values[rank] if isinstance(rank, int) else list(values.values())
+
+    def terminate(self, reason: str = "terminated by a handler") -> None:
+        """End training: at the gate that is open, else at the next iteration boundary common to all ranks."""
+        self._running("terminate").terminate(reason)
+
+    def note(self, event: str, **fields: object) -> None:
+        """Write a line of your own into the run's journal."""
+        self._journal.write(event, **fields)
+
+    # ---------------------------------------------------------------- within
+    def _at_cut(self) -> None:
+        """All ranks stand at an iteration boundary because they shall end there: save, if Ctrl-C was the reason."""
+        run = self._running("checkpoint")
+        waiting, self._at_boundary = self._at_boundary, []
+        for function in waiting:
+            function()
+        configured = any(isinstance(handler, Checkpoint) for handler in self._attached)
+        if run.interrupted and configured and self._saved_at != self.state.iteration:
+            self.checkpoint()
+
+    def _committed(self, checkpoint: Committed) -> None:
+        self.note("CHECKPOINT_COMMITTED", checkpoint=checkpoint.name, bytes=checkpoint.manifest.size)
+        for handler in self._attached:
+            if (tell := getattr(handler, "committed", None)) is not None:
+                tell(self, checkpoint)
+
+    def _save_failed(self, error: CheckpointError) -> None:
+        self.note("CHECKPOINT_FAILED", text=str(error))
+        run = self._running("checkpoint")
+        if run.saver.on_error == "continue":
+            print(f"rankfire: {error}; training goes on", file=sys.stderr)  # noqa: T201
+        self._saved_at = None
+
+    def _running(self, what: str) -> Run:
+        if self._run is None:
+            raise SpecError(f"orchestrator.{what}: nothing runs; call it inside a handler")
+        return self._run

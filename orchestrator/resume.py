@@ -1,0 +1,132 @@
+"""Where a run begins: at its newest checkpoint that verifies, at one of another run, or at nothing.
+
+Called by `training.py` when the run is owned and before any worker starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from orchestrator.checkpoints.references import find
+from orchestrator.checkpoints.registry import Committed, Registry
+from orchestrator.checkpoints.verify import damage
+from orchestrator.errors import CheckpointError, SpecError, explain
+from workers.parcels import LoadPoint
+from workers.storage import Storage
+
+__all__ = ["Resume", "StartFrom", "changed_versions", "newest", "set_aside", "starting_point"]
+
+OWN = "lease"  # stays where it is when a run is set aside: whoever owns the run's name goes on owning it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """What to do about what is there already.
+
+    Args:
+        mode: "auto" goes on from the newest checkpoint; "never" refuses if the run exists.
+        fresh: move an existing run aside first, and start anew.
+        strict: refuse a damaged checkpoint instead of taking the one before it.
+    """
+
+    mode: str = "auto"
+    fresh: bool = False
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("auto", "never"):
+            raise SpecError(
+                explain(
+                    "orchestrator.run: resume",
+                    expected="'auto' or 'never'",
+                    received=repr(self.mode),
+                    mend="leave it out to go on from the newest checkpoint",
+                )
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartFrom:
+    """Entries of another run's state with which a new run begins, as for fine-tuning.
+
+    Args:
+        checkpoint: which one; see `checkpoints/references.py`.
+        state: names of the entries.
+    """
+
+    checkpoint: str
+    state: tuple[str, ...] = ("model",)
+
+
+def newest(registry: Registry, resume: Resume, tell: Callable[[str], None]) -> Committed | None:
+    """The newest checkpoint whose every byte verifies; None if the run has none.
+
+    Args:
+        registry: the run's checkpoints.
+        resume: what to do if one is damaged.
+        tell: called with a sentence for each one that was refused.
+
+    Raises:
+        CheckpointError: one is damaged, and `strict` was asked for; or all are.
+    """
+    point, refused = registry.newest_valid()
+    if refused and (resume.strict or point is None):
+        before = (
+            "leave out --strict to go on from the one before it"
+            if point is not None
+            else "nothing is left to go on from"
+        )
+        raise CheckpointError(f"{'; '.join(refused)}; restore the files, {before}, or start anew with --fresh")
+    for text in refused:
+        tell(f"{text}; trying the one before it")
+    return point
+
+
+def starting_point(start: StartFrom, root: Storage) -> LoadPoint:
+    """The checkpoint of another run that a new run starts from, verified.
+
+    Raises:
+        CheckpointError: it is damaged.
+        SpecError: there is none of that name, or it lacks an entry.
+    """
+    point = find(start.checkpoint, root)
+    wrong = damage(point.storage, point.manifest)
+    if wrong is not None:
+        raise CheckpointError.at(start.checkpoint, f"{wrong}; name another one in start_from.checkpoint")
+    if missing := sorted(set(start.state) - set(point.manifest.state)):
+        raise SpecError(
+            explain(
+                "start_from.state",
+                expected=f"entries that {start.checkpoint} holds",
+                received=", ".join(map(repr, missing)),
+                mend="it holds " + (", ".join(map(repr, sorted(point.manifest.state))) or "none"),
+            )
+        )
+    return LoadPoint(url=point.url, world_size=point.manifest.world_size, entries=start.state)
+
+
+def set_aside(root: Storage, run: str) -> str | None:
+    """Move what a run has into a folder beside its own; returns that folder's name, or None if there was nothing.
+
+    Args:
+        root: the storage in which runs have their folders.
+        run: the run's id; the caller owns it.
+    """
+    there = [name for name in root.child(run).names() if name != OWN]
+    if not there:
+        return None
+    number, taken = 1, set(root.names())
+    while (aside := f"{run}.old-{number}") in taken:
+        number += 1
+    if root.moves:
+        root.make_folder(aside)
+    for name in there:
+        root.move(f"{run}/{name}", f"{aside}/{name}")
+    return aside
+
+
+def changed_versions(then: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """What is not the version that made a checkpoint, in words; None if nothing is."""
+    changed = [f"{name} {then[name]} → {now[name]}" for name in sorted(then) if now.get(name, then[name]) != then[name]]
+    return ", ".join(changed) or None

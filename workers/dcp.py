@@ -1,0 +1,310 @@
+"""torch's distributed checkpoint format on our storage: files that are hashed while they are written, an index in JSON.
+
+torch's own planner, writer and reader do the work. `.metadata`, the pickle that torch's tools want, is written too, but
+what is loaded is told by `index.json`, which can hold nothing but numbers and names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, BinaryIO, cast
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import (
+    CURRENT_DCP_VERSION,
+    FileSystemBase,
+    FileSystemReader,
+    FileSystemWriter,
+    _StorageInfo,
+)
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlanner, SavePlan, SavePlanner
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from workers.parcels import Receipt
+from workers.storage import Storage
+
+__all__ = ["INDEX", "METADATA", "index_files", "read_tensors", "write_file", "write_tensors"]
+
+INDEX = "index.json"
+METADATA = "data/.metadata"
+_VERSION = 1
+
+
+# ---------------------------------------------------------------- writing
+def write_file(storage: Storage, path: str, fill: Callable[[BinaryIO], object]) -> Receipt:
+    """Write one file whole and synced, hashing what goes by.
+
+    Args:
+        storage: the checkpoint's folder.
+        path: relative to it.
+        fill: writes the content into the file it is given.
+    """
+    with storage.create(path) as file:
+        hashed = _Hashed(file)
+        fill(cast(BinaryIO, hashed))
+        return hashed.receipt(path)
+
+
+def write_tensors(
+    storage: Storage, plan: SavePlan, planner: SavePlanner, progress: Callable[[str], None]
+) -> tuple[list[Receipt], list[Any]]:
+    """Write a rank's tensors into `data/`.
+
+    Args:
+        storage: the checkpoint's folder.
+        plan: this rank's part of the global plan.
+        planner: resolves the plan's items to tensors.
+        progress: told "opened" and "half" as the file grows.
+
+    Returns:
+        Receipts of the files, and torch's results for the index.
+    """
+    if not plan.items:  # else torch would leave an empty file behind
+        return [], []
+    files = _Files(storage, progress)
+    writer = FileSystemWriter("data", single_file_per_rank=True, sync_files=False)  # `_Files` syncs
+    writer.fs = files  # type: ignore[assignment]
+    writer.path = "data"
+    results = writer.write_data(planner.finish_plan(plan), planner).wait()
+    return files.receipts, list(results)
+
+
+def index_files(metadata: Metadata, results: Sequence[Sequence[Any]]) -> dict[str, bytes]:
+    """The index of all ranks' tensors, for us (`index.json`) and for torch's tools (`data/.metadata`).
+
+    Args:
+        metadata: what torch's global plan says of the tensors.
+        results: of every rank's `write_tensors`.
+
+    Returns:
+        path → content.
+    """
+    metadata.version = CURRENT_DCP_VERSION
+    metadata.storage_data = {result.index: result.storage_data for rank in results for result in rank}
+    metadata.storage_meta = StorageMeta()
+    return {INDEX: _to_json(metadata), METADATA: pickle.dumps(metadata)}
+
+
+# ---------------------------------------------------------------- reading
+def read_tensors(storage: Storage, names: Callable[[str], bool] = lambda _: True) -> dict[str, torch.Tensor]:
+    """Read tensors of a checkpoint that was verified.
+
+    Args:
+        storage: the checkpoint's folder.
+        names: which ones.
+
+    Returns:
+        name → tensor on the CPU.
+
+    Raises:
+        ValueError: the index can't be used.
+    """
+    index = _from_json(storage.read(INDEX))
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in index.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata) and names(name)
+    }
+    if tensors:
+        with warnings.catch_warnings():  # that one process loads alone is what is meant here
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            planner = cast(LoadPlanner, _TensorsOnly())
+            load(cast(Any, tensors), storage_reader=_Reader(storage, index), planner=planner, no_dist=True)
+    return tensors
+
+
+class _Reader(FileSystemReader):
+    """Reads with an index that did not come out of a pickle."""
+
+    def __init__(self, storage: Storage, index: Metadata) -> None:
+        super().__init__("data")
+        self.fs = _Files(storage)  # type: ignore[assignment]
+        self.path = "data"
+        self._index = index
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        self._index.storage_meta = StorageMeta(load_id=self.load_id)
+        return self._index
+
+
+class _TensorsOnly(DefaultLoadPlanner):
+    """Objects in a checkpoint are pickles; ours has none, and none of another's is trusted."""
+
+    def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
+        raise ValueError(f"checkpoint: {read_item.dest_index.fqn}: expected a tensor, received a pickled object")
+
+
+# ---------------------------------------------------------------- the index as JSON
+def _to_json(metadata: Metadata) -> bytes:
+    where: dict[str, list[dict[str, object]]] = {}
+    for index, info in metadata.storage_data.items():
+        where.setdefault(index.fqn, []).append(
+            {
+                "offsets": list(index.offset or ()),
+                "file": str(info.relative_path),
+                "start": int(info.offset),
+                "bytes": int(info.length),
+            }
+        )
+    tensors = {}
+    for name, entry in metadata.state_dict_metadata.items():
+        assert isinstance(entry, TensorStorageMetadata), f"{name} is no tensor, so it has no place in data/"
+        sizes = {tuple(chunk.offsets): list(chunk.sizes) for chunk in entry.chunks}
+        parts = [{**part, "sizes": sizes[tuple(cast("list[int]", part["offsets"]))]} for part in where[name]]
+        tensors[name] = {
+            "dtype": str(entry.properties.dtype).removeprefix("torch."),
+            "size": list(entry.size),
+            "parts": parts,
+        }
+    return (json.dumps({"version": _VERSION, "tensors": tensors}, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _from_json(content: bytes) -> Metadata:
+    """Read `index.json`.
+
+    Raises:
+        ValueError: it is none, or points outside its folder.
+    """
+    try:
+        read = json.loads(content)
+        if read["version"] != _VERSION:
+            raise ValueError(f"{INDEX}: version {read['version']}, this Rankfire reads {_VERSION}")
+        entries: dict[str, Any] = {}
+        storage: dict[MetadataIndex, _StorageInfo] = {}
+        for name, tensor in read["tensors"].items():
+            entries[name] = _tensor(name, tensor)
+            for part in tensor["parts"]:
+                storage[MetadataIndex(name, part["offsets"])] = _place(part)
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{INDEX}: damaged: {type(error).__name__}: {error}") from error
+    return Metadata(state_dict_metadata=entries, storage_data=storage)
+
+
+def _tensor(name: str, tensor: Mapping[str, Any]) -> TensorStorageMetadata:
+    dtype = getattr(torch, tensor["dtype"], None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{INDEX}: {name}: {tensor['dtype']!r} is no dtype of torch {torch.__version__}")
+    chunks = [
+        ChunkStorageMetadata(offsets=torch.Size(part["offsets"]), sizes=torch.Size(part["sizes"]))
+        for part in tensor["parts"]
+    ]
+    return TensorStorageMetadata(
+        properties=TensorProperties(dtype=dtype), size=torch.Size(tensor["size"]), chunks=chunks
+    )
+
+
+def _place(part: Mapping[str, Any]) -> _StorageInfo:
+    file = part["file"]
+    if not file or "/" in file or file in {".", ".."}:
+        raise ValueError(f"{INDEX}: a tensor is said to lie in {file!r}, outside the folder")
+    return _StorageInfo(file, int(part["start"]), int(part["bytes"]))
+
+
+# ---------------------------------------------------------------- torch's idea of a file system
+class _Hashed(io.RawIOBase):
+    """A file that is written from beginning to end; knows the sha256 of what went by."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._written = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, block: Any) -> int:
+        self._file.write(block)
+        self._digest.update(block)
+        count = memoryview(block).nbytes
+        self._written += count
+        return count
+
+    def tell(self) -> int:
+        return self._written
+
+    def flush(self) -> None:
+        """Nothing is held here."""
+
+    def close(self) -> None:
+        """The file's owner closes it."""
+
+    def receipt(self, path: str) -> Receipt:
+        return Receipt(path=path, size=self._written, sha256=self._digest.hexdigest())
+
+
+class _Files(FileSystemBase):
+    """Our storage, as torch's reader and writer want it."""
+
+    def __init__(self, storage: Storage, progress: Callable[[str], None] = lambda _: None) -> None:
+        self._storage = storage
+        self._progress = progress
+        self.receipts: list[Receipt] = []
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        name = os.fspath(path)
+        if mode == "rb":
+            with self._storage.open(name) as file:
+                yield cast(io.IOBase, file)
+            return
+        with self._storage.create(name) as file:
+            hashed = _Watched(file, self._progress)
+            self._progress("opened")
+            yield hashed
+            receipt = hashed.receipt(name)
+        self.receipts.append(receipt)
+
+    def concat_path(self, path: str | os.PathLike[str], suffix: str) -> str:
+        return f"{os.fspath(path)}/{suffix}"
+
+    def init_path(self, path: str | os.PathLike[str]) -> str:
+        return os.fspath(path)
+
+    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        raise NotImplementedError("nothing is renamed here: what a checkpoint is, its manifest says")
+
+    def mkdir(self, path: str | os.PathLike[str]) -> None:
+        """Folders come with their files."""
+
+    def exists(self, path: str | os.PathLike[str]) -> bool:
+        return self._storage.exists(os.fspath(path))
+
+    def rm_file(self, path: str | os.PathLike[str]) -> None:
+        self._storage.remove(os.fspath(path))
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return True
+
+
+class _Watched(_Hashed):
+    """Tells once when something is written and more will come."""
+
+    def __init__(self, file: BinaryIO, progress: Callable[[str], None]) -> None:
+        super().__init__(file)
+        self._progress = progress
+        self._told = False
+
+    def write(self, block: Any) -> int:
+        count = super().write(block)
+        if not self._told:
+            self._told = True
+            self._file.flush()
+            self._progress("half")
+        return count

@@ -1,0 +1,75 @@
+"""One rank's part in a save: say what there is, copy its share while all wait, have it written while they go on.
+
+Made by the session at the first save; what is in a checkpoint is said in `checkpointing.py`, how in `shards.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from workers.checkpointing import cursor_of, shards_of, spread_entries
+from workers.failpoints import failpoint
+from workers.parcels import Planned
+from workers.program import Program
+from workers.worker import Worker
+from workers.writer import ShardWriter
+
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed.checkpoint.planner import SavePlan
+
+    from workers.shards import Shards
+
+__all__ = ["RankSaver"]
+
+ENDING = 2.0  # seconds for a share that is still being written when the rank leaves
+
+
+class RankSaver:
+    """The saves of one rank.
+
+    Args:
+        worker: this rank.
+        program: what is saved.
+        told: called, on the writing thread, with `url`, `written` and `failure` of a share.
+    """
+
+    def __init__(self, worker: Worker, program: Program, told: Callable[..., None]) -> None:
+        self._worker = worker
+        self._program = program
+        self._shards: Shards | None = None  # between the plan and the copy
+        self._buffers: dict[str, torch.Tensor] = {}  # the copies of the last save, to be used again
+        self._writer = ShardWriter(lambda url, written, failure: told(url=url, written=written, failure=failure))
+
+    def plan(self) -> Planned:
+        """What this rank could write."""
+        self._shards = shards_of(self._worker, self._program)
+        cursor, data = cursor_of(self._program)
+        planned = Planned(
+            plan=self._shards.plan(),
+            spread=spread_entries(self._worker, self._program),
+            state=self._shards.sizes,
+            cursor=cursor,
+            data=data,
+        )
+        failpoint("save.planned", self._worker.rank)
+        return planned
+
+    def freeze(self, plan: SavePlan, url: str) -> None:
+        """Copy what the driver gave this rank to write, and begin to write it.
+
+        Args:
+            plan: this rank's part of the global plan.
+            url: the staging folder.
+        """
+        assert self._shards is not None, "a share is planned before it is copied"
+        self._writer.join()  # the driver lets one save be in flight: this is only for its thread to end
+        shards, self._shards = self._shards, None
+        frozen = shards.freeze(plan, self._buffers)
+        failpoint("save.frozen", self._worker.rank)
+        self._writer.start(frozen, url)
+
+    def end(self) -> None:
+        """The rank leaves."""
+        self._writer.join(ENDING)
