@@ -12,15 +12,19 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("program.py",),
     ("handlers/*",),
     ("cut.py", "metrics/*", "shards.py", "snapshot.py", "strategy.py"),
+    ("data/opening.py",),
     ("data/loader.py", "engine.py"),
     ("resumable.py",),
     ("saved.py", "steering.py"),
     ("cursor.py", "dispatch.py", "faults.py", "mailbox.py"),
-    ("listeners.py", "messages.py", "orders.py"),
+    ("data/fetching.py", "listeners.py", "messages.py", "orders.py"),
     ("parcels.py", "signature.py", "state.py"),
-    ("data/sampler.py", "events.py", "feed.py", "timers.py"),
-    ("collectives.py", "expressions.py", "metadata.py", "process_group.py", "rng.py"),
-    ("data/permutation.py", "errors.py", "failpoints.py", "filters.py", "rank.py"),
+    ("data/processes.py", "data/sampler.py", "events.py", "feed.py", "timers.py"),
+    ("collectives.py", "data/randomness.py", "expressions.py", "metadata.py", "process_group.py", "rng.py"),
+    (
+        *("data/carried.py", "data/fingerprint.py", "data/permutation.py", "data/sources.py"),
+        *("errors.py", "failpoints.py", "filters.py", "rank.py"),
+    ),
 )
 
 ORCHESTRATOR = (
@@ -31,7 +35,7 @@ ORCHESTRATOR = (
     ("registrations.py", "run.py", "saving.py"),
     ("asking.py",),
     ("gatekeeper.py", "handlers/*", "loggers/*"),
-    ("driver.py", "ranks.py", "shipping.py"),
+    ("driver.py", "ranks.py", "shipping.py", "splits.py"),
     ("bus.py", "checkpoints/plan.py", "checkpoints/registry.py", "group.py", "local.py", "loop.py"),
     ("exchange.py", "launch/*", "placement.py", "reduce.py", "rendezvous.py", "settings.py", "watch.py"),
     ("checkpoints/*", "recovery.py", "roll_call.py", "specfile.py", "verdict.py"),

@@ -8,7 +8,7 @@ from typing import Any
 from workers.errors import ProgramError
 from workers.metrics.attach import AttachedMetric
 from workers.parcels import LoadPoint
-from workers.program import Program, Stateful
+from workers.program import TRAINER, Program, Stateful
 from workers.rng import capture_rng, restore_rng, seed_rng
 from workers.shards import FrozenState, load_state, read_rank_file
 from workers.worker import Worker
@@ -32,19 +32,21 @@ def restore(worker: Worker, program: Program, point: LoadPoint) -> None:
     """Take up a checkpoint, whatever the world size was when it was made.
 
     Raises:
-        ProgramError: the program has a state entry or engine that the checkpoint does not know.
+        ProgramError: the program has a state entry or engine that the checkpoint does not know, or data whose place
+            belongs to another world size.
     """
     stranger = worker.rank >= point.world_size  # this rank did not exist when the checkpoint was made
     saved = read_rank_file(point.folder, 0 if stranger else worker.rank)
     shared = load_state(point.folder, saved["structure"])
     _check_names(program, shared, saved["own"])
+    _check_places(program, saved["own"], point.world_size, worker.world_size)
     for name, entry in program.state.items():
         entry.load_state_dict(shared[name])
     own = saved["own"]
     for name, engine in program.engines.items():
         engine.load_state_dict(own["engines"][name])
     for name, data in _stateful_data(program).items():
-        if name in own["data"]:
+        if name in own["data"] and point.world_size == worker.world_size:
             data.load_state_dict(own["data"][name])
     if stranger:
         _begin_as_stranger(worker, program)
@@ -77,4 +79,16 @@ def _check_names(program: Program, shared: Mapping[str, Any], own: Mapping[str, 
             raise ProgramError(
                 f"checkpoint: {kind} {', '.join(map(repr, missing))} of the program is not in it, which holds "
                 f"{', '.join(map(repr, sorted(held))) or 'none'}; give the run another name to start afresh"
+            )
+
+
+def _check_places(program: Program, own: Mapping[str, Any], saved_by: int, world_size: int) -> None:
+    """The place of a Stateful loader is that of one rank in its own part of the data; no other world has such parts."""
+    for name in _stateful_data(program).keys() & own["data"].keys():
+        done = name != TRAINER and own["engines"][name]["completed"]  # begins anew at its next run anyway
+        if saved_by != world_size and not done:
+            raise ProgramError(
+                f"checkpoint: data[{name!r}]: expected the world size at which it was saved, {saved_by}, received "
+                f"{world_size}; a Stateful loader keeps the place of each rank in its own part of the data, which "
+                f"can't be shared out anew: run with workers: {saved_by}, or give worker.loader a map-style data set"
             )

@@ -54,6 +54,11 @@ class GlobalBatches:
         full, rest = divmod(self.samples, self.batch_size)
         return full + (1 if rest and not self.drop_last else 0)
 
+    def position(self, step: int) -> int:
+        """Samples in the first `step` global batches since the start of training, over all passes."""
+        passes, within = divmod(step, self.steps)
+        return passes * min(self.samples, self.steps * self.batch_size) + within * self.batch_size
+
     def total(self, step: int) -> int:
         """Samples in global batch `step`, counted from 0 over all passes."""
         return min(self.batch_size, self.samples - step % self.steps * self.batch_size)
