@@ -169,6 +169,7 @@ class Orchestrator(Registrations):
             registry=self.registry,
             journal=self._journal,
             stateful=self.stateful,
+            datasets=self.datasets,
             started=self._started,
         )
         progress = Progress(limits.max_epochs, limits.max_iters)

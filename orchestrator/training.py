@@ -28,6 +28,7 @@ from orchestrator.limits import Limits
 from orchestrator.run import Run
 from orchestrator.saving import versions
 from orchestrator.settings import Settings
+from orchestrator.splits import Splits
 from workers.events import EventExpression
 from workers.orders import Build
 from workers.parcels import LoadPoint, RankHandler
@@ -68,6 +69,7 @@ class Parts:
         handlers: those that run on ranks.
         registry: the run's checkpoints.
         stateful: handlers of the driver whose state is in the checkpoints.
+        datasets: Ray data sets by name, of which each rank gets a part.
         started: called with the run before it starts, so that its owner can give it orders.
     """
 
@@ -77,6 +79,7 @@ class Parts:
     registry: Registry
     journal: Journal
     stateful: Mapping[str, Any] = field(default_factory=dict)
+    datasets: Mapping[str, Any] = field(default_factory=dict)
     started: Callable[[Run], None]
 
 
@@ -116,14 +119,16 @@ def _train(parts: Parts, limits: Limits, resume: Literal["auto", "never"]) -> Ru
         "RUN_STARTED", run=settings.run, world_size=settings.world_size, pid=os.getpid(),
         host=socket.gethostname(), program=settings.program_name, versions=versions(),
     )  # fmt: skip
-    run = _make_run(parts, limits)
+    splits = Splits(parts.datasets, settings.world_size)
+    run = _make_run(parts, limits, splits)
     parts.started(run)
     load = None
     if point is not None:
         journal.write("RESUMED", checkpoint=point.name)
         load = LoadPoint(folder=str(point.folder), world_size=point.manifest.world_size)
     try:
-        _execute(run, load)
+        with contextlib.closing(splits):
+            _execute(run, load)
     except BaseException as error:  # a handler's sys.exit() too: however it ends, the record says so
         run.life.enter(Phase.FAILED)
         journal.write("RUN_FAILED", error=type(error).__name__, text=str(error))
@@ -154,7 +159,7 @@ def _execute(run: Run, load: LoadPoint | None) -> None:
                 print(f"rankfire: could not be ended: {', '.join(left)}", file=sys.stderr)  # noqa: T201
 
 
-def _make_run(parts: Parts, limits: Limits) -> Run:
+def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:
     settings = parts.settings
     group: Group
     if settings.workers.count == 0:
@@ -177,6 +182,7 @@ def _make_run(parts: Parts, limits: Limits) -> Run:
             watches=watches,
             handlers=parts.handlers,
             threads=None if settings.workers.count == 0 else max(1, int(settings.workers.cpus)),
+            datasets=splits.of(membership),
         )
 
     run = Run(group, parts.buses, parts.journal, build=build, limits=limits, world_size=settings.world_size)
