@@ -21,6 +21,8 @@ from workers import Events, Worker
 
 EPOCHS = 8
 PER_EPOCH = 8  # 90 samples in batches of 12
+PRELOAD = ["orchestrator.orchestrator", "orchestrator.local", "orchestrator.reduce", "orchestrator.checkpoints.plan"]
+PRELOAD += ["workers.saving", "torchmetrics"]
 SEED = int(os.environ.get("RANKFIRE_SEED", "20"))
 KILLS_ON_RAY = int(os.environ.get("RANKFIRE_KILLS", "3"))
 
@@ -62,7 +64,7 @@ def run_here(text: str) -> None:
 
 def exit_code_of(given: dict[str, Any]) -> int | None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "orchestrator.orchestrator", "orchestrator.reduce", "torchmetrics"])
+    context.set_forkserver_preload(PRELOAD)
     process = context.Process(target=run_here, args=(json.dumps(given),))
     process.start()
     process.join(100)

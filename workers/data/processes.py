@@ -11,10 +11,10 @@ import os
 import select
 import signal
 import threading
-import weakref
 from collections.abc import Callable, Iterable
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from types import FrameType
 
 from torch.utils.data import get_worker_info
@@ -66,11 +66,12 @@ class LoaderProcess:
 def end_with(iterator: object) -> None:
     """See to it that torch's loader processes are gone with the iterator that they work for.
 
-    torch asks them to end and waits for a while; then it sends SIGTERM, which they ignore. What is left is killed.
+    torch asks them to end and waits for a while; then it sends SIGTERM, which they ignore. What is left is killed, also
+    when this process ends: multiprocessing would send SIGTERM to all of its children then, and wait for them for ever.
     """
     processes = tuple(getattr(iterator, "_workers", ()))
     if processes:
-        weakref.finalize(iterator, _kill, processes)
+        Finalize(iterator, _kill, args=(processes,), exitpriority=0)
 
 
 def _kill(processes: Iterable[BaseProcess]) -> None:
