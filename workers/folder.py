@@ -36,7 +36,7 @@ class Folder(Storage):
     def create(self, path: str) -> Iterator[BinaryIO]:  # noqa: D102
         whole = self.root / path
         whole.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with whole.open("wb") as file:
+        with os.fdopen(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
