@@ -43,7 +43,7 @@ ORCHESTRATOR = (
     ("asking.py",),
     ("gatekeeper.py", "handlers/*", "loggers/*"),
     ("driver.py", "ranks.py", "shipping.py", "splits.py"),
-    ("bus.py", "checkpoints/references.py", "group.py", "local.py", "loop.py"),
+    ("bus.py", "checkpoints/export.py", "checkpoints/references.py", "group.py", "local.py", "loop.py"),
     ("checkpoints/plan.py", "checkpoints/registry.py"),
     ("exchange.py", "launch/*", "placement.py", "reduce.py", "rendezvous.py", "settings.py", "watch.py"),
     ("checkpoints/verify.py",),
@@ -111,6 +111,7 @@ SHARED = {
         "workers.state",
         "workers.storage",
     ),
+    "orchestrator/checkpoints/export.py": ("workers.shards",),
     "orchestrator/checkpoints/plan.py": ("workers.dcp",),
     "orchestrator/group.py": ("workers.actor", "workers.session"),
     "orchestrator/local.py": ("workers.mailbox", "workers.session"),  # the rank in the calling process

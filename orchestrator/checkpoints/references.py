@@ -5,6 +5,10 @@ Used by the commands that look at checkpoints, and by a run that starts from one
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from orchestrator.checkpoints.manifest import NAME, Manifest
 from orchestrator.checkpoints.registry import Committed, Registry
 from orchestrator.checkpoints.retention import best_of
@@ -12,8 +16,9 @@ from orchestrator.errors import CheckpointError, SpecError, explain
 from workers.locations import storage_at
 from workers.storage import Storage
 
-__all__ = ["best_in", "find", "registry_of"]
+__all__ = ["best_in", "find", "readable", "registry_of", "storage_named"]
 
+_OF_A_RUN = {"checkpoints", "journal", "journal.jsonl", "spec.yaml"}  # a run's folder has one of these
 _FORMS = "RUN, RUN@latest, RUN@best, RUN@STEP, or the path or URL of a checkpoint"
 
 
@@ -25,22 +30,27 @@ def find(reference: str, root: Storage) -> Committed:
         root: the storage in which runs have their folders.
 
     Raises:
+        CheckpointError: its manifest or the storage can't be read.
         SpecError: there is no such run, checkpoint, or best one.
 
     Example:
         >>> find("digits@best", storage_at("runs")).name  # doctest: +SKIP
         'step-00000230'
     """
-    run, at, which = reference.partition("@")
+    run, at, which = reference.rpartition("@")
+    if not at or "/" in which:  # an @ may stand in a path, too
+        run, at, which = reference, "", ""
     if not at and "/" in run:
         return _at(reference)
-    committed = registry_of(run, root).committed()
+    registry = registry_of(run, root)
+    with readable(registry.storage.url):
+        committed = registry.committed()
     if not committed:
         raise SpecError(
             explain(
                 f"checkpoint {reference!r}",
                 expected=f"a run with checkpoints in {root.url}",
-                received="none of that name",
+                received="one without any",
                 mend=f"write {_FORMS}",
             )
         )
@@ -57,9 +67,60 @@ def registry_of(run: str, root: Storage) -> Registry:
     Args:
         run: its id, or the path or URL of its folder.
         root: the storage in which runs have their folders.
+
+    Raises:
+        CheckpointError: the storage can't be read.
+        SpecError: there is no such run.
     """
-    folder = storage_at(run) if "/" in run else root.child(run)
-    return Registry(folder.child("checkpoints"))
+    above, slash, name = run.rstrip("/").rpartition("/")
+    folder = storage_named(run) if "/" in run else root.child(run)
+    with readable(folder.url):
+        if run and not _OF_A_RUN.isdisjoint(folder.names()):
+            return Registry(folder.child("checkpoints"))
+        beside = storage_named(above or "/") if slash else root
+        near = difflib.get_close_matches(name, beside.names(), n=1)
+    raise SpecError(
+        explain(
+            f"run {run!r}",
+            expected=f"a run in {beside.url}",
+            received="none of that name",
+            mend=f"did you mean {above}{slash}{near[0]}?"
+            if near
+            else "write the id of a run, or the path or URL of its folder",
+        )
+    )
+
+
+def storage_named(url: str) -> Storage:
+    """The storage of a path or URL that a user wrote.
+
+    Raises:
+        SpecError: no such file system is known, or what it needs is not installed.
+    """
+    try:
+        return storage_at(url)
+    except ValueError as error:
+        raise SpecError(
+            explain(
+                "storage",
+                expected="a folder, or a URL that fsspec knows",
+                received=str(error),
+                mend="write for example runs or s3://bucket/runs, and install what the URL needs (rankfire[s3])",
+            )
+        ) from error
+
+
+@contextmanager
+def readable(url: str) -> Iterator[None]:
+    """What a storage refuses while it is looked at becomes an error of ours.
+
+    Raises:
+        CheckpointError: the storage refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError.at(url, f"can't be read: {error.strerror or error}") from error
 
 
 def best_in(committed: list[Committed]) -> Committed | None:
@@ -103,7 +164,7 @@ def _at_step(reference: str, which: str, committed: list[Committed]) -> Committe
 
 
 def _at(url: str) -> Committed:
-    storage = storage_at(url)
+    storage = storage_named(url)
     try:
         manifest = Manifest.from_json(storage.read(NAME))
     except FileNotFoundError:

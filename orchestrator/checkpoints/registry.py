@@ -74,15 +74,22 @@ class Registry:
                 orphans.append(name)
         return orphans
 
+    def found(self) -> list[tuple[str, Committed | str]]:
+        """What has the name of a checkpoint, oldest first: it, or in words what is wrong with its manifest."""
+        looks = [(name, self._look(name)) for name in self._named()]
+        return [(name, look) for name, look in looks if isinstance(look, Committed) or (look and self.holds(name))]
+
     def committed(self) -> list[Committed]:
         """All checkpoints whose manifest can be read, oldest first; their files are not looked at."""
-        found = (self._look(name) for name in self._named())
-        return [checkpoint for checkpoint in found if isinstance(checkpoint, Committed)]
+        return [look for _, look in self.found() if isinstance(look, Committed)]
 
     def refused(self) -> list[str]:
         """What has the name of a checkpoint, and a manifest that can't be read; in words."""
-        found = ((name, self._look(name)) for name in self._named())
-        return [f"checkpoint {name}: {wrong}" for name, wrong in found if isinstance(wrong, str)]
+        return [f"checkpoint {name}: {look}" for name, look in self.found() if isinstance(look, str)]
+
+    def holds(self, name: str) -> bool:
+        """Whether a checkpoint is still there: who looks on while a run goes on may see one being pruned."""
+        return name in self.storage.names() and self._look(name) is not None
 
     def newest_valid(self) -> tuple[Committed | None, list[str]]:
         """The newest checkpoint whose every byte verifies.

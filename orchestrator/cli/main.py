@@ -14,6 +14,8 @@ from typing import NoReturn
 
 import click
 
+from orchestrator.cli.checkpoints import checkpoints
+from orchestrator.cli.export import export
 from orchestrator.cli.run import run
 from orchestrator.cli.validate import validate
 from orchestrator.cli.version import version
@@ -27,6 +29,8 @@ Examples:
   rankfire run job.yaml
   rankfire run job.yaml --set train.max_epochs=3 --workers 2
   rankfire run job.yaml --resume never
+  rankfire checkpoints digits --verify
+  rankfire export digits@best digits.safetensors
   rankfire validate --schema > job.schema.json
 
 \b
@@ -34,7 +38,7 @@ Exit codes:
   0    done
   1    a user's code raised while training
   2    the job file or the command line is wrong
-  3    system failure: lost workers, cluster, storage
+  3    system failure: lost workers, cluster, storage, a damaged checkpoint
   130  interrupted"""
 
 
@@ -43,7 +47,7 @@ def rankfire() -> None:
     """Training as events, on every rank of a Ray cluster."""
 
 
-for command in (run, validate, version):
+for command in (checkpoints, export, run, validate, version):
     rankfire.add_command(command)
 
 

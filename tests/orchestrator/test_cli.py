@@ -36,8 +36,8 @@ class FakeOrchestrator:
         self.called["roots"] = roots
         return self
 
-    def run(self, *, resume: str) -> SimpleNamespace:
-        self.called["resume"] = resume
+    def run(self, *, resume: str, fresh: bool, strict: bool) -> SimpleNamespace:
+        self.called |= {"resume": resume, "fresh": fresh, "strict": strict}
         if self.error is not None:
             raise self.error
         return SimpleNamespace(
@@ -82,7 +82,9 @@ def test_run_hands_the_spec_over_and_prints_a_summary(
     assert code_of("run", job, "--set", "train.max_epochs=3", "--workers", "1", "--resume", "never") == 0
     assert fake.spec is not None
     assert (fake.spec.train.max_epochs, fake.spec.workers.count) == (3, 1)
-    assert fake.called == {"roots": [str(tmp_path / "elsewhere"), str(tmp_path)], "resume": "never"}
+    assert fake.called == {
+        "roots": [str(tmp_path / "elsewhere"), str(tmp_path)], "resume": "never", "fresh": False, "strict": False,
+    }  # fmt: skip
     shown = capsys.readouterr().out
     rows = {cells[1].strip(): cells[2].strip() for line in shown.splitlines() if len(cells := line.split("│")) == 4}
     assert "run digits" in shown
@@ -94,6 +96,11 @@ def test_run_hands_the_spec_over_and_prints_a_summary(
         "validation/accuracy": "0.981235",
         "checkpoint": "runs/digits/checkpoints/step-00000145",
     }
+
+
+def test_run_hands_over_what_to_do_about_what_is_there(job: str, fake: FakeOrchestrator) -> None:
+    assert code_of("run", job, "--fresh", "--strict") == 0
+    assert (fake.called["fresh"], fake.called["strict"]) == (True, True)
 
 
 def test_run_resumes_unless_told_otherwise(job: str, fake: FakeOrchestrator) -> None:
@@ -172,6 +179,8 @@ def test_a_missing_job_file_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     [
         *[
             ["bogus"],
+            ["checkpoints"],
+            ["export", "digits"],
             ["run"],
             ["run", "job.yaml", "--workers", "-1"],
             ["run", "job.yaml", "--workers", "two"],
@@ -190,7 +199,11 @@ def test_a_wrong_command_line_exits_2(arguments: list[str], capsys: pytest.Captu
         ([], "run digits, 2 workers, 5 epochs, evaluate every 1"),
         (
             ["workers={count: 1, gpus: 0.5}", "train={max_iters: 9}", "checkpoint.every=2", "evaluate="],
-            "run digits, 1 worker, 9 iterations, 0.5 gpus each, checkpoint every 2",
+            "run digits, 1 worker, 9 iterations, 0.5 gpus each, checkpoint every 2 epochs",
+        ),
+        (
+            ["checkpoint.every={seconds: 90}", "evaluate="],
+            "run digits, 2 workers, 5 epochs, checkpoint every 90 seconds",
         ),
     ],
 )
@@ -224,7 +237,9 @@ def test_help_has_examples_and_the_exit_codes(capsys: pytest.CaptureFixture[str]
     assert codes == ["0", "1", "2", "3", "130"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["validate", "../job.yaml"], ["validate", "--schema"], ["version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["export", "--help"], ["validate", "../job.yaml"], ["validate", "--schema"], ["version"]]
+)
 def test_what_trains_nothing_imports_neither_torch_nor_ray(arguments: list[str], job: str) -> None:
     code = """
 import sys
