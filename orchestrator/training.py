@@ -118,7 +118,7 @@ def train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
 
 def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     settings, journal = parts.settings, parts.journal
-    if resume.mode == "never":
+    if resume.mode == "never" and not resume.fresh:
         _refuse_existing(parts)
     parts.registry.sweep()
     point, load = _begin_at(parts, resume)

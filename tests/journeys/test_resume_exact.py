@@ -71,6 +71,7 @@ def exit_code_of(given: dict[str, Any]) -> int | None:
     return process.exitcode
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("loader_workers", [0, 1])
 def test_twenty_kills_of_the_driver_change_nothing(tmp_path: Path, loader_workers: int) -> None:
     config = {"loader_workers": loader_workers}
@@ -129,6 +130,7 @@ def mse_of(found: dict[str, Any]) -> float:
         return float(((model(data.x) - data.x.sum(1, keepdim=True)) ** 2).mean())
 
 
+@pytest.mark.timeout(400)
 def test_four_three_five_and_two_ranks_share_one_epoch(tmp_path: Path, ray_cluster: str) -> None:
     measured: list[tuple[float, float]] = []
     for workers, last in ((4, 2), (3, 4), (5, 6), (2, 8)):
