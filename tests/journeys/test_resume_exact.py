@@ -56,9 +56,12 @@ def kill_times(kills: int) -> list[int]:
 # ---------------------------------------------------------------- one process: 20 kills
 def run_here(text: str) -> None:
     """In a process that has forked off one which has everything imported: run a job."""
-    from orchestrator import Orchestrator
+    from multiprocessing import resource_tracker
+
     from orchestrator.spec_problems import make_spec
 
+    # As a process of its own has one: its semaphores are then gone with it, however it ends.
+    resource_tracker._resource_tracker._fd = resource_tracker._resource_tracker._pid = None
     Orchestrator.from_spec(make_spec(json.loads(text)), roots=[os.getcwd()]).run()
 
 
