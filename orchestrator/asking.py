@@ -15,6 +15,7 @@ from orchestrator.errors import SpecError, TrainingError, name_ranks
 from orchestrator.gatekeeper import Gatekeeper
 from orchestrator.loop import Loop
 from orchestrator.ranks import Ranks
+from orchestrator.verdict import by_failure, tell_failures
 from workers.messages import Answer
 from workers.orders import Call, CutAt, Evaluate, Order, ProposeCut
 
@@ -98,8 +99,9 @@ class Asking:
         answers = self.ask(lambda number, _: Call(order=number, pickled=pickled), ranks)
         failed = {rank: answer.failure for rank, answer in answers.items() if answer.failure is not None}
         if failed:
-            first = failed[min(failed)]
-            raise TrainingError.on_ranks(failed, f"{first} in orchestrator.call", traceback=first.traceback)
+            ranks_of_first, first = by_failure(failed)[0]
+            text = f"orchestrator.call: {tell_failures(failed)}"
+            raise TrainingError(text, ranks=ranks_of_first, traceback=first.traceback)
         return {rank: cloudpickle.loads(answer.value) for rank, answer in answers.items()}
 
     def cut(self) -> None:

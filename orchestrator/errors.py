@@ -98,12 +98,6 @@ class TrainingError(RankfireError):
         self.ranks = tuple(sorted(set(ranks)))
         self.traceback = traceback
 
-    @classmethod
-    def on_ranks(cls, ranks: Iterable[int], what: str, *, traceback: str = "") -> TrainingError:
-        """Compose the error of ranks that all raised the same `what` (`TypeName: text`)."""
-        who = tuple(ranks)
-        return cls(f"{name_ranks(who)} raised {what}", ranks=who, traceback=traceback)
-
 
 class HandlerError(TrainingError):
     """A user's handler raised on the driver."""

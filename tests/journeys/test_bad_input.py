@@ -220,7 +220,7 @@ def test_a_call_that_raises_on_a_rank_raises_where_it_was_called(tmp_path: Path)
             caught.append(str(error))
 
     assert orchestrator.run(max_epochs=1).status == "completed"
-    assert caught == ["rank 1 raised RuntimeError: not today in orchestrator.call"]
+    assert caught == ["orchestrator.call: rank 1 raised RuntimeError: not today"]
 
 
 def refuse(worker: Any) -> None:

@@ -75,9 +75,23 @@ def test_a_failure_is_raised_once_with_its_ranks(at_gate: Any) -> None:
     group = group_at_gate(2)
     failure = Failure(type_name="ValueError", text="no", traceback="the traceback")
     group.scripts[Call] = lambda worker, order: group.send(Answer, worker, order=order.order, failure=failure)
-    with pytest.raises(TrainingError, match=r"^ranks 0-1 raised ValueError: no in orchestrator.call$") as caught:
+    with pytest.raises(TrainingError, match=r"^orchestrator.call: ranks 0-1 raised ValueError: no$") as caught:
         at_gate(group, lambda run: run.asking.call(print, (), {}, None))
     assert caught.value.traceback == "the traceback"
+
+
+def test_different_failures_are_each_told_with_their_own_ranks(at_gate: Any) -> None:
+    group = group_at_gate(3)
+
+    def fail(worker: int, order: Call) -> None:
+        failure = Failure(type_name="ValueError", text="disk" if worker == 1 else "no", traceback=f"of {worker}")
+        group.send(Answer, worker, order=order.order, failure=failure)
+
+    group.scripts[Call] = fail
+    with pytest.raises(TrainingError) as caught:
+        at_gate(group, lambda run: run.asking.call(print, (), {}, None))
+    assert str(caught.value) == ("orchestrator.call: ranks 0, 2 raised ValueError: no; rank 1 raised ValueError: disk")
+    assert (caught.value.ranks, caught.value.traceback) == ((0, 2), "of 0")
 
 
 def test_ranks_that_do_not_exist_are_named(at_gate: Any) -> None:

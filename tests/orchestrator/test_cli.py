@@ -105,7 +105,7 @@ def test_run_resumes_unless_told_otherwise(job: str, fake: FakeOrchestrator) -> 
     ("error", "code", "shown"),
     [
         (
-            TrainingError.on_ranks([1], "ValueError: boom", traceback="Traceback (user)\n"),
+            TrainingError("rank 1 raised ValueError: boom", ranks=[1], traceback="Traceback (user)\n"),
             1,
             "Traceback (user)\nerror: rank 1 raised ValueError: boom\n",
         ),

@@ -25,7 +25,7 @@ from workers.errors import ProgramError
 EXAMPLES = [
     (SpecError("job.yaml:7: a", "job.yaml:9: b"), 2, "job.yaml:7: a\njob.yaml:9: b"),
     (
-        TrainingError.on_ranks([2, 0, 1, 5], "ValueError: boom", traceback="Traceback ..."),
+        TrainingError("ranks 0-2, 5 raised ValueError: boom", ranks=[2, 0, 1, 5], traceback="Traceback ..."),
         1,
         "ranks 0-2, 5 raised ValueError: boom",
     ),

@@ -488,7 +488,7 @@ def test_an_exception_in_a_called_function_is_the_callers(tmp_path: Path) -> Non
         seen.append((str(caught.value), caught.value.ranks))
 
     assert orchestrator.run(max_epochs=1).status == "completed"
-    assert seen == [("rank 0 raised LookupError: not there in orchestrator.call", (0,))]
+    assert seen == [("orchestrator.call: rank 0 raised LookupError: not there", (0,))]
 
 
 def test_a_handler_can_not_swallow_what_ended_the_run(tmp_path: Path) -> None:
