@@ -44,7 +44,8 @@ class Orchestrator(Registrations):
         config: settings of the program, as `worker.config`.
         seed: of the data order and all random numbers.
         storage: folder under which each run has its folder.
-        cluster: `{"address": …, "autoscale": …, "start_timeout": …}`; default: Ray on this machine.
+        cluster: `{"address": …, "autoscale": …, "start_timeout": …}`; without an address: RAY_ADDRESS if it is set,
+            else Ray on this machine.
 
     Raises:
         SpecError: an argument can't be used; says which, and what was expected.

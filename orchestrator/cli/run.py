@@ -23,12 +23,13 @@ __all__ = ["run"]
     type=click.Choice(["auto", "never"]),
     default="auto",
     show_default=True,
-    help="auto: go on from the run's newest checkpoint, if it has one; never: start anew.",
+    help="auto: go on from the run's newest checkpoint, if it has one; never: refuse if the run has a checkpoint.",
 )
 def run(job: str, sets: tuple[str, ...], workers: int | None, resume: str) -> None:
     """Run JOB, a YAML job file, to its end.
 
-    Without a cluster address Ray is started on this machine; with 0 workers the job runs in this process.
+    Without cluster.address and without RAY_ADDRESS, Ray is started on this machine; with 0 workers the job runs in
+    this process.
     """
     from orchestrator.specfile import load_spec
 
