@@ -24,7 +24,7 @@ class Steered(EventSource):
         self._boundary: Callable[[Any], object] | None = None
         self._clear_requests()
 
-    def terminate(self, skip_completed: bool = False) -> None:
+    def terminate(self, *, skip_completed: bool = False) -> None:
         """End the run after the iteration in progress: TERMINATE fires, then COMPLETED.
 
         Args:
@@ -34,11 +34,14 @@ class Steered(EventSource):
         self._terminating = True
         self._requested = True
 
-    def terminate_epoch(self) -> None:
+    def terminate_epoch(self, *, skip_epoch_completed: bool = False) -> None:
         """End the epoch after the iteration in progress; the iterations that it leaves out count as done.
 
         So epoch k always ends at iteration `k * epoch_length`. TERMINATE_SINGLE_EPOCH fires, then
         EPOCH_COMPLETED.
+
+        Args:
+            skip_epoch_completed: leave out EPOCH_COMPLETED; the epoch counts as completed all the same.
 
         Raises:
             RuntimeError: the epoch length is not known yet.
@@ -47,6 +50,7 @@ class Steered(EventSource):
             raise RuntimeError(
                 "terminate_epoch(): an epoch's length is unknown before the data first ends; give run(epoch_length=...)"
             )
+        self._skip_epoch_completed = skip_epoch_completed
         self._terminating_epoch = True
         self._requested = True
 
@@ -75,6 +79,7 @@ class Steered(EventSource):
     def _clear_requests(self) -> None:
         self._terminating = False
         self._terminating_epoch = False
+        self._skip_epoch_completed = False
         self._interrupting = False
         self._skip_completed = False
         self._suppressed = False

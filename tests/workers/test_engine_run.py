@@ -1,8 +1,10 @@
 """Goals, epoch lengths, data: what `run` accepts and how far it goes."""
 
+import inspect
 import itertools
 import re
 
+import ignite.engine as ignite_engine
 import pytest
 
 from workers.engine import Engine
@@ -36,6 +38,11 @@ def test_one_epoch_is_the_default(engine, seen):
     assert engine.run([1, 2]) is engine.state
     assert seen == [1, 2]
     assert (engine.state.epoch_length, engine.state.max_epochs, engine.state.max_iters) == (2, 1, None)
+
+
+def test_arguments_stand_in_the_order_of_ignite(engine):
+    ignite = list(inspect.signature(ignite_engine.Engine.run).parameters)
+    assert list(inspect.signature(Engine.run).parameters)[: len(ignite)] == ignite
 
 
 def test_every_epoch_reads_the_data_from_its_beginning(engine, seen):
