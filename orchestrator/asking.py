@@ -15,6 +15,7 @@ from orchestrator.errors import SpecError, TrainingError, name_ranks
 from orchestrator.gatekeeper import Gatekeeper
 from orchestrator.loop import Loop
 from orchestrator.ranks import Ranks
+from orchestrator.settings import pickled
 from orchestrator.verdict import by_failure, tell_failures
 from workers.messages import Answer
 from workers.orders import Call, CutAt, Evaluate, Order, ProposeCut
@@ -51,7 +52,7 @@ class Asking:
             rank → its answer, in the order of ranks.
 
         Raises:
-            SpecError: no gate is open, or there is no such rank.
+            SpecError: no gate is open.
         """
         if not self._gates.open:
             raise SpecError(
@@ -60,10 +61,7 @@ class Asking:
             )
         world = self._ranks.world_size
         asked = list(range(world)) if ranks is None else sorted(set(ranks))
-        if wrong := [rank for rank in asked if not 0 <= rank < world]:
-            raise SpecError(
-                f"orchestrator.call(rank=…): expected ranks from 0 to {world - 1}, received {name_ranks(wrong)}"
-            )
+        assert all(0 <= rank < world for rank in asked), f"asked {name_ranks(asked)} in a world of {world}"
         number = next(self._numbers)
         for rank in asked:
             self._ranks.order(rank, make(number, rank))
@@ -95,8 +93,8 @@ class Asking:
         Raises:
             TrainingError: it raised on a rank, or returned what can't be pickled.
         """
-        pickled = cloudpickle.dumps((function, args, dict(kwargs)))
-        answers = self.ask(lambda number, _: Call(order=number, pickled=pickled), ranks)
+        call = pickled((function, args, dict(kwargs)), "orchestrator.call")
+        answers = self.ask(lambda number, _: Call(order=number, pickled=call), ranks)
         failed = {rank: answer.failure for rank, answer in answers.items() if answer.failure is not None}
         if failed:
             ranks_of_first, first = by_failure(failed)[0]

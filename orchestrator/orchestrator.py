@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from orchestrator.checkpoints.registry import Registry
 from orchestrator.errors import RankfireError, SpecError, TrainingError
-from orchestrator.gatekeeper import TRAINER
 from orchestrator.handlers.checkpoint import Best, Checkpoint
 from orchestrator.handlers.evaluate import Evaluate
 from orchestrator.handlers.progress import Progress
@@ -22,11 +21,13 @@ from orchestrator.limits import Limits
 from orchestrator.registrations import Registrations
 from orchestrator.run import Run
 from orchestrator.saving import manifest_of, save, states_of
-from orchestrator.settings import Settings, pickled
+from orchestrator.settings import Settings
+from orchestrator.shipping import check_ranks
 from orchestrator.spec import JobSpec, WorkersSpec
 from orchestrator.specfile import load_spec
 from orchestrator.target import load_target
 from orchestrator.training import Parts, RunResult, train
+from workers.parcels import TRAINER
 from workers.state import State
 
 __all__ = ["Orchestrator", "RunResult"]
@@ -245,11 +246,16 @@ class Orchestrator(Registrations):
             The value of the one rank, or a list of values in the order of ranks.
 
         Raises:
+            SpecError: no gate is open, `rank` names no rank, or something can't be pickled.
             TrainingError: it raised on a rank.
+
+        Example:
+            >>> orchestrator.call(lambda worker: worker.device.type, rank=0)  # doctest: +SKIP
+            'cpu'
         """
         run = self._running("call")
-        pickled((function, args, kwargs), "orchestrator.call")
-        ranks = None if rank == "all" else [rank] if isinstance(rank, int) else list(rank)
+        asked = check_ranks(rank, self.settings.world_size, "orchestrator.call", words=("all",))
+        ranks = None if isinstance(asked, str) else [asked] if isinstance(asked, int) else asked
         values = run.asking.call(function, args, kwargs, ranks)
         return values[rank] if isinstance(rank, int) else list(values.values())
 

@@ -139,6 +139,9 @@ class Ranks:
 
     def _on_built(self, message: Built) -> None:
         self._built[message.worker] = message
+        self._journal.write(
+            "WORKER_BUILT", rank=message.rank, seconds=round(message.seconds, 3), state_bytes=dict(message.state_bytes)
+        )
         self._loop.facts.building.discard(message.worker)
 
     def _on_joined(self, message: Joined) -> None:

@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 
 from orchestrator.bus import EventBus
 from orchestrator.errors import SpecError
-from orchestrator.gatekeeper import TRAINER
-from orchestrator.shipping import Where, ship
+from orchestrator.shipping import ship
 from workers.dispatch import RemovableEventHandle
 from workers.events import EventExpression, Events
-from workers.parcels import RankHandler
+from workers.parcels import TRAINER, RankHandler, Where
 
 __all__ = ["Registrations"]
 

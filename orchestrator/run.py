@@ -15,7 +15,7 @@ from orchestrator.asking import Asking
 from orchestrator.bus import EventBus
 from orchestrator.errors import RankfireError, SpecError
 from orchestrator.exchange import Group, Interrupt
-from orchestrator.gatekeeper import TRAINER, Gatekeeper
+from orchestrator.gatekeeper import Gatekeeper
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.limits import Limits
@@ -24,7 +24,7 @@ from orchestrator.ranks import Ranks
 from orchestrator.verdict import Facts
 from workers.events import Events
 from workers.orders import Build, Go
-from workers.parcels import LoadPoint
+from workers.parcels import TRAINER, LoadPoint
 from workers.rank import Membership
 
 __all__ = ["Run"]
@@ -112,6 +112,7 @@ class Run:
             self.loop.pump()
         self.gates.clock(runs=False)
         self.life.enter(Phase.FINISHING)
+        self.gates.note_dropped()
         state, last = self._buses[TRAINER].state, self.gates.finished[0]
         self.journal.iteration, self.journal.epoch = last.iteration, last.epoch
         state.iteration, state.epoch = last.iteration, last.epoch

@@ -88,7 +88,7 @@ SHARED = {
         "workers.rank",
         "workers.state",
     ),
-    "orchestrator/group.py": ("workers.actor", "workers.session"),
+    "orchestrator/group.py": ("workers.actor",),
     "orchestrator/local.py": ("workers.mailbox", "workers.session"),  # the rank in the calling process
 }
 """What a file of the driver may import from the rank's side."""

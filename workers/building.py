@@ -6,7 +6,6 @@ Everything a rank does once, before it joins anybody. Called by the session.
 from __future__ import annotations
 
 import importlib
-import os
 import pickle
 import sys
 from collections.abc import Callable, Mapping
@@ -27,7 +26,6 @@ __all__ = ["build_program", "make_worker", "metrics_of", "state_bytes"]
 
 def make_worker(order: Build) -> Worker:
     """Prepare the process for a job and make the `Worker` that `build` will receive."""
-    os.environ.update(order.environment)
     for root in reversed(order.roots):
         if root not in sys.path:
             sys.path.insert(0, root)

@@ -59,9 +59,7 @@ class Built(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined(Message):
-    """The process group is formed and the state restored; `iteration` is where training will go on."""
-
-    iteration: int
+    """The process group is formed and the state restored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,10 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from workers.engine import Engine
 from workers.errors import ProgramError
+from workers.parcels import TRAINER
 
 __all__ = ["Program", "Stateful", "check_program"]
-
-TRAINER = "trainer"
 
 
 @runtime_checkable

@@ -41,8 +41,8 @@ from workers.orders import (
     Release,
     WriteSave,
 )
-from workers.parcels import Failure, GateKey
-from workers.program import TRAINER, Program
+from workers.parcels import CUT, TRAINER, Failure, GateKey
+from workers.program import Program
 from workers.rank import Membership, Place
 from workers.reports import Reports
 from workers.rng import seed_rng
@@ -51,9 +51,7 @@ from workers.worker import Worker
 if TYPE_CHECKING:
     from workers.shards import FrozenState
 
-__all__ = ["CUT", "LeaveNow", "Session"]
-
-CUT = "CUT"  # the gate of a consistent cut; no event of an engine has this key
+__all__ = ["LeaveNow", "Session"]
 
 
 class LeaveNow(BaseException):
@@ -210,7 +208,7 @@ class Session:
             handle.remove()
         assert self._build_order is not None, "Join came before Build"
         self._shipped = attach_shipped(self.program, self._build_order.handlers, order.membership)
-        self.send(Joined, iteration=self.trainer.state.iteration)
+        self.send(Joined)
 
     def _go(self, order: Go) -> None:
         self._note("training")

@@ -51,7 +51,7 @@ class FakeGroup:
             Build: lambda worker, order: self.send(
                 Built, worker, device="cpu", seconds=0.0, engines=("trainer", "evaluator"), state_bytes={}, metrics={}
             ),
-            Join: lambda worker, order: self.send(Joined, worker, iteration=0),
+            Join: lambda worker, order: self.send(Joined, worker),
             Go: lambda worker, order: self.go_on(worker),
             Release: lambda worker, order: self.go_on(worker),
             Evaluate: lambda worker, order: self.answer(worker, order, {"accuracy": Number(value=float(worker))}),

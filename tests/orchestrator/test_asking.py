@@ -94,12 +94,6 @@ def test_different_failures_are_each_told_with_their_own_ranks(at_gate: Any) -> 
     assert (caught.value.ranks, caught.value.traceback) == ((0, 2), "of 0")
 
 
-def test_ranks_that_do_not_exist_are_named(at_gate: Any) -> None:
-    with pytest.raises(SpecError) as caught:
-        at_gate(group_at_gate(), lambda run: run.asking.call(print, (), {}, [0, 3, 4, -1]))
-    assert str(caught.value) == ("orchestrator.call(rank=…): expected ranks from 0 to 2, received ranks -1, 3-4")
-
-
 def test_an_engine_that_does_not_exist_is_named(at_gate: Any) -> None:
     with pytest.raises(SpecError) as caught:
         at_gate(group_at_gate(), lambda run: run.asking.evaluate("tester"))

@@ -43,7 +43,7 @@ def test_a_run_ends_with_its_state_metrics_and_journal(tmp_path: Path) -> None:
     assert (result.status, result.state.iteration, result.state.epoch, result.reason) == ("completed", 6, 2, None)
     assert (set(result.metrics), result.checkpoint) == ({"loss"}, None)
     assert events(tmp_path) == [
-        "RUN_STARTED", "WORKER_JOINED", "EPOCH_COMPLETED", "EPOCH_COMPLETED", "RUN_COMPLETED",
+        "RUN_STARTED", "WORKER_BUILT", "WORKER_JOINED", "EPOCH_COMPLETED", "EPOCH_COMPLETED", "RUN_COMPLETED",
     ]  # fmt: skip
     assert journal(tmp_path)[-1]["metrics"] == result.metrics
 
@@ -518,7 +518,18 @@ def test_a_build_that_gives_something_else_is_told(tmp_path: Path) -> None:
         ),
         (
             lambda run: run.call(print, rank=3),
-            "orchestrator.call(rank=…): expected ranks from 0 to 0, received rank 3",
+            "orchestrator.call(rank=3): expected rank 0, or 'all', received 3 (int); write for example rank=0 or "
+            "rank='all'",
+        ),
+        (
+            lambda run: run.call(print, rank="al"),
+            "orchestrator.call(rank='al'): expected rank 0, or 'all', received 'al' (str); write for example rank=0 or "
+            "rank='all'",
+        ),
+        (
+            lambda run: run.call(print, rank=False),
+            "orchestrator.call(rank=False): expected rank 0, or 'all', received False (bool); write for example rank=0 "
+            "or rank='all'",
         ),
     ],
 )

@@ -55,6 +55,13 @@ def test_every_rank_that_joined_is_in_the_journal(make_run: MakeRun) -> None:
     assert [(line["rank"], line["pid"], line["node"]) for line in lines] == [(0, 100, "node-a"), (1, 101, "node-a")]
 
 
+def test_what_every_worker_built_is_in_the_journal(make_run: MakeRun) -> None:
+    run = make_run(FakeGroup(3), spares=1)
+    run.execute(None)
+    lines = [line for line in read_journal(run.journal.path) if line["event"] == "WORKER_BUILT"]
+    assert [(line["rank"], line["seconds"], line["state_bytes"]) for line in lines] == [(n, 0.0, {}) for n in range(3)]
+
+
 def test_spares_build_and_wait(make_run: MakeRun) -> None:
     group = FakeGroup(3)
     make_run(group, spares=1).execute(None)
@@ -394,4 +401,4 @@ def test_the_end_is_where_the_ranks_finished(make_run: MakeRun) -> None:
     run.execute(None)
     state = trainer_of(run).state
     assert (state.iteration, state.epoch, run.journal.iteration, run.journal.epoch) == (100, 5, 100, 5)
-    assert events(run) == ["WORKER_JOINED", "WORKER_JOINED"]
+    assert events(run) == ["WORKER_BUILT"] * 2 + ["WORKER_JOINED"] * 2

@@ -1,6 +1,5 @@
 """From a build order to a program: where the function is found, what it may expect, and how it may fail."""
 
-import os
 import sys
 
 import cloudpickle
@@ -67,12 +66,6 @@ def test_the_worker_knows_the_order_and_the_program():
     program = build(cloudpickle.dumps(example), threads=torch.get_num_threads())
     worker = program.engines["trainer"].worker
     assert (worker.config, worker.seed, worker.membership, worker.program) == ({"lr": 1}, 3, MEMBER, program)
-
-
-def test_the_environment_is_set_before_the_program_is_imported(root, monkeypatch):
-    monkeypatch.setenv("RANKFIRE_TEST_WORD", "old")
-    build("user_program:build", roots=(root,), environment={"RANKFIRE_TEST_WORD": "new"})
-    assert os.environ["RANKFIRE_TEST_WORD"] == "new"
 
 
 def test_all_ranks_build_the_same_weights():

@@ -4,7 +4,6 @@ import inspect
 import itertools
 import re
 
-import ignite.engine as ignite_engine
 import pytest
 
 from workers.engine import Engine
@@ -41,8 +40,8 @@ def test_one_epoch_is_the_default(engine, seen):
 
 
 def test_arguments_stand_in_the_order_of_ignite(engine):
-    ignite = list(inspect.signature(ignite_engine.Engine.run).parameters)
-    assert list(inspect.signature(Engine.run).parameters)[: len(ignite)] == ignite
+    ours = list(inspect.signature(engine.run).parameters)
+    assert ours[:4] == ["data", "max_epochs", "max_iters", "epoch_length"]  # as in pytorch-ignite 0.5.5
 
 
 def test_every_epoch_reads_the_data_from_its_beginning(engine, seen):
