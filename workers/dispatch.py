@@ -221,12 +221,12 @@ class EventSource:
         kwargs: dict[str, Any],
     ) -> RemovableEventHandle:
         expression = self._expression(event)
-        rank = (PHASES.index(phase), self._registrations)
+        order = (PHASES.index(phase), self._registrations)
         bound = expression.bind(self._clock)
         rows = []
         for base in expression.bases():
             handler = bind_handler(function, args, kwargs, base)
-            rows.append((self._listeners_of(base), Row(rank, expression, bound, handler)))
+            rows.append((self._listeners_of(base), Row(order, expression, bound, handler)))
         for listeners, row in rows:
             listeners.add(row)
         self._registrations += 1

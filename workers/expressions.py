@@ -8,6 +8,7 @@ and which count it waits for next.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from workers.filters import NEVER, Clock, Filter, make_filter
 
@@ -167,14 +168,12 @@ class Event(EventExpression):
         return self.key
 
 
+@dataclass(frozen=True, slots=True, repr=False)
 class Filtered(EventExpression):
     """One event and one filter on the counts of its firings."""
 
-    __slots__ = ("event", "filter")
-
-    def __init__(self, event: Event, filter_: Filter) -> None:
-        self.event = event
-        self.filter = filter_
+    event: Event
+    filter: Filter
 
     def bases(self) -> tuple[Event, ...]:
         """The filtered event."""
@@ -192,37 +191,19 @@ class Filtered(EventExpression):
         """The same event with the filter's clock running."""
         return Filtered(self.event, self.filter.bind(clock))
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Filtered):
-            return NotImplemented
-        return self.event == other.event and self.filter == other.filter
-
-    def __hash__(self) -> int:
-        return hash((self.event, self.filter))
-
     def __repr__(self) -> str:
         return f"{self.event!r}({self.filter!r})"
 
 
+@dataclass(frozen=True, slots=True, repr=False)
 class Combination(EventExpression):
     """Several expressions joined by one operator; a combination within one of the same kind is flattened."""
 
-    __slots__ = ("operands",)
-
-    def __init__(self, operands: tuple[EventExpression, ...]) -> None:
-        self.operands = operands
+    operands: tuple[EventExpression, ...]
 
     def bases(self) -> tuple[Event, ...]:
         """The plain events of all operands."""
         return tuple(dict.fromkeys(base for operand in self.operands for base in operand.bases()))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Combination):
-            return NotImplemented
-        return type(self) is type(other) and self.operands == other.operands
-
-    def __hash__(self) -> int:
-        return hash((type(self), self.operands))
 
 
 class AnyOf(Combination):
