@@ -11,7 +11,7 @@ from typing import Any
 
 import cloudpickle
 
-from orchestrator.errors import SpecError, TrainingError, name_ranks
+from orchestrator.errors import SpecError, TrainingError, explain, name_ranks, no_engine
 from orchestrator.gatekeeper import Gatekeeper
 from orchestrator.loop import Loop
 from orchestrator.ranks import Ranks
@@ -56,8 +56,13 @@ class Asking:
         """
         if not self._gates.open:
             raise SpecError(
-                "orchestrator: evaluate, checkpoint and call need the ranks to wait; give the order inside a blocking "
-                "driver handler, such as one of EPOCH_COMPLETED, or register yours with blocking=True"
+                explain(
+                    "orchestrator: evaluate, checkpoint, call",
+                    expected="ranks that wait at a gate",
+                    received="ranks that train on",
+                    mend="give the order inside a blocking driver handler, such as one of EPOCH_COMPLETED, or register "
+                    "yours with blocking=True",
+                )
             )
         world = self._ranks.world_size
         asked = list(range(world)) if ranks is None else sorted(set(ranks))
@@ -73,8 +78,7 @@ class Asking:
     def evaluate(self, engine: str) -> dict[str, Any]:
         """Have all ranks evaluate their share; the metrics over all of them, by name."""
         if engine not in self._ranks.engines:
-            known = ", ".join(map(repr, self._ranks.engines))
-            raise SpecError(f"orchestrator.evaluate: expected an engine of the program ({known}), received {engine!r}")
+            raise SpecError(no_engine("orchestrator.evaluate", engine, self._ranks.engines))
         from orchestrator.reduce import reduce_packs  # imported by `Run` while the ranks start
 
         answers = self.ask(lambda number, _: Evaluate(order=number, engine=engine))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.checkpoints.registry import Registry
-from orchestrator.errors import RankfireError, SpecError, TrainingError
+from orchestrator.errors import RankfireError, SpecError, TrainingError, explain
 from orchestrator.handlers.checkpoint import Best, Checkpoint
 from orchestrator.handlers.evaluate import Evaluate
 from orchestrator.handlers.progress import Progress
@@ -157,10 +157,7 @@ class Orchestrator(Registrations):
             SystemFailure: a worker was lost, the cluster is too small, storage failed.
             RunInterrupted: Ctrl-C.
         """
-        if self._closed:
-            raise SpecError("orchestrator.run: this orchestrator has run already; make another one")
-        if resume not in ("auto", "never"):
-            raise SpecError(f"orchestrator.run: resume: expected 'auto' or 'never', received {resume!r}")
+        self._check_run(resume)
         limits = self._limits(max_epochs, max_iters, epoch_length)
         self._closed = True
         self.state.max_epochs, self.state.max_iters = limits.max_epochs, limits.max_iters
@@ -191,10 +188,6 @@ class Orchestrator(Registrations):
     def metrics(self) -> dict[str, Any]:
         """The reduced metrics."""
         return self.state.metrics
-
-    def state_of(self, engine: str) -> State:
-        """The state of another engine that has handlers here."""
-        return self._bus(engine).state
 
     # ---------------------------------------------------------------- orders, inside a blocking handler
     def evaluate(self, engine: str = "evaluator", *, prefix: str | None = None) -> dict[str, Any]:
@@ -268,6 +261,15 @@ class Orchestrator(Registrations):
         self._journal.write(event, **fields)
 
     # ---------------------------------------------------------------- within
+    def _check_run(self, resume: str) -> None:
+        if self._closed:
+            expected, received = "an orchestrator that has not run", "one that has"
+            raise SpecError(explain("orchestrator.run", expected=expected, received=received, mend="make another one"))
+        if resume not in ("auto", "never"):
+            expected, received = "'auto' or 'never'", f"{resume!r} ({type(resume).__name__})"
+            mend = "write 'auto' to go on from the newest checkpoint"
+            raise SpecError(explain("orchestrator.run(resume)", expected=expected, received=received, mend=mend))
+
     def _limits(self, max_epochs: int | None, max_iters: int | None, epoch_length: int | None) -> Limits:
         train = self.settings.train
         if train is not None and max_epochs is None and max_iters is None:
@@ -296,5 +298,6 @@ class Orchestrator(Registrations):
 
     def _running(self, what: str) -> Run:
         if self._run is None:
-            raise SpecError(f"orchestrator.{what}: nothing runs; call it inside a handler")
+            expected, mend = "a run in progress", "call it inside a handler"
+            raise SpecError(explain(f"orchestrator.{what}", expected=expected, received="none", mend=mend))
         return self._run

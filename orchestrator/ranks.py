@@ -130,9 +130,8 @@ class Ranks:
                 if patient:
                     print(f"rankfire: still waiting for {name_ranks(ranks)} to {step}", file=sys.stderr)  # noqa: T201
                     continue
-                late = StartError.late(ranks, step=step, seconds=self._timeout)
-                shortage = self._loop.group.shortage() if step == "start" else None
-                raise StartError(f"{late}" + (f"; free at the moment: {shortage}" if shortage is not None else ""))
+                free = self._loop.group.shortage() if step == "start" else None
+                raise StartError.late(ranks, step=step, seconds=self._timeout, free=free)
 
     def _on_hello(self, message: Hello) -> None:
         self._loop.facts.places[message.worker] = message.place

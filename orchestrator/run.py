@@ -13,7 +13,7 @@ from importlib import import_module
 
 from orchestrator.asking import Asking
 from orchestrator.bus import EventBus
-from orchestrator.errors import RankfireError, SpecError
+from orchestrator.errors import RankfireError, SpecError, no_engine
 from orchestrator.exchange import Group, Interrupt
 from orchestrator.gatekeeper import Gatekeeper
 from orchestrator.journal import Journal
@@ -146,5 +146,4 @@ class Run:
     def _check_engines(self) -> None:
         for name in self._buses:
             if name not in self.ranks.engines:
-                known = ", ".join(map(repr, self.ranks.engines))
-                raise SpecError(f"orchestrator.on(engine={name!r}): the program has no such engine; it has {known}")
+                raise SpecError(no_engine(f"orchestrator.on(engine={name!r})", name, self.ranks.engines))

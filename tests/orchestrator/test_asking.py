@@ -98,7 +98,8 @@ def test_an_engine_that_does_not_exist_is_named(at_gate: Any) -> None:
     with pytest.raises(SpecError) as caught:
         at_gate(group_at_gate(), lambda run: run.asking.evaluate("tester"))
     assert str(caught.value) == (
-        "orchestrator.evaluate: expected an engine of the program ('trainer', 'evaluator'), received 'tester'"
+        "orchestrator.evaluate: expected an engine of the program ('trainer', 'evaluator'), received 'tester'; "
+        "name one of them"
     )
 
 
@@ -107,7 +108,8 @@ def test_nobody_is_asked_while_no_gate_is_open(make_run: MakeRun) -> None:
     with pytest.raises(SpecError) as caught:
         make_run(group).asking.call(print, (), {}, None)
     assert str(caught.value) == (
-        "orchestrator: evaluate, checkpoint and call need the ranks to wait; give the order inside a blocking "
+        "orchestrator: evaluate, checkpoint, call: expected ranks that wait at a gate, received ranks that train on; "
+        "give the order inside a blocking "
         "driver handler, such as one of EPOCH_COMPLETED, or register yours with blocking=True"
     )
     assert group.orders == []
