@@ -46,7 +46,7 @@ ORCHESTRATOR = (
     ("checkpoints/*", "recovery.py", "roll_call.py", "specfile.py", "verdict.py"),
     ("spec_problems.py", "target.py"),
     ("journal.py", "lease.py", "lifecycle.py", "limits.py", "spec.py", "yaml_text.py"),
-    ("errors.py",),
+    ("errors.py", "notice.py"),
 )
 
 FLOORS = {
@@ -108,7 +108,7 @@ SHARED = {
         "workers.storage",
     ),
     "orchestrator/checkpoints/plan.py": ("workers.dcp",),
-    "orchestrator/group.py": ("workers.actor", "workers.session"),
+    "orchestrator/group.py": ("workers.actor",),
     "orchestrator/local.py": ("workers.mailbox", "workers.session"),  # the rank in the calling process
 }
 """What a file of the driver may import from the rank's side."""

@@ -42,8 +42,8 @@ from workers.orders import (
     ProposeCut,
     Release,
 )
-from workers.parcels import Failure, GateKey
-from workers.program import TRAINER, Program
+from workers.parcels import CUT, TRAINER, Failure, GateKey
+from workers.program import Program
 from workers.rank import Membership, Place
 from workers.reports import Reports
 from workers.rng import seed_rng
@@ -52,9 +52,7 @@ from workers.worker import Worker
 if TYPE_CHECKING:
     from workers.saving import RankSaver
 
-__all__ = ["CUT", "LeaveNow", "Session"]
-
-CUT = "CUT"  # the gate of a consistent cut; no event of an engine has this key
+__all__ = ["LeaveNow", "Session"]
 
 
 class LeaveNow(BaseException):
@@ -212,7 +210,7 @@ class Session:
             handle.remove()
         assert self._build_order is not None, "Join came before Build"
         self._shipped = attach_shipped(self.program, self._build_order.handlers, order.membership)
-        self.send(Joined, iteration=self.trainer.state.iteration)
+        self.send(Joined)
 
     def _go(self, order: Go) -> None:
         self._note("training")
@@ -229,7 +227,9 @@ class Session:
         engine = self.program.engine(order.engine)
         data = self.program.data.get(order.engine)
         if data is None:
-            raise ProgramError(f"evaluate({order.engine!r}): the program's data has no entry {order.engine!r}")
+            raise ProgramError(
+                f"evaluate({order.engine!r}): expected data for it, received none; give Program data[{order.engine!r}]"
+            )
         before = self._note(f"evaluating with {order.engine}")
         self._visits[order.engine] = order.order
         self.worker.models.share_buffers()  # one model is evaluated, not one for each rank
@@ -286,7 +286,7 @@ class Session:
 
     def _observe(self, name: str, engine: Engine, event: Event, count: int) -> None:
         key = GateKey(engine=name, event=event.key, count=count, visit=self._visits.get(name, 0))
-        self.send(Observed, gate=key, **self._reports.of(engine, self.worker))
+        self.send(Observed, gate=key, **self._reports.of(engine, self.worker, on_cpu=True))
 
     def _wait_at(self, key: GateKey, engine: Engine) -> None:
         before = self._note(f"waiting at {key}")
