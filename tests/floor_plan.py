@@ -9,7 +9,7 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("session.py",),
     ("saving.py",),
     ("checkpointing.py",),
-    ("building.py", "gates.py", "reports.py", "writer.py"),
+    ("building.py", "evaluating.py", "gates.py", "reports.py", "writer.py"),
     ("steps.py", "worker.py"),
     ("program.py",),
     ("handlers/*",),
