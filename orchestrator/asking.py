@@ -11,10 +11,12 @@ from typing import Any
 
 import cloudpickle
 
-from orchestrator.errors import SpecError, TrainingError, name_ranks
+from orchestrator.errors import SpecError, TrainingError, explain, name_ranks, no_engine
 from orchestrator.gatekeeper import Gatekeeper
 from orchestrator.loop import Loop
 from orchestrator.ranks import Ranks
+from orchestrator.settings import pickled
+from orchestrator.verdict import by_failure, tell_failures
 from workers.messages import Answer
 from workers.orders import Call, CutAt, Evaluate, Order, ProposeCut
 
@@ -51,19 +53,21 @@ class Asking:
             rank → its answer, in the order of ranks.
 
         Raises:
-            SpecError: no gate is open, or there is no such rank.
+            SpecError: no gate is open.
         """
         if not self._gates.open:
             raise SpecError(
-                "orchestrator: evaluate, checkpoint and call need the ranks to wait; give the order inside a blocking "
-                "driver handler, such as one of EPOCH_COMPLETED, or register yours with blocking=True"
+                explain(
+                    "orchestrator: evaluate, checkpoint, call",
+                    expected="ranks that wait at a gate",
+                    received="ranks that train on",
+                    mend="give the order inside a blocking driver handler, such as one of EPOCH_COMPLETED, or register "
+                    "yours with blocking=True",
+                )
             )
         world = self._ranks.world_size
         asked = list(range(world)) if ranks is None else sorted(set(ranks))
-        if wrong := [rank for rank in asked if not 0 <= rank < world]:
-            raise SpecError(
-                f"orchestrator.call(rank=…): expected ranks from 0 to {world - 1}, received {name_ranks(wrong)}"
-            )
+        assert all(0 <= rank < world for rank in asked), f"asked {name_ranks(asked)} in a world of {world}"
         number = next(self._numbers)
         for rank in asked:
             self._ranks.order(rank, make(number, rank))
@@ -75,8 +79,7 @@ class Asking:
     def evaluate(self, engine: str) -> dict[str, Any]:
         """Have all ranks evaluate their share; the metrics over all of them, by name."""
         if engine not in self._ranks.engines:
-            known = ", ".join(map(repr, self._ranks.engines))
-            raise SpecError(f"orchestrator.evaluate: expected an engine of the program ({known}), received {engine!r}")
+            raise SpecError(no_engine("orchestrator.evaluate", engine, self._ranks.engines))
         from orchestrator.reduce import reduce_packs  # imported by `Run` while the ranks start
 
         answers = self.ask(lambda number, _: Evaluate(order=number, engine=engine))
@@ -95,12 +98,13 @@ class Asking:
         Raises:
             TrainingError: it raised on a rank, or returned what can't be pickled.
         """
-        pickled = cloudpickle.dumps((function, args, dict(kwargs)))
-        answers = self.ask(lambda number, _: Call(order=number, pickled=pickled), ranks)
+        call = pickled((function, args, dict(kwargs)), "orchestrator.call")
+        answers = self.ask(lambda number, _: Call(order=number, pickled=call), ranks)
         failed = {rank: answer.failure for rank, answer in answers.items() if answer.failure is not None}
         if failed:
-            first = failed[min(failed)]
-            raise TrainingError.on_ranks(failed, f"{first} in orchestrator.call", traceback=first.traceback)
+            ranks_of_first, first = by_failure(failed)[0]
+            text = f"orchestrator.call: {tell_failures(failed)}"
+            raise TrainingError(text, ranks=ranks_of_first, traceback=first.traceback)
         return {rank: cloudpickle.loads(answer.value) for rank, answer in answers.items()}
 
     def cut(self) -> None:

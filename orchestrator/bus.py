@@ -14,7 +14,7 @@ from operator import or_
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import HandlerError, RankfireError
+from orchestrator.errors import HandlerError, RankfireError, SpecError, too_late
 from workers.dispatch import EventSource, RemovableEventHandle
 from workers.events import Event, EventExpression, Events, counts_only
 
@@ -75,7 +75,7 @@ class EventBus(EventSource):
             kwargs: passed to every call.
 
         Raises:
-            RuntimeError: the run has started and the ranks were not told of such a gate.
+            SpecError: the run has started and the ranks were not told of such a gate.
         """
         expression = self._expression(event)
         needs = [
@@ -88,9 +88,10 @@ class EventBus(EventSource):
             if base != Events.EXCEPTION_RAISED  # comes from a fault, not from a firing that ranks tell of
         ]
         if self._sealed and (new := [need for need in needs if not self._covers(need)]):
-            raise RuntimeError(
-                f"orchestrator.on({expression!r}): the run has started, and its ranks do not report "
-                f"{new[0].base!r} of engine {self.engine!r} there; register the handler before run()"
+            raise SpecError(
+                too_late(
+                    f"orchestrator.on({expression!r})", f"do not report {new[0].base!r} of engine {self.engine!r} there"
+                )
             )
         handle = self.add_phase_handler(phase, expression, handler, *args, **kwargs)
         self._needs += needs

@@ -7,6 +7,7 @@ Raised all over the driver; caught by `orchestrator/cli/main.py` and by users.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
@@ -29,6 +30,8 @@ __all__ = [
     "exit_code_of",
     "explain",
     "name_ranks",
+    "no_engine",
+    "too_late",
 ]
 
 
@@ -39,20 +42,42 @@ def exit_code_of(error: RankfireError) -> int:
     return code
 
 
-def explain(where: str, *, expected: str, received: str, mend: str = "") -> str:
+def explain(where: str, *, expected: str, received: str, mend: str) -> str:
     """Word a user's mistake in the four parts that every such error has.
 
     Args:
         where: dotted path, `file:line` or call; may be empty when the caller puts it in front.
         expected: what stands there in a correct input.
         received: what stood there.
-        mend: what to write instead; may be empty.
+        mend: what to do instead.
 
     Returns:
         `WHERE: expected EXPECTED, received RECEIVED; MEND`.
+
+    Example:
+        >>> explain("train.max_epochs", expected="a whole number", received="'ten' (str)", mend="write 10")
+        "train.max_epochs: expected a whole number, received 'ten' (str); write 10"
     """
-    text = f"expected {expected}, received {received}"
-    return (f"{where}: " if where else "") + text + (f"; {mend}" if mend else "")
+    return (f"{where}: " if where else "") + f"expected {expected}, received {received}; {mend}"
+
+
+def no_engine(where: str, name: str, known: Iterable[str]) -> str:
+    """Word the name of an engine that the program does not have."""
+    names = list(known)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    mend = f"did you mean {near[0]!r}?" if near else "name one of them"
+    expected = f"an engine of the program ({', '.join(map(repr, names))})"
+    return explain(where, expected=expected, received=repr(name), mend=mend)
+
+
+def too_late(where: str, what: str) -> str:
+    """Word a registration after the ranks have been told what to report; `what` they do with it now, in words."""
+    return explain(
+        where,
+        expected="handlers to be registered before the run starts",
+        received=f"one in a started run, whose ranks {what}",
+        mend="register it before run()",
+    )
 
 
 def name_ranks(ranks: Iterable[int]) -> str:
@@ -99,12 +124,6 @@ class TrainingError(RankfireError):
         super().__init__(text)
         self.ranks = tuple(sorted(set(ranks)))
         self.traceback = traceback
-
-    @classmethod
-    def on_ranks(cls, ranks: Iterable[int], what: str, *, traceback: str = "") -> TrainingError:
-        """Compose the error of ranks that all raised the same `what` (`TypeName: text`)."""
-        who = tuple(ranks)
-        return cls(f"{name_ranks(who)} raised {what}", ranks=who, traceback=traceback)
 
 
 class HandlerError(TrainingError):
@@ -160,9 +179,16 @@ class StartError(SystemFailure):
     """Ranks did not start or join in time."""
 
     @classmethod
-    def late(cls, ranks: Iterable[int], *, step: str, seconds: float) -> StartError:
-        """Compose the error from the ranks that did not finish a step (`start`, `join`) in time."""
-        return cls(f"{name_ranks(ranks)} did not {step} within {seconds:g} s (cluster.start_timeout)")
+    def late(cls, ranks: Iterable[int], *, step: str, seconds: float, free: str | None = None) -> StartError:
+        """Compose the error from the ranks that did not finish a step (`start`, `join`) in time, and what is free."""
+        return cls(
+            explain(
+                "cluster.start_timeout",
+                expected=f"all ranks to {step} within {seconds:g} s",
+                received=f"nothing from {name_ranks(ranks)}" + ("" if free is None else f", with {free} free"),
+                mend="see that their nodes are up and have room, or raise cluster.start_timeout",
+            )
+        )
 
 
 class CheckpointError(SystemFailure):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 from orchestrator.bus import EventBus
 from orchestrator.errors import GateMismatchError, RankfireError, SpecError
@@ -19,13 +18,9 @@ from orchestrator.roll_call import Observations, RollCall
 from workers.events import Events
 from workers.messages import Arrived, Finished, Observed, Report
 from workers.orders import Release
-from workers.parcels import GateKey
+from workers.parcels import CUT, TRAINER, GateKey, Then
 
-__all__ = ["CUT", "TRAINER", "Gatekeeper", "Then"]
-
-TRAINER = "trainer"
-CUT = "CUT"
-Then = Literal["go on", "terminate", "interrupt"]
+__all__ = ["Gatekeeper"]
 
 
 class Gatekeeper:
@@ -72,6 +67,13 @@ class Gatekeeper:
     def clock(self, runs: bool) -> None:
         """Start or stop the time of training."""
         self._trained, self._since = self.training_seconds, time.monotonic() if runs else None
+
+    def note_dropped(self) -> None:
+        """At the end of training: write down how many watched firings, at least, no handler was told of."""
+        seen = self._observations
+        nowhere = max((pulse.drops for pulse in self._loop.pulses.values()), default=0)  # dropped by all ranks, maybe
+        if count := max(seen.dropped + seen.incomplete, nowhere):
+            self._journal.write("OBSERVATIONS_DROPPED", count=count)
 
     def refuse_within_iteration(self, what: str) -> None:
         """See that no gate is open at which an iteration has begun: its number counts, its step is not done.

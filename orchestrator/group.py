@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ from workers.orders import CutAt, Leave, Order, ProposeCut
 from workers.rank import Place
 
 __all__ = ["RayGroup"]
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class RayGroup:
@@ -60,6 +63,7 @@ class RayGroup:
         self._actors: dict[int, Any] = {}
         self._numbers: dict[int, int] = {}
         self._places: dict[int, Place] = {}
+        self._leaving: set[int] = set()
         self._ended: set[int] = set()
         self._here = ""
 
@@ -94,6 +98,8 @@ class RayGroup:
 
     def order(self, worker: int, order: Order) -> None:
         """Send an order; numbered, since a threaded actor may take two at once."""
+        if isinstance(order, Leave):
+            self._leaving.add(worker)
         number = -1
         if not isinstance(order, ProposeCut | CutAt):
             number = self._numbers[worker]
@@ -139,6 +145,8 @@ class RayGroup:
                         self._places[worker] = message.place
                     self._queue.put(message)
             self._ended.add(worker)
+            if worker not in self._leaving:  # nobody told this rank to go, so somebody waits for it
+                self._queue.put(Lost(worker=worker, cause="its stream ended"))
         except asyncio.CancelledError:
             raise
         except Exception as error:  # of any kind: this worker can't be heard any more
@@ -179,9 +187,9 @@ class RayGroup:
 
 
 def _cause(error: BaseException) -> str:
-    """The first telling line of Ray's error."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
+    """The last line of Ray's error, which tells; before it stand tracebacks, ids, and what they belong to."""
+    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}".rstrip(": ")
 
 
 def _alive(pid: int) -> bool:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from orchestrator.notice import notice
 from workers.failpoints import failpoint
 from workers.folder import Folder
 from workers.locations import storage_at
@@ -93,10 +93,7 @@ class Journal:
         except OSError as error:  # a full disk must not end a training that could go on
             del self._held[:-HELD]
             if not self._complained:
-                text = (
-                    f"rankfire: the journal can't be written: {error.strerror or error}; its lines are kept for later"
-                )
-                print(text, file=sys.stderr)  # noqa: T201
+                notice(f"the journal can't be written: {error.strerror or error}; its lines are kept for later")
             self._complained = True
         else:
             self._complained = False

@@ -23,12 +23,12 @@ class Phase(Enum):
 
 
 _LEGAL: dict[Phase, tuple[Phase, ...]] = {
-    Phase.NEW: (Phase.PLACING, Phase.COMPLETED),
+    Phase.NEW: (Phase.PLACING,),
     Phase.PLACING: (Phase.BUILDING,),
     Phase.BUILDING: (Phase.JOINING,),
     Phase.JOINING: (Phase.RUNNING,),
     Phase.RUNNING: (Phase.GATE, Phase.FINISHING),
-    Phase.GATE: (Phase.RUNNING, Phase.GATE),
+    Phase.GATE: (Phase.RUNNING,),
     Phase.FINISHING: (Phase.COMPLETED,),
     Phase.COMPLETED: (),
     Phase.STOPPED: (),

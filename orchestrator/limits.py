@@ -1,10 +1,14 @@
-"""How long to train, and how long to wait for what."""
+"""How long to train, and how long to wait for what: one frozen value, checked when it is made.
+
+Made by the orchestrator from a job file or a caller's arguments; read by the run. Whether a limit is reached is decided
+on the ranks.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.errors import SpecError
+from orchestrator.errors import SpecError, explain
 
 __all__ = ["Limits"]
 
@@ -33,10 +37,21 @@ class Limits:
     def __post_init__(self) -> None:
         if (self.max_epochs is None) == (self.max_iters is None):
             raise SpecError(
-                f"orchestrator.run: expected exactly one of max_epochs and max_iters, received "
-                f"{self.max_epochs!r} and {self.max_iters!r}"
+                explain(
+                    "orchestrator.run",
+                    expected="exactly one of max_epochs and max_iters",
+                    received=f"{self.max_epochs!r} and {self.max_iters!r}",
+                    mend="write for example run(max_epochs=5)",
+                )
             )
         for name in ("max_epochs", "max_iters", "epoch_length"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise SpecError(f"orchestrator.run: {name}: expected a positive whole number, received {value!r}")
+                raise SpecError(
+                    explain(
+                        f"orchestrator.run({name})",
+                        expected="a positive whole number",
+                        received=f"{value!r} ({type(value).__name__})",
+                        mend=f"write for example {name}=5",
+                    )
+                )

@@ -14,11 +14,12 @@ from collections import deque
 from collections.abc import Callable
 
 from orchestrator.exchange import Incoming, Interrupt
+from workers.errors import LeaveNow
 from workers.mailbox import Mailbox, Outbox
 from workers.messages import Hello, Message
 from workers.orders import Go, Leave, Order
 from workers.rank import Place
-from workers.session import LeaveNow, Session
+from workers.session import Session
 
 __all__ = ["LocalGroup"]
 

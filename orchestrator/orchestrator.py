@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.errors import RankfireError, SpecError, TrainingError
+from orchestrator.errors import RankfireError, SpecError, TrainingError, explain
 from orchestrator.handlers.checkpoint import Best, Checkpoint
 from orchestrator.handlers.evaluate import Evaluate
 from orchestrator.handlers.progress import Progress
@@ -41,7 +41,8 @@ class Orchestrator(Ordering):
         config: settings of the program, as `worker.config`.
         seed: of the data order and all random numbers.
         storage: folder under which each run has its folder.
-        cluster: `{"address": …, "autoscale": …, "start_timeout": …}`; default: Ray on this machine.
+        cluster: `{"address": …, "autoscale": …, "start_timeout": …}`; without an address: RAY_ADDRESS if it is set,
+            else Ray on this machine.
 
     Raises:
         SpecError: an argument can't be used; says which, and what was expected.
@@ -170,7 +171,8 @@ class Orchestrator(Ordering):
             RunInterrupted: Ctrl-C.
         """
         if self._closed:
-            raise SpecError("orchestrator.run: this orchestrator has run already; make another one")
+            expected, received = "an orchestrator that has not run", "one that has"
+            raise SpecError(explain("orchestrator.run", expected=expected, received=received, mend="make another one"))
         how = Resume(mode=resume, fresh=fresh, strict=strict)
         limits = self._limits(max_epochs, max_iters, epoch_length)
         self._closed = True

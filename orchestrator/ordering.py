@@ -5,21 +5,22 @@ The part of the orchestrator's face that is used during a run. Who carries them 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from orchestrator.checkpoints.registry import Committed, Registry
-from orchestrator.errors import CheckpointError, SpecError
-from orchestrator.gatekeeper import TRAINER
+from orchestrator.errors import CheckpointError, SpecError, explain
 from orchestrator.handlers.checkpoint import Checkpoint
 from orchestrator.journal import Journal
 from orchestrator.lease import Lease
+from orchestrator.notice import notice
 from orchestrator.registrations import Registrations
 from orchestrator.run import Run
 from orchestrator.saving import manifest_of, states_of
-from orchestrator.settings import Settings, pickled
+from orchestrator.settings import Settings
+from orchestrator.shipping import check_ranks
+from workers.parcels import TRAINER
 from workers.state import State
 
 __all__ = ["Ordering"]
@@ -51,10 +52,6 @@ class Ordering(Registrations):
     def metrics(self) -> dict[str, Any]:
         """The reduced metrics."""
         return self.state.metrics
-
-    def state_of(self, engine: str) -> State:
-        """The state of another engine that has handlers here."""
-        return self._bus(engine).state
 
     # ---------------------------------------------------------------- orders, inside a blocking handler
     def evaluate(self, engine: str = "evaluator", *, prefix: str | None = None) -> dict[str, Any]:
@@ -132,11 +129,16 @@ class Ordering(Registrations):
             The value of the one rank, or a list of values in the order of ranks.
 
         Raises:
+            SpecError: no gate is open, `rank` names no rank, or something can't be pickled.
             TrainingError: it raised on a rank.
+
+        Example:
+            >>> orchestrator.call(lambda worker: worker.device.type, rank=0)  # doctest: +SKIP
+            'cpu'
         """
         run = self._running("call")
-        pickled((function, args, kwargs), "orchestrator.call")
-        ranks = None if rank == "all" else [rank] if isinstance(rank, int) else list(rank)
+        asked = check_ranks(rank, self.settings.world_size, "orchestrator.call", words=("all",))
+        ranks = None if isinstance(asked, str) else [asked] if isinstance(asked, int) else asked
         values = run.asking.call(function, args, kwargs, ranks)
         return values[rank] if isinstance(rank, int) else list(values.values())
 
@@ -169,10 +171,11 @@ class Ordering(Registrations):
         self.note("CHECKPOINT_FAILED", text=str(error))
         run = self._running("checkpoint")
         if run.saver.on_error == "continue":
-            print(f"rankfire: {error}; training goes on", file=sys.stderr)  # noqa: T201
+            notice(f"{error}; training goes on")
         self._saved_at = None
 
     def _running(self, what: str) -> Run:
         if self._run is None:
-            raise SpecError(f"orchestrator.{what}: nothing runs; call it inside a handler")
+            expected, mend = "a run in progress", "call it inside a handler"
+            raise SpecError(explain(f"orchestrator.{what}", expected=expected, received="none", mend=mend))
         return self._run

@@ -83,7 +83,7 @@ class Cluster:
 
         Raises:
             CapacityError: the cluster can't ever hold the workers.
-            StartError: there is no cluster at the address.
+            StartError: there is no cluster at the address; names `cluster.address` or RAY_ADDRESS, as it was given.
         """
         self._connect()
         if not self._cluster.autoscale:
@@ -126,13 +126,14 @@ class Cluster:
     def _connect(self) -> None:
         if ray.is_initialized():
             return
-        address = self._cluster.address or os.environ.get("RAY_ADDRESS")
+        where = "cluster.address" if self._cluster.address else "RAY_ADDRESS"
+        address = self._cluster.address or os.environ.get("RAY_ADDRESS") or None
         self._environment = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_worker_niceness")}
         self._owned = True
         with _signals_kept():
-            self._init(address)
+            self._init(address, where)
 
-    def _init(self, address: str | None) -> None:
+    def _init(self, address: str | None, where: str) -> None:
         if address is not None:
             try:
                 _knock(address)
@@ -140,9 +141,8 @@ class Cluster:
             except (OSError, ValueError, RuntimeError) as error:
                 self._owned = False
                 raise StartError(
-                    f"cluster.address: expected a Ray cluster at {address!r}, received "
-                    f"{type(error).__name__}: {error}; see that it runs and that this machine may "
-                    "reach it, or leave the address out to use this machine"
+                    f"{where}: expected a Ray cluster at {address!r}, received {type(error).__name__}: {error}; see "
+                    f"that it runs and that this machine may reach it, or leave {where} out to use this machine"
                 ) from error
             return
         os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default, 15, is for work in the background

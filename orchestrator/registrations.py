@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from orchestrator.bus import EventBus
-from orchestrator.errors import SpecError
-from orchestrator.gatekeeper import TRAINER
-from orchestrator.shipping import Where, ship
+from orchestrator.errors import SpecError, explain, too_late
+from orchestrator.shipping import ship
 from workers.dispatch import RemovableEventHandle
 from workers.events import EventExpression, Events
-from workers.parcels import RankHandler
+from workers.parcels import TRAINER, RankHandler, Where
+from workers.state import State
 
 __all__ = ["Registrations"]
 
@@ -57,13 +57,14 @@ class Registrations:
                 A number, several, "all" or "local_rank_0": inside those ranks; called with their engine.
             engine: name of the engine whose event it is.
             blocking: for the driver: whether the ranks wait until it returns. Default: yes at starts and ends of runs
-                and epochs, no at iterations, batches and events of your own.
+                and epochs, no at iterations, batches and events of your own. Where they do not wait, numbers in
+                `state.output` and `state.metrics` on an accelerator stay there: only those on the CPU are told.
             kwargs: passed to every call.
 
         Raises:
-            SpecError: a handler for ranks can't be pickled, or `rank` names no rank.
+            SpecError: a handler for ranks can't be pickled, `rank` names no rank, or the run has started and its ranks
+                know nothing of such a handler.
             ValueError: the handler can't be called that way.
-            RuntimeError: the run has started, and its ranks know nothing of such a handler.
 
         Example:
             >>> @orchestrator.on(Events.EPOCH_COMPLETED(every=5))  # doctest: +SKIP
@@ -79,7 +80,14 @@ class Registrations:
             return handler
 
         if rank is not None and blocking is not None:
-            raise SpecError("orchestrator.on: blocking is for handlers on the driver; one on a rank always runs there")
+            raise SpecError(
+                explain(
+                    f"orchestrator.on(blocking={blocking!r}, rank={rank!r})",
+                    expected="blocking for a handler on the driver only",
+                    received="both",
+                    mend="leave blocking out: what runs on a rank always keeps that rank waiting",
+                )
+            )
         return register
 
     def listen(
@@ -107,8 +115,12 @@ class Registrations:
         """
         if not callable(getattr(handler, "attach", None)):
             raise SpecError(
-                f"orchestrator.attach: expected an object with attach(orchestrator), received {handler!r}; "
-                "a function goes to orchestrator.on(event)"
+                explain(
+                    "orchestrator.attach",
+                    expected="an object with attach(orchestrator)",
+                    received=repr(handler),
+                    mend="a function goes to orchestrator.on(event)",
+                )
             )
         handler.attach(self)
         self._attached.append(handler)
@@ -128,15 +140,16 @@ class Registrations:
             dataset: a `ray.data.Dataset`.
 
         Raises:
-            SpecError: the name is taken, or it is no such data set.
-            RuntimeError: the run has started.
+            SpecError: the name is taken, or it is no such data set, or the run has started.
 
         Example:
             >>> orchestrator.dataset("train", ray.data.read_parquet("s3://..."))  # doctest: +SKIP
         """
         where = f"orchestrator.dataset({name!r})"
         if self._closed:
-            raise RuntimeError(f"{where}: the run has started; register the data set before run()")
+            raise SpecError(
+                f"{where}: expected it before the run, received it when the run has started; register it before run()"
+            )
         if not callable(getattr(dataset, "streaming_split", None)):
             raise SpecError(
                 f"{where}: expected a ray.data.Dataset (an object with streaming_split), received "
@@ -148,12 +161,29 @@ class Registrations:
             )
         self.datasets[name] = dataset
 
+    def state_of(self, engine: str) -> State:
+        """The state over all ranks of an engine that has handlers here.
+
+        Args:
+            engine: its name.
+
+        Raises:
+            SpecError: no handler here listens to an engine of that name, so nothing is known of it.
+
+        Example:
+            >>> orchestrator.state_of("evaluator").iteration  # doctest: +SKIP
+            3
+        """
+        if engine not in self._buses:
+            expected = f"an engine that has handlers here ({', '.join(map(repr, self._buses))})"
+            mend = "register one with orchestrator.on(event, engine=…) first"
+            raise SpecError(explain("orchestrator.state_of", expected=expected, received=repr(engine), mend=mend))
+        return self._buses[engine].state
+
     def _bus(self, engine: str) -> EventBus:
         if engine not in self._buses:
             if self._closed:
-                raise RuntimeError(
-                    f"orchestrator.on(engine={engine!r}): the run has started; register the handler before run()"
-                )
+                raise SpecError(too_late(f"orchestrator.on(engine={engine!r})", f"do not report engine {engine!r}"))
             self._buses[engine] = EventBus(engine, self)
         return self._buses[engine]
 
@@ -168,8 +198,6 @@ class Registrations:
         engine: str,
     ) -> None:
         if self._closed:
-            raise RuntimeError(
-                f"orchestrator.on(rank={rank!r}): the run has started; register the handler before run()"
-            )
+            raise SpecError(too_late(f"orchestrator.on(rank={rank!r})", "take no more handlers"))
         shipped = ship(self._bus(engine), event, handler, (args, kwargs), rank=rank, world_size=self._world_size)
         self._rank_handlers.append(shipped)

@@ -86,6 +86,11 @@ class Observations(Generic[Report]):
         self.dropped = 0  # firings that some rank never reported: its box was full, or its data shorter
         self._open: dict[tuple[str, str, int], dict[int, dict[int, Report]]] = {}
 
+    @property
+    def incomplete(self) -> int:
+        """Firings that some rank has not reported yet; once all ranks have ended, it never will."""
+        return sum(len(counts) for counts in self._open.values())
+
     def report(self, rank: int, key: GateKey, report: Report) -> Mapping[int, Report] | None:
         """Take one rank's report.
 

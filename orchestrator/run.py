@@ -15,9 +15,9 @@ from typing import Any
 from orchestrator.asking import Asking
 from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Registry
-from orchestrator.errors import FencedError, RankfireError, SpecError
+from orchestrator.errors import FencedError, RankfireError, SpecError, no_engine
 from orchestrator.exchange import Group, Interrupt, LeaseLost
-from orchestrator.gatekeeper import TRAINER, Gatekeeper
+from orchestrator.gatekeeper import Gatekeeper
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.limits import Limits
@@ -28,7 +28,7 @@ from orchestrator.verdict import Facts
 from workers.data.fingerprint import fingerprint_mismatch
 from workers.events import Events
 from workers.orders import Build, Go
-from workers.parcels import LoadPoint
+from workers.parcels import TRAINER, LoadPoint
 from workers.rank import Membership
 
 __all__ = ["Run"]
@@ -131,6 +131,7 @@ class Run:
             self.loop.pump()
         self.gates.clock(runs=False)
         self.life.enter(Phase.FINISHING)
+        self.gates.note_dropped()
         state, last = self._buses[TRAINER].state, self.gates.finished[0]
         self.journal.iteration, self.journal.epoch = last.iteration, last.epoch
         state.iteration, state.epoch = last.iteration, last.epoch
@@ -177,5 +178,4 @@ class Run:
     def _check_engines(self) -> None:
         for name in self._buses:
             if name not in self.ranks.engines:
-                known = ", ".join(map(repr, self.ranks.engines))
-                raise SpecError(f"orchestrator.on(engine={name!r}): the program has no such engine; it has {known}")
+                raise SpecError(no_engine(f"orchestrator.on(engine={name!r})", name, self.ranks.engines))

@@ -1,19 +1,20 @@
-"""Handlers that run on ranks: checked and pickled at the driver when they are registered, before any process starts."""
+"""Handlers that run on ranks: checked and pickled at the driver when they are registered, before any process starts.
+
+What `rank=` may be is checked here for every call that has it. Called by the orchestrator's face.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from orchestrator.bus import EventBus
-from orchestrator.errors import SpecError
+from orchestrator.errors import SpecError, explain
 from orchestrator.settings import pickled
 from workers.events import EventExpression
-from workers.parcels import RankHandler
+from workers.parcels import RankHandler, Where
 
-__all__ = ["Where", "ship"]
-
-Where = int | Sequence[int] | Literal["all", "local_rank_0"]
+__all__ = ["check_ranks", "ship"]
 
 
 def ship(
@@ -40,32 +41,47 @@ def ship(
         ValueError: it can't be called that way.
     """
     args, kwargs = call
-    name = str(getattr(handler, "__qualname__", None) or type(handler).__name__)
     bus.check(event, handler, args, dict(kwargs))
     return RankHandler(
         engine=bus.engine,
         event=bus.expression(event),
-        name=name,
-        where=_where(rank, world_size),
+        where=check_ranks(rank, world_size, "orchestrator.on", words=("all", "local_rank_0")),
         pickled=pickled((handler, args, dict(kwargs)), f"orchestrator.on(rank={rank!r})"),
     )
 
 
-def _where(rank: Where, world_size: int) -> int | tuple[int, ...] | Literal["all", "local_rank_0"]:
-    """Check which ranks are meant."""
-    if rank == "all":
-        return "all"
-    if rank == "local_rank_0":
-        return "local_rank_0"
-    if isinstance(rank, Sequence) and not isinstance(rank, str):
-        return tuple(_number(one, rank, world_size) for one in rank)
-    return _number(rank, rank, world_size)
+def check_ranks(rank: Where, world_size: int, call: str, *, words: Sequence[str]) -> Where:
+    """See that the `rank=` of a call names ranks that there are.
 
+    Args:
+        rank: what the user gave: a number, several, or a word.
+        world_size: how many ranks there are.
+        call: what was called, for the error.
+        words: the words that it understands.
 
-def _number(one: object, given: object, world_size: int) -> int:
-    if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one < world_size:
-        raise SpecError(
-            f'orchestrator.on(rank={given!r}): expected ranks from 0 to {world_size - 1}, "all" or "local_rank_0", '
-            f"received {one!r}"
-        )
-    return one
+    Returns:
+        The same, several as a tuple.
+
+    Raises:
+        SpecError: it names none.
+
+    Example:
+        >>> check_ranks([0, 2], 4, "orchestrator.call", words=("all",))
+        (0, 2)
+    """
+    if isinstance(rank, str) and rank in words:
+        return rank
+    several = isinstance(rank, Sequence) and not isinstance(rank, str | bytes)
+    given: tuple[Any, ...] = tuple(rank) if several else (rank,)  # type: ignore[arg-type]  # a sequence, then
+    for one in given:
+        if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one < world_size:
+            ranks = f"ranks from 0 to {world_size - 1}" if world_size > 1 else "rank 0"
+            raise SpecError(
+                explain(
+                    f"{call}(rank={rank!r})",
+                    expected=f"{ranks}, or {' or '.join(map(repr, words))}",
+                    received=f"{one!r} ({type(one).__name__})",
+                    mend="write for example rank=0 or rank='all'",
+                )
+            )
+    return given if several else rank

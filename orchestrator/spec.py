@@ -217,7 +217,7 @@ class ClusterSpec(Section):
     """Where the run's workers live."""
 
     address: Text | None = None
-    """Address of a running Ray cluster; null: start Ray on this machine."""
+    """Address of a running Ray cluster; null: RAY_ADDRESS if it is set, else Ray is started on this machine."""
     autoscale: bool = False
     """Whether the cluster grows on demand, so that a run may wait for nodes that are not there yet."""
     start_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0

@@ -23,17 +23,20 @@ EXPECTED = {
     "float_type": ("a number", "write a number such as 0.5"),
     "finite_number": ("a finite number", "write a number such as 0.5"),
     "string_type": ("text", "put it in quotes if it looks like a number"),
-    "string_too_short": ("text that is not empty", ""),
-    "bool_type": ("true or false", ""),
+    "string_too_short": ("text that is not empty", "write it, or leave the key out"),
+    "bool_type": ("true or false", "write one of these words, without quotes"),
     "dict_type": ("a mapping", "write key: value pairs"),
     "model_type": ("a mapping", "write key: value pairs"),
-    "invalid-json-value": ("plain values: text, numbers, true, false, null, lists, mappings", ""),
+    "invalid-json-value": (
+        "plain values: text, numbers, true, false, null, lists, mappings",
+        "pass other things as text, and make them in build(worker)",
+    ),
 }
 BOUNDS = {
-    "greater_than_equal": ("of at least", "ge"),
-    "greater_than": ("greater than", "gt"),
-    "less_than_equal": ("of at most", "le"),
-    "less_than": ("less than", "lt"),
+    "greater_than_equal": ("of at least", "ge", "write {} or more"),
+    "greater_than": ("greater than", "gt", "write more than {}"),
+    "less_than_equal": ("of at most", "le", "write {} or less"),
+    "less_than": ("less than", "lt", "write less than {}"),
 }
 
 
@@ -87,12 +90,13 @@ def word(detail: ErrorDetails) -> str:
         mend = did_you_mean(str(detail["input"]), context["expected"])
         return explain("", expected=context["expected"].replace("'", ""), received=received, mend=mend)
     if kind in BOUNDS:
-        relation, bound = BOUNDS[kind]
-        return explain("", expected=f"a number {relation} {context[bound]:.20g}", received=received)
+        relation, name, mend = BOUNDS[kind]
+        bound = f"{context[name]:.20g}"
+        return explain("", expected=f"a number {relation} {bound}", received=received, mend=mend.format(bound))
     if detail["loc"] == ("workers",) and kind == "model_type":
         expected = "a whole number, or a mapping with count"
         return explain("", expected=expected, received=received, mend=EXPECTED["int_type"][1])
-    expected, mend = EXPECTED.get(kind, (detail["msg"], ""))
+    expected, mend = EXPECTED.get(kind, (detail["msg"], "rankfire validate --schema prints what may stand there"))
     return explain("", expected=expected, received=received, mend=mend)
 
 
@@ -105,13 +109,14 @@ def unknown_key(path: tuple[str | int, ...]) -> str:
         meant = [place for place in all_keys(JobSpec) if place.rpartition(".")[2] == name]
     if meant:
         return f"unknown key, did you mean {meant[0]}?"
-    return f"unknown key; the keys here are {', '.join(known)}"
+    mend = "leave it out; settings of the program stand under config"
+    return explain("", expected=f"one of the keys {', '.join(known)}", received="an unknown key", mend=mend)
 
 
 def missing_key(path: tuple[str | int, ...]) -> str:
     """Word a missing key, with the sentence that describes it."""
     fields = keys_at(path[:-1])
-    return f"missing key, add it: {fields[str(path[-1])]}"
+    return explain("", expected="this key", received="nothing", mend=f"add it: {fields[str(path[-1])]}")
 
 
 def keys_at(path: tuple[str | int, ...]) -> dict[str, str]:
@@ -145,7 +150,7 @@ def did_you_mean(given: str, choices: str) -> str:
     """Word the mend for one of several names, which pydantic gives as `'PACK', 'SPREAD' or 'STRICT_PACK'`."""
     names = {name.lower(): name for name in choices.split("'")[1::2]}
     meant = difflib.get_close_matches(given.lower(), names, n=1, cutoff=0.5)
-    return f"did you mean {names[meant[0]]}?" if meant else ""
+    return f"did you mean {names[meant[0]]}?" if meant else "write one of them"
 
 
 def show(value: object) -> str:

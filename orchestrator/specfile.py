@@ -73,10 +73,12 @@ def read_file(path: str | os.PathLike[str]) -> str:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise SpecError(explain(where, expected="a YAML job file", received="no such file")) from None
+        mend = "give the path of one"
+        raise SpecError(explain(where, expected="a YAML job file", received="no such file", mend=mend)) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
-        raise SpecError(explain(where, expected="a YAML job file", received=str(reason or error))) from None
+        mend = "give the path of a file that you may read"
+        raise SpecError(explain(where, expected="a YAML job file", received=str(reason or error), mend=mend)) from None
     if len(data) > MAX_BYTES:
         mend = "keep large data in a file that the program reads"
         raise SpecError(explain(where, expected=f"at most {MAX_BYTES} bytes", received="more", mend=mend))
@@ -141,8 +143,10 @@ class Draft:
                 here = {}
                 self.origins[path[:depth]] = label
             if not isinstance(here, dict):
-                received = f"{show(here)} at {dotted(path[:depth])}"
-                self.complain(label, path, explain("", expected="a mapping", received=received))
+                place = dotted(path[:depth])
+                mend = f"set {place} itself, or a key of a section"
+                text = explain("", expected="a mapping", received=f"{show(here)} at {place}", mend=mend)
+                self.complain(label, path, text)
                 return
             inner[part] = here
             inner = here

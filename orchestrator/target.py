@@ -22,6 +22,8 @@ from orchestrator.errors import SpecError, explain
 
 __all__ = ["check_target", "load_target"]
 
+MAX_SHOWN = 8  # names of a module that an error lists
+
 
 def check_target(text: str, roots: Sequence[str]) -> str | None:
     """Tell what is wrong with a reference, as far as source text shows it.
@@ -48,7 +50,8 @@ def check_target(text: str, roots: Sequence[str]) -> str | None:
             warnings.simplefilter("ignore")  # the import itself will warn
             tree = ast.parse(source, path)
     except (OSError, SyntaxError, ValueError, RecursionError) as error:
-        return explain("", expected=f"the module {module}", received=word_exception(error, path))
+        received = word_exception(error, path)
+        return explain("", expected=f"the module {module}", received=received, mend="mend that file first")
     names = top_level_names(tree)
     if names is None or name.partition(".")[0] in names:
         return None
@@ -79,7 +82,8 @@ def load_target(text: str, roots: Sequence[str], *, where: str = "program") -> C
         found = getattr(found, part)
     if not callable(found):
         received = f"{text}, which is of type {type(found).__name__}"
-        raise SpecError(explain(where, expected="something that can be called", received=received))
+        mend = "name a function of the module"
+        raise SpecError(explain(where, expected="something that can be called", received=received, mend=mend))
     return found
 
 
@@ -100,7 +104,8 @@ def import_failed(name: str, where: str, error: BaseException) -> SpecError:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
     path = f"{frames[-1].filename}:{frames[-1].lineno}" if len(frames) > 1 else ""
     received = word_exception(error, path)
-    return SpecError(explain(where, expected=f"a module {name} that can be imported", received=received))
+    mend = "mend the module, or install what it needs"
+    return SpecError(explain(where, expected=f"a module {name} that can be imported", received=received, mend=mend))
 
 
 def find_module(name: str, roots: Sequence[str]) -> tuple[importlib.machinery.ModuleSpec | None, str | None]:
@@ -160,15 +165,16 @@ def top_level_nodes(node: ast.AST) -> Iterator[ast.AST]:
 def no_module(module: str, missing: str, roots: Sequence[str]) -> str:
     """Word a module that is not there."""
     part = "" if missing == module else f" (no {missing})"
-    searched = ", ".join(os.path.abspath(root) for root in roots) or "no folder"
-    mend = f"searched in {searched} and Python's path"
+    searched = ", ".join(os.path.abspath(root) for root in roots)
+    mend = f"name one that is {f'in {searched} or ' if searched else ''}on Python's path"
     return explain("", expected="a module that exists", received=f"{module}{part}", mend=mend)
 
 
 def no_attribute(module: str, name: str, known: Sequence[str] | set[str]) -> str:
     """Word a name that the module does not have."""
     meant = difflib.get_close_matches(name, sorted(known), n=1)
-    mend = f"did you mean {meant[0]}?" if meant else ""
+    there = ", ".join(sorted(known)[:MAX_SHOWN])
+    mend = f"did you mean {meant[0]}?" if meant else f"name one of {there}" if there else "write that function first"
     return explain("", expected=f"a function of the module {module}", received=f"no {name!r} there", mend=mend)
 
 

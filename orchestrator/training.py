@@ -9,7 +9,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,12 +19,12 @@ from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Committed, Registry
 from orchestrator.errors import FencedError, RunInterrupted, SpecError, SystemFailure, explain
 from orchestrator.exchange import Group, LeaseLost
-from orchestrator.gatekeeper import TRAINER
 from orchestrator.group import RayGroup
 from orchestrator.journal import Journal
 from orchestrator.lease import Lease
 from orchestrator.lifecycle import Phase
 from orchestrator.limits import Limits
+from orchestrator.notice import notice
 from orchestrator.resume import Resume, StartFrom, changed_versions, newest, set_aside, starting_point
 from orchestrator.run import Run
 from orchestrator.saving import versions
@@ -34,7 +33,7 @@ from orchestrator.splits import Splits
 from workers.events import EventExpression
 from workers.failpoints import TRACE, VARIABLE, failpoint
 from workers.orders import Build
-from workers.parcels import LoadPoint, RankHandler
+from workers.parcels import TRAINER, LoadPoint, RankHandler
 from workers.rank import Membership
 from workers.state import State
 
@@ -101,9 +100,9 @@ def train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     """
     settings = parts.settings
     try:
-        parts.lease.acquire(_tell)
+        parts.lease.acquire(notice)
         if resume.fresh and (aside := set_aside(settings.root, settings.run)) is not None:
-            _tell(f"what run {settings.run!r} had is now {settings.root.locate(aside)}")
+            notice(f"what run {settings.run!r} had is now {settings.root.locate(aside)}")
         parts.journal.start(parts.lease.token)
     except OSError as error:
         parts.lease.release()
@@ -137,7 +136,7 @@ def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     parts.lease.when_lost(lambda: run.group.tell(LeaseLost()))
     if point is not None:
         journal.write("RESUMED", checkpoint=point.name)
-        _tell(f"run {settings.run!r} goes on from checkpoint {point.name}, epoch {point.manifest.epoch}")
+        notice(f"run {settings.run!r} goes on from checkpoint {point.name}, epoch {point.manifest.epoch}")
     elif load is not None:
         journal.write("STARTED_FROM", checkpoint=load.url, state=load.entries)
     failpoint("load.verified")
@@ -173,7 +172,7 @@ def _execute(run: Run, load: LoadPoint | None, data: Mapping[str, Any] | None) -
             left = run.group.stop(grace=grace)
             if left:
                 run.journal.write("LEFT_BEHIND", processes=left)
-                _tell(f"could not be ended: {', '.join(left)}")
+                notice(f"could not be ended: {', '.join(left)}")
 
 
 def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:
@@ -245,7 +244,7 @@ def _begin_at(parts: Parts, resume: Resume) -> tuple[Committed | None, LoadPoint
 
     def refused(text: str) -> None:
         parts.journal.write("CHECKPOINT_REFUSED", text=text)
-        _tell(text)
+        notice(text)
 
     point = newest(parts.registry, resume, refused)
     if point is None:
@@ -254,7 +253,9 @@ def _begin_at(parts: Parts, resume: Resume) -> tuple[Committed | None, LoadPoint
     manifest = point.manifest
     if (changed := changed_versions(manifest.versions, versions())) is not None:
         parts.journal.write("VERSIONS_CHANGED", text=changed)
-        _tell(f"checkpoint {point.name} was made with other versions: {changed}; results may differ in their last bits")
+        notice(
+            f"checkpoint {point.name} was made with other versions: {changed}; results may differ in their last bits"
+        )
     state = parts.buses[TRAINER].state
     state.iteration, state.epoch, state.epoch_length = (
         manifest.iteration,
@@ -299,7 +300,7 @@ def _interrupts(group: Group) -> Iterator[None]:
         if told > 1:
             raise KeyboardInterrupt
         again = "press Ctrl-C again" if number == signal.SIGINT else "send SIGTERM again"
-        print(f"\nrankfire: stopping at the next iteration; {again} to stop now", file=sys.stderr)  # noqa: T201
+        notice(f"stopping at the next iteration; {again} to stop now")
         group.interrupt()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -308,7 +309,3 @@ def _interrupts(group: Group) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _tell(text: str) -> None:
-    print(f"rankfire: {text}", file=sys.stderr, flush=True)  # noqa: T201

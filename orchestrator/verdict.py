@@ -1,7 +1,12 @@
-"""From what ranks reported to the one error that ends a run: whose fault it was, said once, with the ranks. Pure."""
+"""From what ranks reported to the one error that ends a run: whose fault it was, said once, with the ranks. Pure.
+
+How failures of many ranks are grouped and worded is here too, for whoever asked the ranks for something. The loop
+gathers the facts and asks for the verdict.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.errors import RankfireError, SystemFailure, TrainingError, WorkerLostError, name_ranks
@@ -9,7 +14,7 @@ from workers.messages import Fault
 from workers.parcels import Failure
 from workers.rank import Place
 
-__all__ = ["Facts", "verdict"]
+__all__ = ["Facts", "by_failure", "tell_failures", "verdict"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,16 +59,37 @@ def verdict(facts: Facts) -> RankfireError:
     return _of_talk(facts)
 
 
+def by_failure(failures: Mapping[int, Failure]) -> list[tuple[list[int], Failure]]:
+    """Group ranks that failed alike: same type, same text.
+
+    Args:
+        failures: rank → what it raised.
+
+    Returns:
+        Groups in the order in which their first member came: ranks in order, and the first one's failure.
+
+    Example:
+        >>> no, disk = (Failure(type_name="ValueError", text=text, traceback="") for text in ("no", "disk full"))
+        >>> [(ranks, failure.text) for ranks, failure in by_failure({0: no, 2: disk, 1: no})]
+        [([0, 1], 'no'), ([2], 'disk full')]
+    """
+    groups: dict[tuple[str, str], tuple[list[int], Failure]] = {}
+    for rank, failure in failures.items():
+        ranks, _ = groups.setdefault((failure.type_name, failure.text), ([], failure))
+        ranks.append(rank)
+    return [(sorted(ranks), failure) for ranks, failure in groups.values()]
+
+
+def tell_failures(failures: Mapping[int, Failure]) -> str:
+    """Say which ranks raised what, each failure once: `ranks 0-1, 3 raised ValueError: no; rank 2 raised OSError`."""
+    return "; ".join(f"{name_ranks(ranks)} raised {failure}" for ranks, failure in by_failure(failures))
+
+
 def _of_user(faults: list[Fault]) -> TrainingError:
-    """The first exception, with every rank that raised the same; others are counted, not told."""
-    first = faults[0].failure
-    same = [fault for fault in faults if _signature(fault.failure) == _signature(first)]
-    error = TrainingError.on_ranks((fault.rank for fault in same), f"{first}", traceback=first.traceback)
-    others = [fault for fault in faults if fault not in same]
-    if not others:
-        return error
-    told = "; ".join(f"{name_ranks([fault.rank])} raised {fault.failure}" for fault in others)
-    return TrainingError(f"{error}; and {told}", ranks=error.ranks, traceback=first.traceback)
+    """All exceptions, each with the ranks that raised it; the first one's ranks and traceback go with the error."""
+    failures = {fault.rank: fault.failure for fault in faults}
+    ranks, first = by_failure(failures)[0]
+    return TrainingError(tell_failures(failures), ranks=ranks, traceback=first.traceback)
 
 
 def _of_loss(facts: Facts) -> RankfireError:
@@ -90,7 +116,3 @@ def _of_talk(facts: Facts) -> SystemFailure:
         if worker not in failed
     )
     return SystemFailure(f"ranks lost contact with each other: {told}{'; ' if silent else ''}{silent}")
-
-
-def _signature(failure: Failure) -> tuple[str, str]:
-    return failure.type_name, failure.text

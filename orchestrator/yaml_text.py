@@ -136,7 +136,8 @@ PlainDumper.add_implicit_resolver(f"{TAG}merge", re.compile(r"<<\Z"), ["<"])
 def check_bounds(depth: int, count: int, line: int, path: Path) -> None:
     """Stop a text that would eat the stack or the memory."""
     if depth > MAX_DEPTH:
-        text = explain("", expected=f"at most {MAX_DEPTH} levels", received="deeper nesting")
+        mend = "keep deep data in a file that the program reads"
+        text = explain("", expected=f"at most {MAX_DEPTH} levels", received="deeper nesting", mend=mend)
         raise Unreadable(Problem(line=line, path=path[:1], text=text))
     if count > MAX_VALUES:
         text = explain(
@@ -158,7 +159,7 @@ def compose(text: str) -> yaml.Node | None:
     except yaml.reader.ReaderError as error:
         line, column = position(text, error.position)
         character = f"character U+{ord(text[error.position]):04X}"
-        problem = explain("", expected="printable text", received=character)
+        problem = explain("", expected="printable text", received=character, mend="remove it")
         raise Unreadable(Problem(line=line, column=column, path=(), text=problem)) from error
     except (ValueError, OverflowError) as error:  # escapes and directives with numbers out of range
         raise Unreadable(Problem(line=1, path=(), text=f"not YAML: {error}")) from error
@@ -185,7 +186,7 @@ class Refused(Exception):  # noqa: N818 - says that one value is refused; never 
     """One value can't be read; the reading goes on after it."""
 
 
-def refuse(expected: str, received: str, mend: str = "") -> NoReturn:
+def refuse(expected: str, received: str, mend: str) -> NoReturn:
     """Refuse one value or key."""
     raise Refused(explain("", expected=expected, received=received, mend=mend))
 
@@ -240,7 +241,7 @@ class Reader:
 def key_of(node: yaml.Node) -> str:
     """Read a key, which must be text; a merge key is none of ours."""
     if not isinstance(node, yaml.ScalarNode):
-        refuse("a key that is text", "a mapping or list as key")
+        refuse("a key that is text", "a mapping or list as key", "write a word before the colon")
     if node.value == "<<" and node.style is None:
         refuse("a key", "a merge key <<", "write the keys out")
     if node.tag != f"{TAG}str":
@@ -253,11 +254,11 @@ def scalar(node: yaml.Node) -> JsonValue:
     """Convert text by its tag, which the resolvers above gave it (or the user, as in `!!str 5`)."""
     kind, text = node.tag.removeprefix(TAG), str(node.value)
     if not isinstance(node, yaml.ScalarNode) or (kind != "str" and kind not in RESOLVERS):
-        refuse("plain values", f"the tag {node.tag[:60]}")
+        refuse("plain values", f"the tag {node.tag[:60]}", "leave the tag out")
     if kind == "str":
         return encodable(text)
     if not re.fullmatch(RESOLVERS[kind][0], text):
-        refuse(f"text of the tag !!{kind}", repr(text[:60]))
+        refuse(f"text of the tag !!{kind}", repr(text[:60]), "leave the tag out")
     if kind == "null":
         return None
     return text.lower() == "true" if kind == "bool" else number(text, kind)
@@ -266,13 +267,15 @@ def scalar(node: yaml.Node) -> JsonValue:
 def number(text: str, kind: str) -> int | float:
     """Convert a number; one that no float can hold is refused instead of becoming infinite."""
     if len(text) > MAX_NUMBER:
-        refuse(f"a number of at most {MAX_NUMBER} characters", f"{len(text)} characters")
+        refuse(
+            f"a number of at most {MAX_NUMBER} characters", f"{len(text)} characters", "put it in quotes if it is text"
+        )
     if kind == "int":
         return int(text, 8 if text.startswith("0o") else 16 if text.startswith("0x") else 10)
     named = text.lower().lstrip("+-") in (".inf", ".nan")
     value = float(text.replace(".", "", 1) if named else text)
     if math.isinf(value) and not named:
-        refuse("a number that a float can hold", text)
+        refuse("a number that a float can hold", text, "write a smaller one, or .inf")
     return value
 
 
@@ -281,5 +284,5 @@ def encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        refuse("text", f"{text[:60]!a}, which is not Unicode")
+        refuse("text", f"{text[:60]!a}, which is not Unicode", "remove the escape")
     return text

@@ -9,7 +9,7 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("session.py",),
     ("saving.py",),
     ("checkpointing.py",),
-    ("building.py", "gates.py", "reports.py", "writer.py"),
+    ("building.py", "evaluating.py", "gates.py", "reports.py", "writer.py"),
     ("steps.py", "worker.py"),
     ("program.py",),
     ("handlers/*",),
@@ -50,7 +50,7 @@ ORCHESTRATOR = (
     ("checkpoints/*", "recovery.py", "roll_call.py", "specfile.py", "verdict.py"),
     ("spec_problems.py", "target.py"),
     ("journal.py", "lease.py", "lifecycle.py", "limits.py", "spec.py", "yaml_text.py"),
-    ("errors.py",),
+    ("errors.py", "notice.py"),
 )
 
 FLOORS = {
@@ -113,7 +113,7 @@ SHARED = {
     ),
     "orchestrator/checkpoints/export.py": ("workers.shards",),
     "orchestrator/checkpoints/plan.py": ("workers.dcp",),
-    "orchestrator/group.py": ("workers.actor", "workers.session"),
+    "orchestrator/group.py": ("workers.actor",),
     "orchestrator/local.py": ("workers.mailbox", "workers.session"),  # the rank in the calling process
 }
 """What a file of the driver may import from the rank's side."""

@@ -16,8 +16,8 @@ from workers.errors import ProgramError
 from workers.failpoints import failpoint
 from workers.locations import storage_at
 from workers.metrics.attach import AttachedMetric
-from workers.parcels import LoadPoint
-from workers.program import TRAINER, Program, Stateful
+from workers.parcels import TRAINER, LoadPoint
+from workers.program import Program, Stateful
 from workers.rng import capture_rng, restore_rng, seed_rng
 from workers.shards import Shards, load_state, read_rank_file, read_structure
 from workers.storage import Storage

@@ -54,7 +54,8 @@ class Engine(Resumable):
     def __init__(self, process_function: Callable[[Engine, Any], Any]) -> None:
         if not callable(process_function):
             raise TypeError(
-                f"Engine(process_function): expected a function f(engine, batch), received {process_function!r}"
+                f"Engine(process_function): expected a function f(engine, batch), received {process_function!r}; pass "
+                "the function itself, not what it returns"
             )
         super().__init__()
         self.process_function = process_function
@@ -69,8 +70,8 @@ class Engine(Resumable):
         self,
         data: Any = None,
         max_epochs: int | None = None,
-        epoch_length: int | None = None,
         max_iters: int | None = None,
+        epoch_length: int | None = None,
         resume_from_epoch: int | None = None,
         resume_from_iteration: int | None = None,
     ) -> State:
@@ -84,9 +85,9 @@ class Engine(Resumable):
             data: an iterable of batches; None calls the process function with None. A run that goes on may
                 leave it out and keep its data.
             max_epochs: epochs to make in all; 1 if neither goal is given.
+            max_iters: iterations to make in all, instead of `max_epochs`.
             epoch_length: iterations in an epoch. Default: `len(data)`; without a length, the first end of the
                 data. If given, one iterator over the data lives on from epoch to epoch.
-            max_iters: iterations to make in all, instead of `max_epochs`.
             resume_from_epoch: go on after so many epochs; 0 starts over.
             resume_from_iteration: go on after so many iterations; 0 starts over. Wins over
                 `resume_from_epoch`.
@@ -101,7 +102,9 @@ class Engine(Resumable):
             ValueError: the arguments do not fit each other, or the run that goes on.
         """
         if self._running:
-            raise RuntimeError("run(): this engine is running already; use another engine inside a handler")
+            raise RuntimeError(
+                "run(): expected an engine that does not run, received one that does; use another inside a handler"
+            )
         course = chart(
             self._past(),
             data,
@@ -135,10 +138,12 @@ class Engine(Resumable):
             EPOCH_STARTED, once an epoch
             iterations                      (`_iterate`)
             TERMINATE_SINGLE_EPOCH, if `terminate_epoch()` was called
-            EPOCH_COMPLETED, if the epoch is complete
+            EPOCH_COMPLETED, if the epoch is complete, unless `terminate_epoch(skip_epoch_completed=True)` was called
         INTERRUPT, if `interrupt()` was called: the run is over for now
         TERMINATE, if `terminate()` was called
         COMPLETED
+
+        EXCEPTION_RAISED after any exception, INTERRUPT after a KeyboardInterrupt: from anywhere above, by `run`.
         """
         started = clock()
         self.fire_event(first)
@@ -160,7 +165,7 @@ class Engine(Resumable):
 
     def _run_epoch(self) -> None:
         state, started = self.state, clock()
-        self._terminating_epoch = False  # a request between two epochs has none to end
+        self._terminating_epoch = self._skip_epoch_completed = False  # a request between two epochs has none to end
         epoch = state.epoch = self._epochs_completed + 1
         if self._epochs_started < epoch:
             self._epochs_started = epoch
@@ -176,7 +181,8 @@ class Engine(Resumable):
         if state.epoch_length is not None and state.iteration >= epoch * state.epoch_length:
             state.times[Events.EPOCH_COMPLETED.key] = took
             self._epochs_completed = epoch
-            self.dispatch(Events.EPOCH_COMPLETED, epoch)
+            if not self._skip_epoch_completed:
+                self.dispatch(Events.EPOCH_COMPLETED, epoch)
         self._within.add(clock() - started)
 
     def _iterate(self, feed: Feed, last: int) -> None:  # noqa: C901 - one hot loop, written out on purpose

@@ -6,7 +6,7 @@ mend. The driver's own exceptions live in `orchestrator/errors.py` and grow from
 
 from __future__ import annotations
 
-__all__ = ["DataLoaderEmptyError", "FastForwardWarning", "ProgramError", "RankfireError"]
+__all__ = ["DataLoaderEmptyError", "FastForwardWarning", "FaultTold", "LeaveNow", "ProgramError", "RankfireError"]
 
 
 class RankfireError(Exception):
@@ -19,6 +19,14 @@ class DataLoaderEmptyError(RankfireError):
 
 class ProgramError(RankfireError):
     """What a user's `build(worker)` did or returned can't be run."""
+
+
+class LeaveNow(BaseException):
+    """Unwinds the training thread from inside a gate; no handler and no `except Exception` of a user stops it."""
+
+
+class FaultTold(LeaveNow):
+    """Unwinds the training thread after a `Fault` was sent: the run is over, whatever its handlers would make of it."""
 
 
 class FastForwardWarning(RuntimeWarning):

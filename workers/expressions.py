@@ -8,6 +8,7 @@ and which count it waits for next.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from workers.filters import NEVER, Clock, Filter, make_filter
 
@@ -56,9 +57,12 @@ def key_of(name: object) -> str:
     if isinstance(name, Event):
         return name.key
     if not isinstance(name, str):
-        raise TypeError(f"Event(name): name is a string or an Event, received {name!r}")
+        raise TypeError(
+            f"Event(name): expected a string or an Event, received {name!r} ({type(name).__name__}); write for example "
+            "Event('BACKWARD_STARTED')"
+        )
     if not name:
-        raise ValueError("Event(name): name must not be empty")
+        raise ValueError("Event(name): expected a name, received ''; write for example Event('BACKWARD_STARTED')")
     return name
 
 
@@ -146,7 +150,9 @@ class Event(EventExpression):
 
     def __setattr__(self, name: str, value: object) -> None:
         if name == "key":
-            raise AttributeError(f"{self!r} is a value; make another Event instead of renaming this one")
+            raise AttributeError(
+                f"{self!r}.key: expected a value to stay as it is, received another name, {value!r}; make another Event"
+            )
         object.__setattr__(self, name, value)
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -167,14 +173,12 @@ class Event(EventExpression):
         return self.key
 
 
+@dataclass(frozen=True, slots=True, repr=False)
 class Filtered(EventExpression):
     """One event and one filter on the counts of its firings."""
 
-    __slots__ = ("event", "filter")
-
-    def __init__(self, event: Event, filter_: Filter) -> None:
-        self.event = event
-        self.filter = filter_
+    event: Event
+    filter: Filter
 
     def bases(self) -> tuple[Event, ...]:
         """The filtered event."""
@@ -192,37 +196,19 @@ class Filtered(EventExpression):
         """The same event with the filter's clock running."""
         return Filtered(self.event, self.filter.bind(clock))
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Filtered):
-            return NotImplemented
-        return self.event == other.event and self.filter == other.filter
-
-    def __hash__(self) -> int:
-        return hash((self.event, self.filter))
-
     def __repr__(self) -> str:
         return f"{self.event!r}({self.filter!r})"
 
 
+@dataclass(frozen=True, slots=True, repr=False)
 class Combination(EventExpression):
     """Several expressions joined by one operator; a combination within one of the same kind is flattened."""
 
-    __slots__ = ("operands",)
-
-    def __init__(self, operands: tuple[EventExpression, ...]) -> None:
-        self.operands = operands
+    operands: tuple[EventExpression, ...]
 
     def bases(self) -> tuple[Event, ...]:
         """The plain events of all operands."""
         return tuple(dict.fromkeys(base for operand in self.operands for base in operand.bases()))
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Combination):
-            return NotImplemented
-        return type(self) is type(other) and self.operands == other.operands
-
-    def __hash__(self) -> int:
-        return hash((type(self), self.operands))
 
 
 class AnyOf(Combination):

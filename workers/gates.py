@@ -94,4 +94,4 @@ def runs_here(handler: RankHandler, membership: Membership) -> bool:
         return True
     if where == "local_rank_0":
         return membership.local_rank == 0
-    return membership.rank in where if isinstance(where, tuple) else membership.rank == where
+    return membership.rank == where if isinstance(where, int) else membership.rank in where

@@ -18,7 +18,7 @@ from workers.state import State
 __all__ = ["PHASES", "Listeners", "Row", "Source"]
 
 PHASES = ("metrics", "user", "gate")
-_BY_RANK = operator.attrgetter("rank")
+_IN_ORDER = operator.attrgetter("order")
 
 
 class Source(Protocol):
@@ -32,22 +32,22 @@ class Row:
     """One handler under one event.
 
     Attributes:
-        rank: its place in the order of calls: phase, then registration.
+        order: its place in the order of calls: phase, then registration.
         expression: what the user attached it to.
         condition: the same with its clocks running; None if every firing matches.
-        gate: the same by counts alone; tells which count to wait for.
+        counts: the same by counts alone; tells which count to wait for.
         live: False once it has been removed.
     """
 
-    __slots__ = ("condition", "expression", "gate", "handler", "live", "rank")
+    __slots__ = ("condition", "counts", "expression", "handler", "live", "order")
 
     def __init__(
-        self, rank: tuple[int, int], expression: EventExpression, bound: EventExpression, handler: Handler
+        self, order: tuple[int, int], expression: EventExpression, bound: EventExpression, handler: Handler
     ) -> None:
-        self.rank = rank
+        self.order = order
         self.expression = expression
         self.condition = None if isinstance(expression, Event) else bound
-        self.gate = counts_only(expression)
+        self.counts = counts_only(expression)
         self.handler = handler
         self.live = True
 
@@ -74,7 +74,7 @@ class Listeners:
 
     def add(self, row: Row) -> None:
         """Put a handler in its place; it first runs at the next firing."""
-        bisect.insort(self.rows, row, key=_BY_RANK)
+        bisect.insort(self.rows, row, key=_IN_ORDER)
         self.rearm()
 
     def remove(self, row: Row) -> None:
@@ -129,8 +129,8 @@ class Listeners:
             while heap[0][0] <= count:
                 row = order[heap[0][1]]
                 found.append(row)
-                heapq.heapreplace(heap, (row.gate.next_count(self.event, count), heap[0][1]))
-            found.sort(key=_BY_RANK)
+                heapq.heapreplace(heap, (row.counts.next_count(self.event, count), heap[0][1]))
+            found.sort(key=_IN_ORDER)
         self.due = count + 1 if self._always else heap[0][0] if heap else NEVER
         return found
 
@@ -138,13 +138,13 @@ class Listeners:
         """Sort the handlers into those that any firing beyond `count` may concern, and those that wait."""
         event = self.event
         self._order = tuple(self.rows)
-        waits = [(row.gate.next_count(event, count), index) for index, row in enumerate(self._order)]
-        always = {index for index, row in enumerate(self._order) if _every_time(row.gate, event)}
+        waits = [(row.counts.next_count(event, count), index) for index, row in enumerate(self._order)]
+        always = {index for index, row in enumerate(self._order) if _every_time(row.counts, event)}
         self._always = tuple(self._order[index] for index in sorted(always))
         self._heap = [wait for wait in waits if wait[1] not in always]
         heapq.heapify(self._heap)
 
 
-def _every_time(gate: EventExpression, event: Event) -> bool:
+def _every_time(counts: EventExpression, event: Event) -> bool:
     """Whether counts alone never rule a firing out. A wrong no costs time only."""
-    return gate == event or (isinstance(gate, AnyOf) and event in gate.operands)
+    return counts == event or (isinstance(counts, AnyOf) and event in counts.operands)

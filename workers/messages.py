@@ -63,9 +63,7 @@ class Built(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined(Message):
-    """The process group is formed and the state restored; `iteration` is where training will go on."""
-
-    iteration: int
+    """The process group is formed and the state restored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +96,7 @@ class Arrived(Report):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed(Report):
-    """A watched event fired; nobody waits."""
+    """A watched event fired; nobody waits, so numbers that are on another device than the CPU are left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from workers.events import EventExpression
-from workers.parcels import GateKey, LoadPoint, RankHandler
+from workers.parcels import GateKey, LoadPoint, RankHandler, Then
 from workers.rank import Membership
 
 __all__ = [
@@ -42,7 +42,6 @@ class Build(Order):
     seed: int
     membership: Membership
     roots: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
     gates: Mapping[str, EventExpression] = field(default_factory=dict)
     watches: Mapping[str, EventExpression] = field(default_factory=dict)
     handlers: tuple[RankHandler, ...] = ()
@@ -115,7 +114,7 @@ class Release(Order):
 
     gate: GateKey
     metrics: Mapping[str, float]
-    then: Literal["go on", "terminate", "interrupt"] = "go on"
+    then: Then = "go on"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,6 @@
-"""What messages and orders are made of: failures as text, numbers, metric states, gates. Frozen values, no behaviour.
+"""What messages and orders are made of: failures as text, numbers, metric states, gates; and words of both sides.
+
+Frozen values, no behaviour. Made on the ranks and on the driver, carried by `messages.py` and `orders.py`.
 
 Exceptions never travel: a `Failure` carries their text. Tensors are opaque here, so this file needs no torch.
 """
@@ -6,13 +8,15 @@ Exceptions never travel: a `Failure` carries their text. Tensors are opaque here
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from workers.events import EventExpression
 
 __all__ = [
+    "CUT",
+    "TRAINER",
     "Failure",
     "FaultKind",
     "GateKey",
@@ -24,10 +28,19 @@ __all__ = [
     "RankHandler",
     "Receipt",
     "Reduction",
+    "Then",
+    "Where",
 ]
+
+TRAINER = "trainer"  # name of the engine that trains
+CUT = "CUT"  # the gate of a consistent cut; no event of an engine has this key
 
 FaultKind = Literal["user", "communication", "system"]
 Reduction = Literal["mean", "sum", "min", "max"]
+Then = Literal["go on", "terminate", "interrupt"]
+"""What the trainer does after a gate."""
+Where = int | Sequence[int] | Literal["all", "local_rank_0"]
+"""On which ranks something runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +118,7 @@ class RankHandler:
 
     engine: str
     event: EventExpression
-    name: str
-    where: int | tuple[int, ...] | Literal["all", "local_rank_0"]
+    where: Where
     pickled: bytes  # cloudpickle of (handler, args, kwargs)
 
 

@@ -41,7 +41,6 @@ def form(membership: Membership, store: tuple[str, int], device: torch.device, a
     interface = interface_of(address)
     if interface is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-        os.environ.setdefault("TP_SOCKET_IFNAME", interface)
     limit = datetime.timedelta(seconds=min(timeout, FORMING))
     host, port = store
     client = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)

@@ -9,10 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from workers.engine import Engine
 from workers.errors import ProgramError
+from workers.parcels import TRAINER
 
 __all__ = ["Program", "Stateful", "check_program", "hint"]
-
-TRAINER = "trainer"
 
 
 @runtime_checkable
@@ -52,7 +51,9 @@ class Program:
             ProgramError: there is none of that name.
         """
         if name not in self.engines:
-            raise ProgramError(f"engine {name!r}: the program has none of that name{hint(name, self.engines)}")
+            raise ProgramError(
+                f"program: expected the name of an engine, received {name!r}; {hint(name, self.engines)}"
+            )
         return self.engines[name]
 
 
@@ -73,7 +74,9 @@ def check_program(built: object, where: str) -> Program:
         )
     for name, engine in built.engines.items():
         if not isinstance(engine, Engine):
-            raise ProgramError(f"{where}: engines[{name!r}]: expected an Engine, received {type(engine).__name__}")
+            raise ProgramError(
+                f"{where}: engines[{name!r}]: expected an Engine, received {type(engine).__name__}; write Engine(step)"
+            )
     if TRAINER not in built.engines:
         raise ProgramError(
             f"{where}: engines: expected one named 'trainer', received {sorted(built.engines) or 'none'}; "
@@ -81,7 +84,9 @@ def check_program(built: object, where: str) -> Program:
         )
     for name in built.data:
         if name not in built.engines:
-            raise ProgramError(f"{where}: data[{name!r}]: no engine has that name{hint(name, built.engines)}")
+            raise ProgramError(
+                f"{where}: data: expected names of engines, received {name!r}; {hint(name, built.engines)}"
+            )
     for name, entry in built.state.items():
         if not isinstance(entry, Stateful):
             raise ProgramError(
@@ -95,4 +100,4 @@ def hint(name: str, known: Iterable[str]) -> str:
     """What to say of a name that is not known: the one that was probably meant, else all that are."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(map(repr, names)) or 'none'}"
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, names)) or 'none'}"

@@ -7,6 +7,7 @@ cluster, and by the driver itself for `workers: 0`.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pickle
 import time
@@ -19,10 +20,10 @@ import cloudpickle
 from workers import process_group
 from workers.building import build_program, fingerprint_of, make_worker, metrics_of, state_bytes
 from workers.cut import Cut
-from workers.data.loader import GlobalLoader
 from workers.dispatch import RemovableEventHandle
 from workers.engine import Engine
-from workers.errors import ProgramError
+from workers.errors import FaultTold, LeaveNow
+from workers.evaluating import evaluate
 from workers.events import Event
 from workers.faults import fault_kind
 from workers.gates import attach_gates, attach_shipped
@@ -42,8 +43,8 @@ from workers.orders import (
     ProposeCut,
     Release,
 )
-from workers.parcels import Failure, GateKey
-from workers.program import TRAINER, Program
+from workers.parcels import CUT, TRAINER, Failure, GateKey
+from workers.program import Program
 from workers.rank import Membership, Place
 from workers.reports import Reports
 from workers.rng import seed_rng
@@ -52,13 +53,7 @@ from workers.worker import Worker
 if TYPE_CHECKING:
     from workers.saving import RankSaver
 
-__all__ = ["CUT", "LeaveNow", "Session"]
-
-CUT = "CUT"  # the gate of a consistent cut; no event of an engine has this key
-
-
-class LeaveNow(BaseException):
-    """Unwinds the training thread from inside a gate; no handler and no `except Exception` of a user stops it."""
+__all__ = ["Session"]
 
 
 class Session:
@@ -115,19 +110,8 @@ class Session:
 
     def serve(self, order: Order) -> None:
         """Carry out one order; what the program raises is reported as `Fault`, and ends this rank's work."""
-        if self.error is not None and not isinstance(order, Leave):
-            return
-        try:
-            self._orders[type(order)](order)
-        except (Exception, SystemExit) as error:  # sys.exit() too: a rank that just goes would be taken for a crash
-            self.error = error
-            self.send(
-                Fault,
-                kind=fault_kind(error),
-                phase=self._note("failed"),
-                iteration=self._reports.progress(self._engine(), self._worker)["iteration"],
-                failure=Failure.of(error),
-            )
+        with contextlib.suppress(FaultTold):
+            self._carry_out(order)
 
     def send(self, message: type[Message], /, **fields: Any) -> None:
         """Stamp a message and put it into the outbox."""
@@ -150,11 +134,6 @@ class Session:
         return Pulse(**self._stamp(), phase=self.phase, drops=self.outbox.drops, **progress)
 
     # ---------------------------------------------------------------- what there is
-    @property
-    def built(self) -> bool:
-        """Whether there is a program."""
-        return self._worker is not None and self._worker.program is not None
-
     @property
     def worker(self) -> Worker:
         """This rank's worker; only after `Build`."""
@@ -211,7 +190,7 @@ class Session:
             handle.remove()
         assert self._build_order is not None, "Join came before Build"
         self._shipped = attach_shipped(self.program, self._build_order.handlers, order.membership)
-        self.send(Joined, iteration=self.trainer.state.iteration)
+        self.send(Joined)
 
     def _go(self, order: Go) -> None:
         self._note("training")
@@ -225,19 +204,9 @@ class Session:
         self.send(Finished, iteration=state.iteration, epoch=state.epoch)
 
     def _evaluate(self, order: Evaluate) -> None:
-        engine = self.program.engine(order.engine)
-        data = self.program.data.get(order.engine)
-        if data is None:
-            raise ProgramError(f"evaluate({order.engine!r}): the program's data has no entry {order.engine!r}")
         before = self._note(f"evaluating with {order.engine}")
         self._visits[order.engine] = order.order
-        self.worker.models.share_buffers()  # one model is evaluated, not one for each rank
-        with self.worker.set_aside():
-            if isinstance(data, GlobalLoader):
-                view = data.evaluation()
-                engine.run(view, max_epochs=1, epoch_length=len(view), resume_from_iteration=0)
-            else:
-                engine.run(data, max_epochs=1, resume_from_iteration=0)
+        engine = evaluate(self.worker, self.program, order.engine)
         self._note(before)
         self.send(Answer, order=order.order, value=self._reports.packs(engine))
 
@@ -246,7 +215,9 @@ class Session:
         before = self._note(f"calling {getattr(function, '__qualname__', function)}")
         try:
             value, failure = cloudpickle.dumps(function(self.worker, *args, **kwargs)), None
-        except (Exception, SystemExit) as error:  # the caller on the driver gets it, as from any function
+        except LeaveNow:
+            raise
+        except BaseException as error:  # the caller on the driver gets it, as from any function
             value, failure = None, Failure.of(error)
         self._note(before)
         self.send(Answer, order=order.order, value=value, failure=failure)
@@ -276,6 +247,30 @@ class Session:
         process_group.leave()
         raise LeaveNow
 
+    def _carry_out(self, order: Order) -> None:
+        """Like `serve`, in the middle of another order too: that one is unwound then."""
+        if self.error is not None and not isinstance(order, Leave):
+            return
+        try:
+            self._orders[type(order)](order)
+        except LeaveNow:
+            raise
+        except BaseException as error:  # KeyboardInterrupt, SystemExit …: a rank that just goes would not be missed
+            self._fail(error)
+            raise FaultTold from error
+
+    def _fail(self, error: BaseException) -> None:
+        if self.error is not None:
+            return  # raised by a program that stopped the first one's unwinding
+        self.error = error
+        self.send(
+            Fault,
+            kind=fault_kind(error),
+            phase=self._note("failed"),
+            iteration=self._reports.progress(self._engine(), self._worker)["iteration"],
+            failure=Failure.of(error),
+        )
+
     # ---------------------------------------------------------------- gates
     def _arrive(self, name: str, engine: Engine, event: Event, count: int) -> None:
         self._wait_at(GateKey(engine=name, event=event.key, count=count, visit=self._visits.get(name, 0)), engine)
@@ -285,13 +280,13 @@ class Session:
 
     def _observe(self, name: str, engine: Engine, event: Event, count: int) -> None:
         key = GateKey(engine=name, event=event.key, count=count, visit=self._visits.get(name, 0))
-        self.send(Observed, gate=key, **self._reports.of(engine, self.worker))
+        self.send(Observed, gate=key, **self._reports.of(engine, self.worker, on_cpu=True))
 
     def _wait_at(self, key: GateKey, engine: Engine) -> None:
         before = self._note(f"waiting at {key}")
         self.send(Arrived, gate=key, **self._reports.of(engine, self.worker))
         while not isinstance(order := self.mailbox.get(), Release):
-            self._orders[type(order)](order)
+            self._carry_out(order)
         assert order.gate == key, f"released from {order.gate} while waiting at {key}"
         self._note(before)
         self._reports.take_back(engine, order.metrics)
@@ -311,7 +306,7 @@ class Session:
 
     def _engine(self) -> Engine | None:
         """The trainer, once it is built."""
-        return self.trainer if self.built else None
+        return self.trainer if self._worker is not None and self._worker.program is not None else None
 
     def _note(self, phase: str) -> str:
         """Set the phase that pulses tell; returns the one before."""

@@ -1,5 +1,4 @@
-"""What may be asked of a running engine: to stop, to leave out the rest of an epoch, to pause between
-iterations.
+"""What may be asked of a running engine: to stop, to leave out the rest of an epoch, to pause between iterations.
 
 A request only sets flags, so it may come from any thread and at any time; the loop sees to it before it
 starts the next iteration. The iteration in progress always finishes: other ranks may wait for it in a
@@ -24,7 +23,7 @@ class Steered(EventSource):
         self._boundary: Callable[[Any], object] | None = None
         self._clear_requests()
 
-    def terminate(self, skip_completed: bool = False) -> None:
+    def terminate(self, *, skip_completed: bool = False) -> None:
         """End the run after the iteration in progress: TERMINATE fires, then COMPLETED.
 
         Args:
@@ -34,19 +33,24 @@ class Steered(EventSource):
         self._terminating = True
         self._requested = True
 
-    def terminate_epoch(self) -> None:
+    def terminate_epoch(self, *, skip_epoch_completed: bool = False) -> None:
         """End the epoch after the iteration in progress; the iterations that it leaves out count as done.
 
         So epoch k always ends at iteration `k * epoch_length`. TERMINATE_SINGLE_EPOCH fires, then
         EPOCH_COMPLETED.
+
+        Args:
+            skip_epoch_completed: leave out EPOCH_COMPLETED; the epoch counts as completed all the same.
 
         Raises:
             RuntimeError: the epoch length is not known yet.
         """
         if self.state.epoch_length is None:
             raise RuntimeError(
-                "terminate_epoch(): an epoch's length is unknown before the data first ends; give run(epoch_length=...)"
+                "terminate_epoch(): expected a known epoch length, received none before the data first ends; give "
+                "run(epoch_length=...)"
             )
+        self._skip_epoch_completed = skip_epoch_completed
         self._terminating_epoch = True
         self._requested = True
 
@@ -80,6 +84,7 @@ class Steered(EventSource):
     def _clear_requests(self) -> None:
         self._terminating = False
         self._terminating_epoch = False
+        self._skip_epoch_completed = False
         self._interrupting = False
         self._skip_completed = False
         self._suppressed = False

@@ -171,7 +171,7 @@ class Worker:
         if name not in self.datasets:
             raise ProgramError(
                 f"worker.dataset({name!r}): expected a name that was registered with orchestrator.dataset(name, ds), "
-                f"received {name!r}{hint(name, self.datasets)}"
+                f"received {name!r}; {hint(name, self.datasets)}"
             )
         return self.datasets[name]
 

@@ -30,7 +30,8 @@ __all__ = ["run"]
 def run(job: str, sets: tuple[str, ...], workers: int | None, resume: str, fresh: bool, strict: bool) -> None:
     """Run JOB, a YAML job file, to its end.
 
-    Without a cluster address Ray is started on this machine; with 0 workers the job runs in this process.
+    Without cluster.address and without RAY_ADDRESS, Ray is started on this machine; with 0 workers the job runs in
+    this process.
     """
     from orchestrator.specfile import load_spec
 

@@ -215,7 +215,7 @@ def main() -> None:
         )  # fmt: skip
     worst = max(found["memory"])
     rows.append(
-        ("memory at the peak, × share", _report.spread(found["memory"]), _report.spread(found["dcp memory"]), "",
+        ("memory at the peak, of the share", _report.spread(found["memory"]), _report.spread(found["dcp memory"]), "",
          f"≤ {TARGETS['memory']}", _report.verdict(worst <= TARGETS["memory"]))
     )  # fmt: skip
     _report.table(rows)

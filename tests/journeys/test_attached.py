@@ -52,4 +52,4 @@ def test_no_cluster_at_the_address_is_said_with_the_mend(ray_cluster: str, tmp_p
         "error: cluster.address: expected a Ray cluster at '127.0.0.1:1', received ConnectionRefusedError"
         in done.stderr
     )
-    assert "or leave the address out to use this machine" in done.stderr
+    assert "or leave cluster.address out to use this machine" in done.stderr

@@ -128,9 +128,7 @@ def test_a_handler_that_can_not_be_pickled_is_named_before_anything_starts(tmp_p
 def test_an_engine_that_does_not_exist_is_named_with_those_that_do(tmp_path: Path) -> None:
     orchestrator = make(programs.linear, tmp_path)
     orchestrator.on(Events.COMPLETED, engine="evaluater")(print)
-    with pytest.raises(
-        SpecError, match=r"^orchestrator.on\(engine='evaluater'\): the program has no such engine; it has"
-    ):
+    with pytest.raises(SpecError, match=r"^orchestrator.on\(engine='evaluater'\): expected an engine of the program"):
         orchestrator.run(max_epochs=1)
 
 
@@ -220,7 +218,7 @@ def test_a_call_that_raises_on_a_rank_raises_where_it_was_called(tmp_path: Path)
             caught.append(str(error))
 
     assert orchestrator.run(max_epochs=1).status == "completed"
-    assert caught == ["rank 1 raised RuntimeError: not today in orchestrator.call"]
+    assert caught == ["orchestrator.call: rank 1 raised RuntimeError: not today"]
 
 
 def refuse(worker: Any) -> None:
@@ -233,7 +231,7 @@ def test_a_late_handler_that_needs_a_new_gate_is_refused(tmp_path: Path) -> None
 
     @orchestrator.on(Events.EPOCH_COMPLETED)
     def register_late(run: Orchestrator) -> None:
-        with pytest.raises(RuntimeError, match="register the handler before run"):
+        with pytest.raises(SpecError, match="register it before run"):
             run.on(Events.EPOCH_STARTED)(print)
         refused.append(register_late)
 

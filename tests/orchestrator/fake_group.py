@@ -49,9 +49,16 @@ class FakeGroup:
         self.passed = [0] * size  # worker → gates behind it
         self.scripts: dict[type[Order], Script] = {
             Build: lambda worker, order: self.send(
-                Built, worker, device="cpu", seconds=0.0, engines=("trainer", "evaluator"), state_bytes={}, metrics={}
+                Built,
+                worker,
+                device="cpu",
+                seconds=0.0,
+                engines=("trainer", "evaluator"),
+                state_bytes={},
+                metrics={},
+                data={},
             ),
-            Join: lambda worker, order: self.send(Joined, worker, iteration=0),
+            Join: lambda worker, order: self.send(Joined, worker),
             Go: lambda worker, order: self.go_on(worker),
             Release: lambda worker, order: self.go_on(worker),
             Evaluate: lambda worker, order: self.answer(worker, order, {"accuracy": Number(value=float(worker))}),
@@ -93,6 +100,10 @@ class FakeGroup:
     def interrupt(self) -> None:
         """As Ctrl-C does."""
         self.inbox.append(Interrupt())
+
+    def tell(self, came: Incoming) -> None:
+        """As whoever looks after the lease does."""
+        self.inbox.append(came)
 
     def stop(self, *, grace: float) -> list[str]:
         """Nothing to end."""

@@ -75,22 +75,31 @@ def test_a_failure_is_raised_once_with_its_ranks(at_gate: Any) -> None:
     group = group_at_gate(2)
     failure = Failure(type_name="ValueError", text="no", traceback="the traceback")
     group.scripts[Call] = lambda worker, order: group.send(Answer, worker, order=order.order, failure=failure)
-    with pytest.raises(TrainingError, match=r"^ranks 0-1 raised ValueError: no in orchestrator.call$") as caught:
+    with pytest.raises(TrainingError, match=r"^orchestrator.call: ranks 0-1 raised ValueError: no$") as caught:
         at_gate(group, lambda run: run.asking.call(print, (), {}, None))
     assert caught.value.traceback == "the traceback"
 
 
-def test_ranks_that_do_not_exist_are_named(at_gate: Any) -> None:
-    with pytest.raises(SpecError) as caught:
-        at_gate(group_at_gate(), lambda run: run.asking.call(print, (), {}, [0, 3, 4, -1]))
-    assert str(caught.value) == ("orchestrator.call(rank=…): expected ranks from 0 to 2, received ranks -1, 3-4")
+def test_different_failures_are_each_told_with_their_own_ranks(at_gate: Any) -> None:
+    group = group_at_gate(3)
+
+    def fail(worker: int, order: Call) -> None:
+        failure = Failure(type_name="ValueError", text="disk" if worker == 1 else "no", traceback=f"of {worker}")
+        group.send(Answer, worker, order=order.order, failure=failure)
+
+    group.scripts[Call] = fail
+    with pytest.raises(TrainingError) as caught:
+        at_gate(group, lambda run: run.asking.call(print, (), {}, None))
+    assert str(caught.value) == ("orchestrator.call: ranks 0, 2 raised ValueError: no; rank 1 raised ValueError: disk")
+    assert (caught.value.ranks, caught.value.traceback) == ((0, 2), "of 0")
 
 
 def test_an_engine_that_does_not_exist_is_named(at_gate: Any) -> None:
     with pytest.raises(SpecError) as caught:
         at_gate(group_at_gate(), lambda run: run.asking.evaluate("tester"))
     assert str(caught.value) == (
-        "orchestrator.evaluate: expected an engine of the program ('trainer', 'evaluator'), received 'tester'"
+        "orchestrator.evaluate: expected an engine of the program ('trainer', 'evaluator'), received 'tester'; "
+        "name one of them"
     )
 
 
@@ -99,7 +108,8 @@ def test_nobody_is_asked_while_no_gate_is_open(make_run: MakeRun) -> None:
     with pytest.raises(SpecError) as caught:
         make_run(group).asking.call(print, (), {}, None)
     assert str(caught.value) == (
-        "orchestrator: evaluate, checkpoint and call need the ranks to wait; give the order inside a blocking "
+        "orchestrator: evaluate, checkpoint, call: expected ranks that wait at a gate, received ranks that train on; "
+        "give the order inside a blocking "
         "driver handler, such as one of EPOCH_COMPLETED, or register yours with blocking=True"
     )
     assert group.orders == []

@@ -155,11 +155,12 @@ def test_a_handler_that_is_removed_is_not_called(bus: EventBus) -> None:
 def test_a_late_handler_that_needs_a_new_gate_is_refused(bus: EventBus) -> None:
     bus.listen(Events.EPOCH_COMPLETED(every=5), nothing)
     bus.seal()
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(SpecError) as caught:
         bus.listen(Events.EPOCH_COMPLETED(every=2), nothing)
     assert str(caught.value) == (
-        "orchestrator.on(EPOCH_COMPLETED(every=2)): the run has started, and its ranks do not report "
-        "EPOCH_COMPLETED of engine 'trainer' there; register the handler before run()"
+        "orchestrator.on(EPOCH_COMPLETED(every=2)): expected handlers to be registered before the run starts, "
+        "received one in a started run, whose ranks do not report EPOCH_COMPLETED of engine 'trainer' there; register "
+        "it before run()"
     )
     assert bus.gates() == Events.EPOCH_COMPLETED(every=5)
 
@@ -167,7 +168,7 @@ def test_a_late_handler_that_needs_a_new_gate_is_refused(bus: EventBus) -> None:
 def test_a_late_handler_that_would_block_where_ranks_only_report_is_refused(bus: EventBus) -> None:
     bus.watch(Events.EPOCH_COMPLETED)
     bus.seal()
-    with pytest.raises(RuntimeError, match="the run has started"):
+    with pytest.raises(SpecError, match="before the run starts"):
         bus.listen(Events.EPOCH_COMPLETED, nothing)
 
 

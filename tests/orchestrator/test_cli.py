@@ -112,7 +112,7 @@ def test_run_resumes_unless_told_otherwise(job: str, fake: FakeOrchestrator) -> 
     ("error", "code", "shown"),
     [
         (
-            TrainingError.on_ranks([1], "ValueError: boom", traceback="Traceback (user)\n"),
+            TrainingError("rank 1 raised ValueError: boom", ranks=[1], traceback="Traceback (user)\n"),
             1,
             "Traceback (user)\nerror: rank 1 raised ValueError: boom\n",
         ),
@@ -171,7 +171,10 @@ def test_a_bad_job_file_exits_2_with_every_problem(
 
 def test_a_missing_job_file_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert code_of("run", "no.yaml") == 2
-    assert capsys.readouterr().err == "error: no.yaml: expected a YAML job file, received no such file\n"
+    assert (
+        capsys.readouterr().err
+        == "error: no.yaml: expected a YAML job file, received no such file; give the path of one\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -260,7 +263,7 @@ def test_python_m_orchestrator_is_the_same_command() -> None:
         capture_output=True, text=True, cwd=root, timeout=60,
     )  # fmt: skip
     assert (end.returncode, end.stdout) == (2, "")
-    assert end.stderr == "error: no.yaml: expected a YAML job file, received no such file\n"
+    assert end.stderr == "error: no.yaml: expected a YAML job file, received no such file; give the path of one\n"
 
 
 def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:

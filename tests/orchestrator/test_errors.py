@@ -25,7 +25,7 @@ from workers.errors import ProgramError
 EXAMPLES = [
     (SpecError("job.yaml:7: a", "job.yaml:9: b"), 2, "job.yaml:7: a\njob.yaml:9: b"),
     (
-        TrainingError.on_ranks([2, 0, 1, 5], "ValueError: boom", traceback="Traceback ..."),
+        TrainingError("ranks 0-2, 5 raised ValueError: boom", ranks=[2, 0, 1, 5], traceback="Traceback ..."),
         1,
         "ranks 0-2, 5 raised ValueError: boom",
     ),
@@ -61,7 +61,8 @@ EXAMPLES = [
     (
         StartError.late([3], step="join", seconds=60.0),
         3,
-        "rank 3 did not join within 60 s (cluster.start_timeout)",
+        "cluster.start_timeout: expected all ranks to join within 60 s, received nothing from rank 3; see that their "
+        "nodes are up and have room, or raise cluster.start_timeout",
     ),
     (
         CheckpointError.at("step-00000100", "model.pt has the wrong sha256"),
@@ -103,8 +104,8 @@ def test_a_mismatch_of_gates_is_a_users_error_that_knows_its_ranks() -> None:
     assert error.ranks == (0, 1)
 
 
-def test_explain_leaves_out_what_is_empty() -> None:
-    assert explain("", expected="a", received="b") == "expected a, received b"
+def test_explain_leaves_out_a_place_that_is_empty() -> None:
+    assert explain("", expected="a", received="b", mend="c") == "expected a, received b; c"
     assert explain("w", expected="a", received="b", mend="c") == "w: expected a, received b; c"
 
 

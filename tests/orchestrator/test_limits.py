@@ -18,7 +18,8 @@ def test_exactly_one_of_the_two_is_given(epochs: int | None, iters: int | None) 
     with pytest.raises(SpecError) as caught:
         Limits(max_epochs=epochs, max_iters=iters)
     assert str(caught.value) == (
-        f"orchestrator.run: expected exactly one of max_epochs and max_iters, received {epochs} and {iters}"
+        f"orchestrator.run: expected exactly one of max_epochs and max_iters, received {epochs} and {iters}; "
+        "write for example run(max_epochs=5)"
     )
 
 
@@ -28,4 +29,7 @@ def test_numbers_are_positive_and_whole(name: str, value: Any) -> None:
     given = {name: value} if name != "epoch_length" else {"max_epochs": 1, name: value}
     with pytest.raises(SpecError) as caught:
         Limits(**given)
-    assert str(caught.value) == f"orchestrator.run: {name}: expected a positive whole number, received {value!r}"
+    assert str(caught.value) == (
+        f"orchestrator.run({name}): expected a positive whole number, received {value!r} ({type(value).__name__}); "
+        f"write for example {name}=5"
+    )

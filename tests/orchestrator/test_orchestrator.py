@@ -43,7 +43,7 @@ def test_a_run_ends_with_its_state_metrics_and_journal(tmp_path: Path) -> None:
     assert (result.status, result.state.iteration, result.state.epoch, result.reason) == ("completed", 6, 2, None)
     assert (set(result.metrics), result.checkpoint) == ({"loss"}, None)
     assert events(tmp_path) == [
-        "RUN_STARTED", "WORKER_JOINED", "EPOCH_COMPLETED", "EPOCH_COMPLETED", "RUN_COMPLETED",
+        "RUN_STARTED", "WORKER_BUILT", "WORKER_JOINED", "EPOCH_COMPLETED", "EPOCH_COMPLETED", "RUN_COMPLETED",
     ]  # fmt: skip
     assert journal(tmp_path)[-1]["metrics"] == result.metrics
 
@@ -488,7 +488,7 @@ def test_an_exception_in_a_called_function_is_the_callers(tmp_path: Path) -> Non
         seen.append((str(caught.value), caught.value.ranks))
 
     assert orchestrator.run(max_epochs=1).status == "completed"
-    assert seen == [("rank 0 raised LookupError: not there in orchestrator.call", (0,))]
+    assert seen == [("orchestrator.call: rank 0 raised LookupError: not there", (0,))]
 
 
 def test_a_handler_can_not_swallow_what_ended_the_run(tmp_path: Path) -> None:
@@ -514,11 +514,23 @@ def test_a_build_that_gives_something_else_is_told(tmp_path: Path) -> None:
     [
         (
             lambda run: run.evaluate("evaluater"),
-            "orchestrator.evaluate: expected an engine of the program ('trainer', 'evaluator'), received 'evaluater'",
+            "orchestrator.evaluate: expected an engine of the program ('trainer', 'evaluator'), received 'evaluater'; "
+            "did you mean 'evaluator'?",
         ),
         (
             lambda run: run.call(print, rank=3),
-            "orchestrator.call(rank=…): expected ranks from 0 to 0, received rank 3",
+            "orchestrator.call(rank=3): expected rank 0, or 'all', received 3 (int); write for example rank=0 or "
+            "rank='all'",
+        ),
+        (
+            lambda run: run.call(print, rank="al"),
+            "orchestrator.call(rank='al'): expected rank 0, or 'all', received 'al' (str); write for example rank=0 or "
+            "rank='all'",
+        ),
+        (
+            lambda run: run.call(print, rank=False),
+            "orchestrator.call(rank=False): expected rank 0, or 'all', received False (bool); write for example rank=0 "
+            "or rank='all'",
         ),
     ],
 )
@@ -534,7 +546,8 @@ def test_a_handler_of_an_engine_that_is_not_there_is_refused(tmp_path: Path, whe
     orchestrator.on(Events.COMPLETED, engine="tester", **where)(print)
     error = failure(orchestrator, SpecError)
     assert str(error) == (
-        "orchestrator.on(engine='tester'): the program has no such engine; it has 'trainer', 'evaluator'"
+        "orchestrator.on(engine='tester'): expected an engine of the program ('trainer', 'evaluator'), received "
+        "'tester'; name one of them"
     )
     assert exit_code_of(error) == 2
 
@@ -543,14 +556,18 @@ def test_a_handler_of_an_engine_that_is_not_there_is_refused(tmp_path: Path, whe
 def test_orders_outside_a_run_are_refused(tmp_path: Path, order: str) -> None:
     with pytest.raises(SpecError) as caught:
         getattr(make(tmp_path), order)()
-    assert str(caught.value) == f"orchestrator.{order}: nothing runs; call it inside a handler"
+    assert (
+        str(caught.value)
+        == f"orchestrator.{order}: expected a run in progress, received none; call it inside a handler"
+    )
 
 
 def test_orders_outside_a_gate_are_refused(tmp_path: Path) -> None:
     orchestrator = make(tmp_path)
     orchestrator.on(Events.ITERATION_COMPLETED(once=1))(lambda run: run.evaluate())
     assert str(failure(orchestrator, SpecError)) == (
-        "orchestrator: evaluate, checkpoint and call need the ranks to wait; give the order inside a blocking "
+        "orchestrator: evaluate, checkpoint, call: expected ranks that wait at a gate, received ranks that train on; "
+        "give the order inside a blocking "
         "driver handler, such as one of EPOCH_COMPLETED, or register yours with blocking=True"
     )
 
@@ -559,14 +576,17 @@ def test_orders_outside_a_gate_are_refused(tmp_path: Path) -> None:
 def test_an_orchestrator_runs_once(tmp_path: Path) -> None:
     orchestrator = make(tmp_path)
     orchestrator.run(max_epochs=1)
-    with pytest.raises(SpecError, match=r"^orchestrator.run: this orchestrator has run already; make another one$"):
+    with pytest.raises(
+        SpecError,
+        match=r"^orchestrator.run: expected an orchestrator that has not run, received one that has; make another",
+    ):
         orchestrator.run(max_epochs=2)
 
 
 def test_wrong_numbers_leave_the_orchestrator_as_it_was(tmp_path: Path) -> None:
     orchestrator = make(tmp_path)
     for given in ({}, {"max_epochs": 0}, {"max_epochs": 1, "resume": "maybe"}):
-        with pytest.raises(SpecError, match=r"^orchestrator\.run: "):
+        with pytest.raises(SpecError, match=r"^orchestrator\.run[:(]"):
             orchestrator.run(**given)  # type: ignore[arg-type]
     assert orchestrator.run(max_epochs=1).status == "completed"
 
@@ -598,16 +618,19 @@ def test_handlers_for_ranks_are_registered_before_the_run(tmp_path: Path) -> Non
     @orchestrator.on(Events.EPOCH_COMPLETED)
     def late(run: Orchestrator) -> None:
         for given in ({"rank": 0}, {"engine": "evaluator"}, {}):
-            with pytest.raises(RuntimeError) as caught:
+            with pytest.raises(SpecError) as caught:
                 run.on(Events.STARTED, **given)(print)  # type: ignore[arg-type]
             refused.append(str(caught.value))
 
     orchestrator.run(max_epochs=1)
     assert refused == [
-        "orchestrator.on(rank=0): the run has started; register the handler before run()",
-        "orchestrator.on(engine='evaluator'): the run has started; register the handler before run()",
-        "orchestrator.on(STARTED): the run has started, and its ranks do not report STARTED of engine 'trainer' there; "
-        "register the handler before run()",
+        f"orchestrator.on({where}): expected handlers to be registered before the run starts, received one in "
+        f"a started run, whose ranks {what}; register it before run()"
+        for where, what in (
+            ("rank=0", "take no more handlers"),
+            ("engine='evaluator'", "do not report engine 'evaluator'"),
+            ("STARTED", "do not report STARTED of engine 'trainer' there"),
+        )
     ]
 
 
@@ -619,8 +642,19 @@ def test_a_handler_can_be_taken_off(tmp_path: Path) -> None:
 
 
 def test_blocking_is_no_word_for_ranks(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"^orchestrator.on: blocking is for handlers on the driver; one on a rank"):
+    with pytest.raises(SpecError, match=r"^orchestrator.on\(blocking=True, rank=0\): expected .* received both; leave"):
         make(tmp_path).on(Events.COMPLETED, rank=0, blocking=True)
+
+
+def test_the_state_of_an_engine_without_handlers_is_unknown_and_makes_none(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    with pytest.raises(SpecError) as caught:
+        orchestrator.state_of("evaluater")
+    assert str(caught.value) == (
+        "orchestrator.state_of: expected an engine that has handlers here ('trainer'), received 'evaluater'; register "
+        "one with orchestrator.on(event, engine=…) first"
+    )
+    assert orchestrator.run(max_epochs=1).status == "completed"
 
 
 def test_what_is_attached_knows_how(tmp_path: Path) -> None:

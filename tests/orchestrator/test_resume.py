@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(tmp_path: Path, capsys: pyte
 def test_strict_refuses_a_damaged_checkpoint(tmp_path: Path) -> None:
     run(tmp_path)
     spoil(tmp_path / "linear" / "checkpoints" / "step-00000006" / "shared.pt")
-    with pytest.raises(CheckpointError, match="shared.pt is not what was written.*leave out --strict to go on from"):
+    with pytest.raises(CheckpointError, match=r"shared.pt is not what was written.*leave out --strict to go on from"):
         run(tmp_path, epochs=3, strict=True)
 
 

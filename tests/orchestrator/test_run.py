@@ -55,6 +55,13 @@ def test_every_rank_that_joined_is_in_the_journal(make_run: MakeRun) -> None:
     assert [(line["rank"], line["pid"], line["node"]) for line in lines] == [(0, 100, "node-a"), (1, 101, "node-a")]
 
 
+def test_what_every_worker_built_is_in_the_journal(make_run: MakeRun) -> None:
+    run = make_run(FakeGroup(3), spares=1)
+    run.execute(None)
+    lines = [line for line in read_journal(run.journal.path) if line["event"] == "WORKER_BUILT"]
+    assert [(line["rank"], line["seconds"], line["state_bytes"]) for line in lines] == [(n, 0.0, {}) for n in range(3)]
+
+
 def test_spares_build_and_wait(make_run: MakeRun) -> None:
     group = FakeGroup(3)
     make_run(group, spares=1).execute(None)
@@ -68,7 +75,10 @@ def test_ranks_that_join_late_are_named(make_run: MakeRun) -> None:
     group.scripts[Join] = lambda worker, given: on_time(worker, given) if worker == 1 else None
     with pytest.raises(StartError) as caught:
         make_run(group).execute(None)
-    assert str(caught.value) == "ranks 0, 2 did not join within 0.05 s (cluster.start_timeout)"
+    assert str(caught.value) == (
+        "cluster.start_timeout: expected all ranks to join within 0.05 s, received nothing from ranks 0, 2; see that "
+        "their nodes are up and have room, or raise cluster.start_timeout"
+    )
 
 
 @pytest.mark.parametrize(("order", "step"), [(Build, "build"), (Join, "join")])
@@ -90,14 +100,17 @@ def test_a_long_build_or_load_is_waited_for_and_told(
     assert not late
 
 
-@pytest.mark.parametrize(("short", "told"), [(None, ""), ("1 CPU", "; free at the moment: 1 CPU")])
+@pytest.mark.parametrize(("short", "told"), [(None, ""), ("1 CPU", ", with 1 CPU free")])
 def test_workers_that_do_not_start_are_named_with_what_is_free(make_run: MakeRun, short: str | None, told: str) -> None:
     group = FakeGroup(2)
     group.start = lambda: group.hello(1)  # type: ignore[method-assign]
     group.short = short
     with pytest.raises(StartError) as caught:
         make_run(group).execute(None)
-    assert str(caught.value) == f"rank 0 did not start within 0.05 s (cluster.start_timeout){told}"
+    assert str(caught.value) == (
+        f"cluster.start_timeout: expected all ranks to start within 0.05 s, received nothing from rank 0{told}; see "
+        "that their nodes are up and have room, or raise cluster.start_timeout"
+    )
 
 
 def test_a_build_that_raises_ends_the_start_at_once(make_run: MakeRun) -> None:
@@ -115,7 +128,8 @@ def test_a_handler_of_an_engine_that_the_program_lacks_is_refused_before_trainin
     with pytest.raises(SpecError) as caught:
         run.execute(None)
     assert str(caught.value) == (
-        "orchestrator.on(engine='evaluater'): the program has no such engine; it has 'trainer', 'evaluator'"
+        "orchestrator.on(engine='evaluater'): expected an engine of the program ('trainer', 'evaluator'), received "
+        "'evaluater'; did you mean 'evaluator'?"
     )
     assert Go not in kinds(group, 0)
 
@@ -125,13 +139,13 @@ def test_handlers_can_not_be_added_once_the_ranks_are_told(make_run: MakeRun) ->
     late: list[str] = []
 
     def handler() -> None:
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(SpecError) as caught:
             trainer_of(run).listen(Events.COMPLETED, print)
         late.append(str(caught.value))
 
     trainer_of(run).listen(Events.EPOCH_COMPLETED, handler)
     run.execute(None)
-    assert "the run has started" in late[0]
+    assert "before the run starts" in late[0]
 
 
 # ---------------------------------------------------------------- gates
@@ -394,4 +408,4 @@ def test_the_end_is_where_the_ranks_finished(make_run: MakeRun) -> None:
     run.execute(None)
     state = trainer_of(run).state
     assert (state.iteration, state.epoch, run.journal.iteration, run.journal.epoch) == (100, 5, 100, 5)
-    assert events(run) == ["WORKER_JOINED", "WORKER_JOINED"]
+    assert events(run) == ["WORKER_BUILT"] * 2 + ["WORKER_JOINED"] * 2

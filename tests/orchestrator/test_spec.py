@@ -135,7 +135,7 @@ def workers(**changes: object) -> dict[str, object]:
         (
             {"config": {"layers": [1, {"x": 1j}]}},
             "config.layers[1].x: expected plain values: text, numbers, true, false, null, lists, mappings, "
-            "received 1j (complex)",
+            "received 1j (complex); pass other things as text, and make them in build(worker)",
         ),
         (
             train(),
@@ -148,7 +148,7 @@ def workers(**changes: object) -> dict[str, object]:
             "write for example max_epochs: 5",
         ),
         (train(max_epoch=1), "train.max_epoch: unknown key, did you mean max_epochs?"),
-        (train(max_epochs=0), "train.max_epochs: expected a number of at least 1, received 0 (int)"),
+        (train(max_epochs=0), "train.max_epochs: expected a number of at least 1, received 0 (int); write 1 or more"),
         (
             train(max_epochs=2.0),
             "train.max_epochs: expected a whole number, received 2.0 (float); write a whole number such as 2",
@@ -160,22 +160,22 @@ def workers(**changes: object) -> dict[str, object]:
         ({"max-epochs": 5}, "max-epochs: unknown key, did you mean train.max_epochs?"),
         (
             {"lr": 5},
-            "lr: unknown key; the keys here are run, program, handlers, config, train, workers, evaluate, "
-            "checkpoint, seed, storage, cluster",
+            "lr: expected one of the keys run, program, handlers, config, train, workers, evaluate, checkpoint, seed, "
+            "storage, cluster, received an unknown key; leave it out; settings of the program stand under config",
         ),
         (
             {"workers": "two"},
             "workers: expected a whole number, or a mapping with count, received 'two' (str); "
             "write a whole number such as 2",
         ),
-        ({"workers": -1}, "workers: expected a number of at least 0, received -1 (int)"),
-        (workers(count=-1), "workers.count: expected a number of at least 0, received -1 (int)"),
+        ({"workers": -1}, "workers: expected a number of at least 0, received -1 (int); write 0 or more"),
+        (workers(count=-1), "workers.count: expected a number of at least 0, received -1 (int); write 0 or more"),
         (
             {"workers": {}},
-            "workers.count: missing key, add it: Number of ranks (the world size); 0 runs the "
+            "workers.count: expected this key, received nothing; add it: Number of ranks (the world size); 0 runs the "
             "program in the calling process, for a debugger.",
         ),
-        (workers(cpus=0), "workers.cpus: expected a number greater than 0, received 0 (int)"),
+        (workers(cpus=0), "workers.cpus: expected a number greater than 0, received 0 (int); write more than 0"),
         (
             workers(gpus=1.5),
             "workers.gpus: expected a share of one GPU below 1, or a whole number of GPUs, "
@@ -200,25 +200,29 @@ def workers(**changes: object) -> dict[str, object]:
             "workers: expected no spares where count is 0 (the calling process can't be replaced), "
             "received a mapping; write spares: 0",
         ),
-        ({"checkpoint": {"keep": 0}}, "checkpoint.keep: expected a number of at least 1, received 0 (int)"),
+        (
+            {"checkpoint": {"keep": 0}},
+            "checkpoint.keep: expected a number of at least 1, received 0 (int); write 1 or more",
+        ),
         (
             {"checkpoint": {"best": {"mode": "max"}}},
-            "checkpoint.best.metric: missing key, add it: Name of the reduced metric to compare, such as "
-            "validation/accuracy.",
+            "checkpoint.best.metric: expected this key, received nothing; add it: Name of the reduced metric to "
+            "compare, such as validation/accuracy.",
         ),
         (
             {"checkpoint": {"best": {"metric": "", "mode": "maximum"}}},
-            "checkpoint.best.metric: expected text that is not empty, received '' (str)\n"
+            "checkpoint.best.metric: expected text that is not empty, received '' (str); write it, or leave the key "
+            "out\n"
             "checkpoint.best.mode: expected max or min, received 'maximum' (str); did you mean max?",
         ),
-        ({"evaluate": None, "seed": -1}, "seed: expected a number of at least 0, received -1 (int)"),
+        ({"evaluate": None, "seed": -1}, "seed: expected a number of at least 0, received -1 (int); write 0 or more"),
         (
             {"cluster": {"autoscale": 1}},
-            "cluster.autoscale: expected true or false, received 1 (int)",
+            "cluster.autoscale: expected true or false, received 1 (int); write one of these words, without quotes",
         ),
         (
             {"cluster": {"start_timeout": 0}},
-            "cluster.start_timeout: expected a number greater than 0, received 0 (int)",
+            "cluster.start_timeout: expected a number greater than 0, received 0 (int); write more than 0",
         ),
     ],
 )

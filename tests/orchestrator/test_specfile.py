@@ -54,21 +54,22 @@ bset: 1
         "write a whole number such as 2",
         "job.yaml:7: seed: duplicate key, first given on line 6; keep one",
         "job.yaml:9: checkpoint.every: expected a whole number, received 1.5 (float); write a whole number such as 2",
-        "job.yaml:10: checkpoint.best.metric: missing key, add it: Name of the reduced metric to compare, "
-        "such as validation/accuracy.",
-        "job.yaml:12: bset: unknown key; the keys here are run, program, handlers, config, train, workers, "
-        "evaluate, checkpoint, seed, storage, cluster",
+        "job.yaml:10: checkpoint.best.metric: expected this key, received nothing; add it: Name of the "
+        "reduced metric to compare, such as validation/accuracy.",
+        "job.yaml:12: bset: expected one of the keys run, program, handlers, config, train, workers, evaluate, "
+        "checkpoint, seed, storage, cluster, received an unknown key; leave it out; settings of the program stand "
+        "under config",
     ]
 
 
 def test_missing_keys_are_told_at_the_line_of_their_section() -> None:
     assert problems("seed: 1\ntrain:\n  epoch_length: 3\n") == [
-        "job.yaml:1: run: missing key, add it: Run id, the name of the run's folder in storage; "
-        "the same id continues the same run.",
-        "job.yaml:1: program: missing key, add it: module:function of build(worker) -> Program, "
-        "which runs on every rank.",
-        "job.yaml:1: workers: missing key, add it: The ranks: a whole number, or a mapping with count and "
-        "what each rank needs.",
+        "job.yaml:1: run: expected this key, received nothing; add it: Run id, the name of the run's folder in "
+        "storage; the same id continues the same run.",
+        "job.yaml:1: program: expected this key, received nothing; add it: module:function of build(worker) -> "
+        "Program, which runs on every rank.",
+        "job.yaml:1: workers: expected this key, received nothing; add it: The ranks: a whole number, or a "
+        "mapping with count and what each rank needs.",
         "job.yaml:2: train: expected exactly one of max_epochs and max_iters, received a mapping; "
         "write for example max_epochs: 5",
     ]
@@ -103,14 +104,16 @@ def test_missing_keys_are_told_at_the_line_of_their_section() -> None:
         ("run: a\ntrain:\n\tmax_epochs: 5\n",
             "job.yaml:3:1: expected spaces, received a tab; indent with spaces"),
         ("run: *a\n", "job.yaml:1:6: not YAML: found undefined alias 'a' "),
-        ("run: a\x00b\n", "job.yaml:1:7: expected printable text, received character U+0000"),
+        ("run: a\x00b\n", "job.yaml:1:7: expected printable text, received character U+0000; remove it"),
         ("---\nrun: a\n---\nrun: b\n", "job.yaml:3:1: not YAML: but found another document "
             "(expected a single document in the stream)"),
         ("run: \"\\U00110000\"\n", "job.yaml:1: not YAML: chr() arg not in range(0x110000)"),
         ("!!python/object/apply:os.getcwd []\n", "job.yaml:1: expected plain values, received the tag "
-            "tag:yaml.org,2002:python/object/apply:os.getcwd"),
-        ("a: " + "[" * 70, "job.yaml:1: expected at most 64 levels, received deeper nesting"),
-        ("a: &a [*a]\n", "job.yaml:1: a: expected at most 64 levels, received deeper nesting"),
+            "tag:yaml.org,2002:python/object/apply:os.getcwd; leave the tag out"),
+        ("a: " + "[" * 70, "job.yaml:1: expected at most 64 levels, received deeper nesting; "
+            "keep deep data in a file that the program reads"),
+        ("a: &a [*a]\n", "job.yaml:1: a: expected at most 64 levels, received deeper nesting; "
+            "keep deep data in a file that the program reads"),
     ],
 )  # fmt: skip
 def test_a_text_that_is_no_mapping_of_yaml_is_told_with_its_place(text: str, problem: str) -> None:
@@ -152,12 +155,12 @@ def test_an_override_mends_a_bad_value_of_the_file() -> None:
         ),
         (
             "checkpoint.best.mode=max",
-            "--set checkpoint.best.mode=max: checkpoint.best.metric: missing key, add it: "
+            "--set checkpoint.best.mode=max: checkpoint.best.metric: expected this key, received nothing; add it: "
             "Name of the reduced metric to compare, such as validation/accuracy.",
         ),
         (
             "run.id=3",
-            "--set run.id=3: expected a mapping, received 'digits' (str) at run",
+            "--set run.id=3: expected a mapping, received 'digits' (str) at run; set run itself, or a key of a section",
         ),
         (
             "train.max_epochs",
@@ -183,7 +186,9 @@ def test_a_bad_override_is_told_by_its_text(override: str, problem: str) -> None
 
 
 def test_a_bad_number_of_workers_is_told_by_its_option() -> None:
-    assert problems(GOOD, workers=-1) == ["--workers -1: expected a number of at least 0, received -1 (int)"]
+    assert problems(GOOD, workers=-1) == [
+        "--workers -1: expected a number of at least 0, received -1 (int); write 0 or more"
+    ]
 
 
 def test_overrides_are_told_after_the_file_in_their_order() -> None:
@@ -201,7 +206,7 @@ def test_functions_are_looked_up_where_roots_are_given(tmp_path: Path) -> None:
     assert list(caught.value.problems) == [
         f"{job}:2: program: expected a function of the module program, received no 'biuld' there; did you mean build?",
         f"{job}:3: handlers: expected a module that exists, received handlers; "
-        f"searched in {tmp_path} and Python's path",
+        f"name one that is in {tmp_path} or on Python's path",
         f"{job}:4: train.max_epochs: expected a whole number, received 'x' (str); write a whole number such as 2",
     ]
     sets = ["program=program:build", "handlers=", "train.max_epochs=1"]
@@ -211,13 +216,17 @@ def test_functions_are_looked_up_where_roots_are_given(tmp_path: Path) -> None:
 def test_a_missing_file_is_told() -> None:
     with pytest.raises(SpecError) as caught:
         load_spec("no/such/job.yaml")
-    assert str(caught.value) == "no/such/job.yaml: expected a YAML job file, received no such file"
+    assert (
+        str(caught.value) == "no/such/job.yaml: expected a YAML job file, received no such file; give the path of one"
+    )
 
 
 def test_a_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         load_spec(tmp_path)
-    assert str(caught.value) == f"{tmp_path}: expected a YAML job file, received Is a directory"
+    assert str(caught.value) == (
+        f"{tmp_path}: expected a YAML job file, received Is a directory; give the path of a file that you may read"
+    )
 
 
 def test_a_file_that_is_no_text_is_told_with_its_line(tmp_path: Path) -> None:

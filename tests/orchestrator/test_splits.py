@@ -142,4 +142,7 @@ def test_after_the_start_nothing_is_registered(tmp_path: Path) -> None:
     orchestrator.run(max_epochs=1)
     with pytest.raises(RuntimeError) as error:
         orchestrator.dataset("more", Rows())
-    assert str(error.value) == ("orchestrator.dataset('more'): the run has started; register the data set before run()")
+    assert str(error.value) == (
+        "orchestrator.dataset('more'): expected it before the run, received it when the run has started; register it "
+        "before run()"
+    )

@@ -115,20 +115,21 @@ def test_modules_of_python_are_found(text: str) -> None:
 )
 def test_a_module_that_is_not_there_is_told_with_the_searched_roots(module: str, received: str, root: Path) -> None:
     assert check_target(f"{module}:build", [str(root)]) == (
-        f"expected a module that exists, received {received}; searched in {root} and Python's path"
+        f"expected a module that exists, received {received}; name one that is in {root} or on Python's path"
     )
 
 
 def test_a_folder_without_source_has_no_functions(root: Path) -> None:
     assert check_target("rf_space.inner:build", [str(root)]) == (
-        "expected a function of the module rf_space.inner, received no 'build' there"
+        "expected a function of the module rf_space.inner, received no 'build' there; write that function first"
     )
 
 
 def test_source_that_does_not_parse_is_told_with_its_line(root: Path) -> None:
     (root / "rf_broken.py").write_text("x = 1\ndef build(:\n")
     assert check_target("rf_broken:build", [str(root)]) == (
-        f"expected the module rf_broken, received SyntaxError: invalid syntax ({root}/rf_broken.py:2)"
+        f"expected the module rf_broken, received SyntaxError: invalid syntax ({root}/rf_broken.py:2); "
+        "mend that file first"
     )
 
 
@@ -150,7 +151,7 @@ def test_roots_are_searched_in_their_order_before_pythons_path(root: Path) -> No
 def test_loading_tells_a_module_that_is_not_there(root: Path) -> None:
     assert load_problem("rf_missing.program:build", root) == (
         "program: expected a module that exists, received rf_missing.program (no rf_missing); "
-        f"searched in {root} and Python's path"
+        f"name one that is in {root} or on Python's path"
     )
 
 
@@ -162,7 +163,8 @@ def test_loading_tells_a_name_that_is_not_there(root: Path) -> None:
 
 def test_loading_tells_what_cannot_be_called(root: Path) -> None:
     assert load_problem("rf_good:size", root) == (
-        "program: expected something that can be called, received rf_good:size, which is of type int"
+        "program: expected something that can be called, received rf_good:size, which is of type int; "
+        "name a function of the module"
     )
 
 
@@ -179,7 +181,8 @@ def test_loading_tells_what_the_module_raised_and_where(source: str, received: s
     path = root / "rf_raises.py"
     path.write_text(source)
     assert load_problem("rf_raises:build", root) == (
-        f"program: expected a module rf_raises that can be imported, received {received.format(path=path)}"
+        f"program: expected a module rf_raises that can be imported, received {received.format(path=path)}; "
+        "mend the module, or install what it needs"
     )
 
 

@@ -47,7 +47,9 @@ def test_a_terminated_run_goes_on_when_it_is_run_again(tmp_path: Path) -> None:
 def test_the_run_is_over_for_its_handlers_when_it_has_ended(tmp_path: Path) -> None:
     orchestrator = make(tmp_path)
     orchestrator.run(max_epochs=1)
-    with pytest.raises(SpecError, match=r"^orchestrator.call: nothing runs; call it inside a handler$"):
+    with pytest.raises(
+        SpecError, match=r"^orchestrator.call: expected a run in progress, received none; call it inside a handler$"
+    ):
         orchestrator.call(print)
 
 

@@ -45,9 +45,14 @@ def test_the_same_exception_of_several_ranks_is_told_once() -> None:
 
 def test_different_exceptions_are_all_told_the_first_with_its_traceback() -> None:
     error = verdict(facts(fault(1), fault(0, text="disk"), fault(2)))
-    assert str(error) == "ranks 1-2 raised ValueError: wrong shape; and rank 0 raised ValueError: disk"
+    assert str(error) == "ranks 1-2 raised ValueError: wrong shape; rank 0 raised ValueError: disk"
     assert isinstance(error, TrainingError)
     assert (error.ranks, error.traceback) == ((1, 2), "Traceback of 1")
+
+
+def test_every_exception_is_told_once_with_all_its_ranks() -> None:
+    error = verdict(facts(fault(3), fault(2, text="disk"), fault(0), fault(1)))
+    assert str(error) == "ranks 0-1, 3 raised ValueError: wrong shape; rank 2 raised ValueError: disk"
 
 
 def test_a_users_exception_is_the_cause_of_lost_peers_and_broken_collectives() -> None:

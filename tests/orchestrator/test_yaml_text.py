@@ -36,7 +36,8 @@ def config_of(values: str) -> object:
     [
         (
             "config: {a: !!python/name:os.system x}",
-            "job.yaml:3: config.a: expected plain values, received the tag tag:yaml.org,2002:python/name:os.system",
+            "job.yaml:3: config.a: expected plain values, received the tag tag:yaml.org,2002:python/name:os.system; "
+            "leave the tag out",
         ),
         (
             "config: {a: 1, a: 2}",
@@ -52,23 +53,26 @@ def config_of(values: str) -> object:
         ),
         (
             "config: {[1]: a}",
-            "job.yaml:3: config: expected a key that is text, received a mapping or list as key",
+            "job.yaml:3: config: expected a key that is text, received a mapping or list as key; "
+            "write a word before the colon",
         ),
         (
             "config: {a: !!int x}",
-            "job.yaml:3: config.a: expected text of the tag !!int, received 'x'",
+            "job.yaml:3: config.a: expected text of the tag !!int, received 'x'; leave the tag out",
         ),
         (
             "config: {a: [0, 1e999]}",
-            "job.yaml:3: config.a[1]: expected a number that a float can hold, received 1e999",
+            "job.yaml:3: config.a[1]: expected a number that a float can hold, received 1e999; "
+            "write a smaller one, or .inf",
         ),
         (
             'config: {a: "\\ud800"}',
-            "job.yaml:3: config.a: expected text, received '\\ud800', which is not Unicode",
+            "job.yaml:3: config.a: expected text, received '\\ud800', which is not Unicode; remove the escape",
         ),
         (
             f"config: {{a: {'9' * 200}}}",
-            "job.yaml:3: config.a: expected a number of at most 100 characters, received 200 characters",
+            "job.yaml:3: config.a: expected a number of at most 100 characters, received 200 characters; "
+            "put it in quotes if it is text",
         ),
     ],
 )

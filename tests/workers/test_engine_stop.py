@@ -96,6 +96,22 @@ def test_terminate_epoch_leaves_out_the_rest_of_the_epoch(engine, seen, fired):
     assert engine.timers["epoch loop"]["iteration loop"]["get batch"].count == 5
 
 
+@pytest.mark.parametrize("name", ["terminate", "terminate_epoch"])
+def test_a_request_can_itself_be_a_handler_and_leaves_nothing_out(engine, fired, name):
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), getattr(engine, name))
+    engine.run("ab", max_epochs=2)
+    assert fired[-1] == "COMPLETED"
+    assert fired.count("EPOCH_COMPLETED") == (2 if name == "terminate_epoch" else 0)
+
+
+def test_epoch_completed_may_be_left_out_and_the_epoch_counts(engine, seen, fired):
+    at(engine, Events.ITERATION_COMPLETED(once=1), lambda: engine.terminate_epoch(skip_epoch_completed=True))
+    engine.run("ab", max_epochs=2)
+    assert "".join(seen) == "aab"
+    assert fired[2:] == ["TERMINATE_SINGLE_EPOCH", "EPOCH_STARTED", "EPOCH_COMPLETED", "COMPLETED"]
+    assert (engine.state.epoch, engine.state.counters[Events.EPOCH_COMPLETED]) == (2, 2)
+
+
 def test_terminate_epoch_as_it_starts_runs_none_of_it(engine, seen):
     at(engine, Events.EPOCH_STARTED(once=1), engine.terminate_epoch)
     engine.run("ab", max_epochs=2)

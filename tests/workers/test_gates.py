@@ -66,7 +66,7 @@ def test_an_engine_that_is_not_there_is_the_drivers_to_tell(program, engine):
 
 def shipped(where, function=print, *args, **kwargs):
     pickled = cloudpickle.dumps((function, args, kwargs))
-    return RankHandler(engine="trainer", event=EPOCH, name="handler", where=where, pickled=pickled)
+    return RankHandler(engine="trainer", event=EPOCH, where=where, pickled=pickled)
 
 
 def member(rank, local_rank=0):

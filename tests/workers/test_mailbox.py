@@ -19,7 +19,7 @@ def order(number: int) -> Evaluate:
 
 
 def joined(seq: int) -> Joined:
-    return Joined(generation=0, worker=0, rank=0, seq=seq, iteration=0)
+    return Joined(generation=0, worker=0, rank=0, seq=seq)
 
 
 def observed(seq: int) -> Observed:

@@ -19,8 +19,7 @@ ALONE = Membership(generation=0, rank=0, world_size=2)
 
 @pytest.fixture(autouse=True)
 def environment_stays(monkeypatch):
-    for name in ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"):
-        monkeypatch.setenv(name, process_group.interface_of("127.0.0.1") or "")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", process_group.interface_of("127.0.0.1") or "")
 
 
 @pytest.fixture

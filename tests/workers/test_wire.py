@@ -14,7 +14,7 @@ from workers.rank import Membership, Place
 
 GATE = GateKey(engine="trainer", event="EPOCH_COMPLETED", count=3, visit=1)
 FAILURE = Failure(type_name="ValueError", text="wrong", traceback="Traceback …")
-HANDLER = RankHandler(engine="trainer", event=Events.STARTED, name="tell", where=(0, 2), pickled=b"x")
+HANDLER = RankHandler(engine="trainer", event=Events.STARTED, where=(0, 2), pickled=b"x")
 MEMBER = Membership(generation=2, rank=1, world_size=4)
 EXAMPLES = {
     "place": Place(node="n", host="h", address="127.0.0.1", pid=1, gpus=("0",)),

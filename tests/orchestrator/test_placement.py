@@ -1,0 +1,26 @@
+"""Where the cluster is looked for: its address, the environment, this machine."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.errors import StartError
+from orchestrator.placement import Cluster
+from orchestrator.spec import ClusterSpec, WorkersSpec
+
+
+@pytest.mark.parametrize(
+    ("address", "variable", "where"),
+    [("127.0.0.1:1", None, "cluster.address"), (None, "127.0.0.1:1", "RAY_ADDRESS")],
+)
+def test_no_cluster_is_told_with_the_place_that_named_it(
+    address: str | None, variable: str | None, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    with pytest.raises(StartError) as caught:
+        Cluster(ClusterSpec(address=address), WorkersSpec(count=1)).start()
+    assert str(caught.value) == (
+        f"{where}: expected a Ray cluster at '127.0.0.1:1', received ConnectionRefusedError: [Errno 111] Connection "
+        f"refused; see that it runs and that this machine may reach it, or leave {where} out to use this machine"
+    )
