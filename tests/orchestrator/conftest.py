@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from orchestrator.bus import EventBus
+from orchestrator.checkpoints.registry import Registry
 from orchestrator.journal import Journal
 from orchestrator.limits import Limits
 from orchestrator.run import Run
 from tests.orchestrator.fake_group import FakeGroup
 from workers.events import Events
+from workers.locations import storage_at
 from workers.orders import Build
 
 MakeRun = Callable[..., Run]
@@ -20,7 +22,8 @@ MakeRun = Callable[..., Run]
 @pytest.fixture
 def make_run(tmp_path: Path) -> Iterator[MakeRun]:
     """Make the run of a group, with buses for its two engines and perhaps one handler of the trainer's events."""
-    journal = Journal(tmp_path / "journal.jsonl")
+    home = storage_at(tmp_path)
+    journal = Journal(home)
     journal.start()
 
     def make(group: FakeGroup, handler: Any = None, event: Any = Events.EPOCH_COMPLETED, *, spares: int = 0) -> Run:
@@ -31,6 +34,7 @@ def make_run(tmp_path: Path) -> Iterator[MakeRun]:
             group,
             buses,
             journal,
+            Registry(home.child("checkpoints")),
             build=lambda membership: Build(program="m:build", config={}, seed=0, membership=membership),
             limits=Limits(max_epochs=5, start_timeout=0.05),
             world_size=group.size - spares,
