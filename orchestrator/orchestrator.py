@@ -183,6 +183,7 @@ class Orchestrator(Ordering):
             registry=self.registry,
             journal=self._journal,
             stateful=self.stateful,
+            datasets=self.datasets,
             started=self._started,
             start_from=self._start_from,
         )

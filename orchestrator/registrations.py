@@ -1,4 +1,5 @@
 """Which handlers hang on an orchestrator: on the driver by engine and event, on ranks ready to travel, and objects.
+Also the data sets that are dealt out to the ranks.
 
 The part of the orchestrator's face that is used before a run. What is gathered here, `training.py` takes over.
 """
@@ -30,6 +31,7 @@ class Registrations:
 
     def __init__(self, world_size: int) -> None:
         self.stateful: dict[str, Any] = {}  # handlers whose state is in the checkpoints
+        self.datasets: dict[str, Any] = {}  # Ray data sets, by name
         self._world_size = world_size
         self._closed = False  # the run has started: its ranks have been told
         self._buses: dict[str, EventBus] = {}
@@ -114,6 +116,37 @@ class Registrations:
             name = type(handler).__name__
             number = sum(1 for known in self.stateful if known.partition("#")[0] == name)
             self.stateful[f"{name}#{number + 1}" if number else name] = handler
+
+    def dataset(self, name: str, dataset: Any) -> None:
+        """Register a Ray data set: each rank gets a part of it, as `worker.dataset(name)`.
+
+        The parts are made when the run starts, by `dataset.streaming_split(world_size, equal=True)`: every row comes
+        once a pass, except that Ray leaves out the rows (fewer than there are ranks) that would make parts unequal.
+
+        Args:
+            name: what the program calls it.
+            dataset: a `ray.data.Dataset`.
+
+        Raises:
+            SpecError: the name is taken, or it is no such data set.
+            RuntimeError: the run has started.
+
+        Example:
+            >>> orchestrator.dataset("train", ray.data.read_parquet("s3://..."))  # doctest: +SKIP
+        """
+        where = f"orchestrator.dataset({name!r})"
+        if self._closed:
+            raise RuntimeError(f"{where}: the run has started; register the data set before run()")
+        if not callable(getattr(dataset, "streaming_split", None)):
+            raise SpecError(
+                f"{where}: expected a ray.data.Dataset (an object with streaming_split), received "
+                f"{type(dataset).__name__}; make one with ray.data, or give the data to worker.loader in build(worker)"
+            )
+        if name in self.datasets:
+            raise SpecError(
+                f"{where}: expected a name of its own for each data set, received one that is taken; choose another"
+            )
+        self.datasets[name] = dataset
 
     def _bus(self, engine: str) -> EventBus:
         if engine not in self._buses:

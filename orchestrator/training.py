@@ -30,6 +30,7 @@ from orchestrator.resume import Resume, StartFrom, changed_versions, newest, set
 from orchestrator.run import Run
 from orchestrator.saving import versions
 from orchestrator.settings import Settings
+from orchestrator.splits import Splits
 from workers.events import EventExpression
 from workers.failpoints import TRACE, VARIABLE, failpoint
 from workers.orders import Build
@@ -75,6 +76,7 @@ class Parts:
         registry: the run's checkpoints.
         journal: the run's record.
         stateful: handlers of the driver whose state is in the checkpoints.
+        datasets: Ray data sets by name, of which each rank gets a part.
         started: called with the run before it starts, so that its owner can give it orders.
         start_from: what a new run takes from another one.
     """
@@ -86,6 +88,7 @@ class Parts:
     registry: Registry
     journal: Journal
     stateful: Mapping[str, Any] = field(default_factory=dict)
+    datasets: Mapping[str, Any] = field(default_factory=dict)
     started: Callable[[Run], None]
     start_from: StartFrom | None = None
 
@@ -128,7 +131,8 @@ def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
         "RUN_STARTED", run=settings.run, world_size=settings.world_size, pid=os.getpid(),
         host=socket.gethostname(), program=settings.program_name, versions=versions(), token=parts.lease.token,
     )  # fmt: skip
-    run = _make_run(parts, limits)
+    splits = Splits(parts.datasets, settings.world_size)
+    run = _make_run(parts, limits, splits)
     parts.started(run)
     parts.lease.when_lost(lambda: run.group.tell(LeaseLost()))
     if point is not None:
@@ -138,7 +142,8 @@ def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
         journal.write("STARTED_FROM", checkpoint=load.url, state=load.entries)
     failpoint("load.verified")
     try:
-        _execute(run, load, None if point is None else point.manifest.data)
+        with contextlib.closing(splits):
+            _execute(run, load, None if point is None else point.manifest.data)
     except BaseException as error:  # a handler's sys.exit() too: however it ends, the record says so
         run.life.enter(Phase.FAILED)
         with contextlib.suppress(FencedError):
@@ -171,7 +176,7 @@ def _execute(run: Run, load: LoadPoint | None, data: Mapping[str, Any] | None) -
                 _tell(f"could not be ended: {', '.join(left)}")
 
 
-def _make_run(parts: Parts, limits: Limits) -> Run:
+def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:
     settings = parts.settings
     group: Group
     if settings.workers.count == 0:
@@ -194,6 +199,7 @@ def _make_run(parts: Parts, limits: Limits) -> Run:
             watches=watches,
             handlers=parts.handlers,
             threads=None if settings.workers.count == 0 else max(1, int(settings.workers.cpus)),
+            datasets=splits.of(membership),
         )
 
     run = Run(

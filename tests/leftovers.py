@@ -21,6 +21,9 @@ LIVES_LONGER = ("multiprocessing.resource_tracker", "multiprocessing.forkserver"
 """Python starts the first two once and keeps them until the interpreter ends; the third is the session's object store,
 which sees to its own end."""
 
+LIVES_WITH_THE_CLUSTER = ("_StatsActor", "_AutoscalingCoordinatorActor")
+"""Actors that Ray Data starts once in a cluster, detached from whoever used it first."""
+
 KEPT_UNTIL_EXIT = ("pytest-of-", "pymp-", "torchinductor_")
 """Entries of the temporary folder that pytest, multiprocessing and torch keep until they end."""
 
@@ -63,7 +66,11 @@ def alive_in_ray() -> list[str]:
     import ray
     from ray._private import state
 
-    actors = [f"actor {name} {row['State']}" for name, row in state.actors().items() if row["State"] != "DEAD"]
+    actors = [
+        f"actor {name} {row['ActorClassName']} {row['State']}"
+        for name, row in state.actors().items()
+        if row["State"] != "DEAD" and row["ActorClassName"] not in LIVES_WITH_THE_CLUSTER
+    ]
     groups = [
         f"placement group {name} {row['state']}"
         for name, row in ray.util.placement_group_table().items()

@@ -18,6 +18,7 @@ from workers.program import Program
 from workers.state import State
 
 if TYPE_CHECKING:
+    from workers.data.randomness import sample_rng
     from workers.metrics import attach_metric
     from workers.worker import Worker
 
@@ -35,9 +36,14 @@ __all__ = [
     "State",
     "Worker",
     "attach_metric",
+    "sample_rng",
 ]
 
-LATER = {"Worker": "workers.worker", "attach_metric": "workers.metrics"}
+LATER = {
+    "Worker": "workers.worker",
+    "attach_metric": "workers.metrics",
+    "sample_rng": "workers.data.randomness",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 
 from workers.data.loader import GlobalLoader
+from workers.data.sources import NoPart, TorchBatches
 from workers.errors import ProgramError
 from workers.metrics.attach import AttachedMetric
 from workers.metrics.pack import empty_copy
@@ -35,7 +36,7 @@ def make_worker(order: Build) -> Worker:
     importlib.invalidate_caches()
     if order.threads is not None:
         torch.set_num_threads(order.threads)
-    worker = Worker(config=order.config, seed=order.seed, membership=order.membership)
+    worker = Worker(config=order.config, seed=order.seed, membership=order.membership, datasets=_parts(order.datasets))
     if worker.device.type == "cuda":
         torch.cuda.set_device(worker.device)  # per thread: this is the one that trains
     return worker
@@ -86,6 +87,10 @@ def fingerprint_of(program: Program) -> dict[str, Any]:
 def state_bytes(program: Program) -> dict[str, int]:
     """Bytes of tensors in every entry of the state, for the record."""
     return {name: _bytes_in(entry.state_dict()) for name, entry in program.state.items()}
+
+
+def _parts(datasets: Mapping[str, bytes]) -> dict[str, TorchBatches]:
+    return {name: pickle.loads(pickled) if pickled else NoPart(name) for name, pickled in datasets.items()}
 
 
 def _bytes_in(value: object) -> int:

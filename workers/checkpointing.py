@@ -70,8 +70,8 @@ def restore(worker: Worker, program: Program, point: LoadPoint) -> None:
         point: which checkpoint, and whether all of it or some entries of its state.
 
     Raises:
-        ProgramError: the program has a state entry or engine that the checkpoint does not know, or data that can't go
-            on at this world size.
+        ProgramError: the program has a state entry or engine that the checkpoint does not know, or data whose place
+            belongs to another world size.
     """
     storage = storage_at(point.url)
     if point.entries is not None:
@@ -83,11 +83,14 @@ def restore(worker: Worker, program: Program, point: LoadPoint) -> None:
     failpoint("load.read", worker.rank)
     _check_names("state", program.state, read_structure(storage))
     _check_names("engine", program.engines, own["engines"])
+    _check_places(program, own, point.world_size, worker.world_size)
     for name, entry in program.state.items():
         entry.load_state_dict(shared[name])
     for name, engine in program.engines.items():
         engine.load_state_dict(_fitting(own["engines"][name], engine.attached) if stranger else own["engines"][name])
-    _restore_data(worker, program, own["data"], point)
+    for name, data in _stateful_data(program).items():
+        if name in own["data"] and point.world_size == worker.world_size:
+            data.load_state_dict(own["data"][name])
     if stranger:
         _begin_as_stranger(worker, program)
     else:
@@ -106,19 +109,6 @@ def _restore_entries(program: Program, storage: Storage, entries: tuple[str, ...
     _check_names("state", entries, program.state, where="the program")
     for name, state in load_state(storage, entries.__contains__).items():
         program.state[name].load_state_dict(state)
-
-
-def _restore_data(worker: Worker, program: Program, saved: Mapping[str, Any], point: LoadPoint) -> None:
-    for name, data in _stateful_data(program).items():
-        if name not in saved:
-            continue
-        if worker.world_size != point.world_size:
-            raise ProgramError(
-                f"checkpoint: data {name!r} keeps a position of its own on every rank: expected {point.world_size} "
-                f"ranks, as when it was saved, received {worker.world_size}; use as many, or worker.loader on a "
-                "map-style data set, whose order does not depend on the number of ranks"
-            )
-        data.load_state_dict(saved[name])
 
 
 def _stateful_data(program: Program) -> dict[str, Stateful]:
@@ -150,3 +140,15 @@ def _check_names(
             f"checkpoint: {kind} {', '.join(map(repr, missing))}: expected {where} to hold it, received "
             f"{', '.join(map(repr, sorted(held))) or 'none'}; give the run another name to start afresh"
         )
+
+
+def _check_places(program: Program, own: Mapping[str, Any], saved_by: int, world_size: int) -> None:
+    """The place of a Stateful loader is that of one rank in its own part of the data; no other world has such parts."""
+    for name in _stateful_data(program).keys() & own["data"].keys():
+        done = name != TRAINER and own["engines"][name]["completed"]  # begins anew at its next run anyway
+        if saved_by != world_size and not done:
+            raise ProgramError(
+                f"checkpoint: data[{name!r}]: expected the world size at which it was saved, {saved_by}, received "
+                f"{world_size}; a Stateful loader keeps the place of each rank in its own part of the data, which "
+                f"can't be shared out anew: run with workers: {saved_by}, or give worker.loader a map-style data set"
+            )

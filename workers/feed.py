@@ -107,15 +107,14 @@ class Feed:
         batches = iteration % self._period if self._period else iteration
         started = time.perf_counter()
         for done in range(batches):
-            try:
-                next(iterator)
-            except StopIteration:
-                iterator = iter(self.data)
-                if next(iterator, _END) is _END:
-                    raise DataLoaderEmptyError(
-                        f"run(data): reading up to iteration {iteration}, the data gave {done} batches, and "
-                        f"none when it was begun anew; expected data that can be read again"
-                    ) from None
+            if _skip(iterator):
+                continue
+            iterator = iter(self.data)
+            if not _skip(iterator):
+                raise DataLoaderEmptyError(
+                    f"run(data): reading up to iteration {iteration}, the data gave {done} batches, and "
+                    f"none when it was begun anew; expected data that can be read again"
+                )
         if batches:
             warnings.warn(
                 f"run(data): {batches} batches were read and thrown away in "
@@ -132,7 +131,13 @@ class Feed:
         return {**self.__dict__, "iterator": None, "_used": False, "_standing": False, "_held": held}
 
 
-_END = object()
+def _skip(iterator: Iterator[Any]) -> bool:
+    """Throw a batch away, if there is one; an iterator that counts what it hands out has a way not to count it."""
+    try:
+        getattr(iterator, "skip", iterator.__next__)()
+    except StopIteration:
+        return False
+    return True
 
 
 def length_of(data: Any) -> int | None:

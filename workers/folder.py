@@ -37,7 +37,7 @@ class Folder(Storage):
     def create(self, path: str) -> Iterator[BinaryIO]:  # noqa: D102
         whole = self.root / path
         _make_folder_of(whole)
-        with whole.open("wb") as file:
+        with os.fdopen(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

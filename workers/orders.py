@@ -34,6 +34,7 @@ class Build(Order):
         gates: per engine, the firings at which to wait for the driver.
         watches: per engine, the firings to report without waiting.
         threads: torch threads per rank; None leaves torch's choice.
+        datasets: by name, this rank's part of each Ray data set, cloudpickled; empty for a spare, which has none yet.
     """
 
     program: str | bytes
@@ -46,6 +47,7 @@ class Build(Order):
     watches: Mapping[str, EventExpression] = field(default_factory=dict)
     handlers: tuple[RankHandler, ...] = ()
     threads: int | None = None
+    datasets: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

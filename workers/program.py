@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from workers.engine import Engine
 from workers.errors import ProgramError
 
-__all__ = ["Program", "Stateful", "check_program"]
+__all__ = ["Program", "Stateful", "check_program", "hint"]
 
 TRAINER = "trainer"
 
@@ -52,7 +52,7 @@ class Program:
             ProgramError: there is none of that name.
         """
         if name not in self.engines:
-            raise ProgramError(f"engine {name!r}: the program has none of that name{_hint(name, self.engines)}")
+            raise ProgramError(f"engine {name!r}: the program has none of that name{hint(name, self.engines)}")
         return self.engines[name]
 
 
@@ -81,7 +81,7 @@ def check_program(built: object, where: str) -> Program:
         )
     for name in built.data:
         if name not in built.engines:
-            raise ProgramError(f"{where}: data[{name!r}]: no engine has that name{_hint(name, built.engines)}")
+            raise ProgramError(f"{where}: data[{name!r}]: no engine has that name{hint(name, built.engines)}")
     for name, entry in built.state.items():
         if not isinstance(entry, Stateful):
             raise ProgramError(
@@ -91,7 +91,8 @@ def check_program(built: object, where: str) -> Program:
     return built
 
 
-def _hint(name: str, known: Iterable[str]) -> str:
+def hint(name: str, known: Iterable[str]) -> str:
+    """What to say of a name that is not known: the one that was probably meant, else all that are."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(map(repr, names)) or 'none'}"

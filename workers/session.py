@@ -71,8 +71,7 @@ class Session:
         mailbox: where its orders come from.
 
     Example:
-        >>> session = Session(worker_id=0, place=place, outbox=Outbox(), mailbox=Mailbox())  # doctest: +SKIP
-        >>> session.run()  # doctest: +SKIP
+        >>> Session(worker_id=0, place=place, outbox=Outbox(), mailbox=Mailbox()).run()  # doctest: +SKIP
     """
 
     def __init__(self, *, worker_id: int, place: Place, outbox: Outbox, mailbox: Mailbox) -> None:
@@ -301,7 +300,6 @@ class Session:
         elif order.then == "interrupt":
             self.trainer.interrupt()
 
-    # ---------------------------------------------------------------- small
     def _stamp(self) -> dict[str, Any]:
         """What every message carries."""
         return {

@@ -6,18 +6,20 @@ A `Worker` can be made by hand (`Worker()`) to try a program in a notebook: a wo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, overload
 
 import torch
 from torch import nn
 
 from workers import collectives
 from workers.collectives import Op, Value
-from workers.data.loader import GlobalLoader, SizedDataset
-from workers.data.sampler import GlobalBatches
+from workers.data.fetching import SizedDataset
+from workers.data.loader import GlobalLoader
+from workers.data.opening import Wish, open_source
+from workers.data.sources import HandedOut, RankBatches, TorchBatches
 from workers.errors import ProgramError
-from workers.program import Program
+from workers.program import Program, hint
 from workers.rank import Membership
 from workers.strategy import DataParallel, Module, no_sync
 
@@ -34,6 +36,7 @@ class Worker:
         seed: seed of the job: of the data order, and of every rank's random numbers.
         device: what this rank computes on; default: the accelerator of this process, else the CPU.
         membership: this rank's place; default: a world of one.
+        datasets: this rank's part of the data sets that were registered at the driver, by name.
 
     Example:
         >>> worker = Worker(config={"lr": 0.1})
@@ -48,11 +51,13 @@ class Worker:
         seed: int = 0,
         device: torch.device | None = None,
         membership: Membership = _ALONE,
+        datasets: Mapping[str, TorchBatches] | None = None,
     ) -> None:
         self.config: dict[str, Any] = dict(config or {})
         self.seed = seed
         self.device = device if device is not None else _own_device()
         self.membership = membership
+        self.datasets = dict(datasets or {})
         self.models = DataParallel(self.device)
         self.program: Program | None = None  # set when build() has returned
         self.samples = 0  # handed out by this rank's loaders
@@ -92,65 +97,90 @@ class Worker:
         """
         return self.models.prepare(model, **options)
 
+    @overload
     def loader(
         self,
-        dataset: SizedDataset,
+        source: SizedDataset,
         *,
         global_batch_size: int,
         shuffle: bool = False,
         drop_last: bool = False,
-        **options: object,
-    ) -> GlobalLoader:
-        """This rank's batches of a data set, out of one global order that does not depend on the number of ranks.
+        **options: Any,
+    ) -> GlobalLoader: ...
+
+    @overload
+    def loader(
+        self, source: TorchBatches, *, global_batch_size: int, drop_last: bool = False, **options: Any
+    ) -> RankBatches: ...
+
+    @overload
+    def loader(self, source: Iterable[Any]) -> RankBatches | HandedOut: ...
+
+    def loader(
+        self,
+        source: SizedDataset | TorchBatches | Iterable[Any],
+        *,
+        global_batch_size: int | None = None,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        **options: Any,
+    ) -> GlobalLoader | RankBatches | HandedOut:
+        """This rank's batches of some data; saved and resumed with the run.
+
+        Of a map-style data set each rank gets its share, out of one global order that does not depend on the number of
+        ranks. Of anything else each rank reads the batches that its own source gives.
 
         Args:
-            dataset: map-style, with a length, the same on every rank.
+            source: a map-style data set, the same on every rank; or any iterable of batches, such as a torch DataLoader
+                (read up to its place on resume); or one with `state_dict` and `load_state_dict`, such as torchdata's
+                StatefulDataLoader (resumes exactly); or a rank's part of a Ray data set, see `dataset`.
             global_batch_size: samples per step over **all** ranks; each rank gets an equal share, up to one sample.
-            shuffle: a new order in every pass, from the job's seed.
-            drop_last: leave out the last batch of a pass if it is smaller.
-            options: for torch's DataLoader: `num_workers`, `collate_fn`, `pin_memory` …
+                Not for sources that bring batches.
+            shuffle: a new order in every pass, from the job's seed. Only for map-style data sets.
+            drop_last: leave out the last batch of a pass if it is smaller. Not for sources that bring batches.
+            options: for torch's DataLoader: `num_workers`, `collate_fn`, `pin_memory` …; or for `iter_torch_batches`.
 
         Raises:
-            ProgramError: the data is empty, or the batch is smaller than the world.
+            ProgramError: the source is none of these, the data is empty, the batch is smaller than the world, or an
+                argument does not fit the source.
         """
-        samples = len(dataset)
-        if samples == 0:
-            raise ProgramError("worker.loader: dataset: expected at least one sample, received an empty data set")
-        if isinstance(global_batch_size, bool) or not isinstance(global_batch_size, int) or global_batch_size < 1:
-            raise ProgramError(
-                f"worker.loader: global_batch_size: expected a positive whole number, received {global_batch_size!r}"
-            )
-        if global_batch_size < self.world_size:
-            raise ProgramError(
-                f"worker.loader: global_batch_size: expected at least one sample for each of the {self.world_size} "
-                f"ranks, received {global_batch_size}; it counts the samples of all ranks together: raise it, or use "
-                "fewer workers"
-            )
-        if drop_last and samples < global_batch_size:
-            raise ProgramError(
-                f"worker.loader: drop_last: the data has {samples} samples, less than one batch of "
-                f"{global_batch_size}, so nothing would be left; make the batch smaller, or keep the last one"
-            )
-        batches = GlobalBatches(
-            samples=samples,
-            batch_size=global_batch_size,
-            shuffle=shuffle,
+        wish = Wish(global_batch_size=global_batch_size, shuffle=shuffle, drop_last=drop_last, options=options)
+        return open_source(
+            source,
+            wish,
             seed=self.seed,
-            drop_last=drop_last,
-        )
-        return GlobalLoader(
-            dataset,
-            batches,
-            lambda: (self.rank, self.world_size),
+            membership=lambda: (self.rank, self.world_size),
             consumed=self._consume,
-            **options,
         )
+
+    def dataset(self, name: str) -> TorchBatches:
+        """This rank's part of a Ray data set that was registered with `orchestrator.dataset(name, ds)`.
+
+        All ranks together see each row once a pass. Give it to `loader`, with a `global_batch_size`. Its order is Ray
+        Data's own, so a resumed run reads up to its place, but may meet other rows there than the run before.
+
+        Args:
+            name: as it was registered.
+
+        Raises:
+            ProgramError: there is none of that name.
+
+        Example:
+            >>> worker.loader(worker.dataset("train"), global_batch_size=64)  # doctest: +SKIP
+        """
+        if name not in self.datasets:
+            raise ProgramError(
+                f"worker.dataset({name!r}): expected a name that was registered with orchestrator.dataset(name, ds), "
+                f"received {name!r}{hint(name, self.datasets)}"
+            )
+        return self.datasets[name]
 
     def backward(self, loss: torch.Tensor) -> None:
         """`loss.backward()`, weighted so that the update is that of the whole global batch, however it is shared out.
 
         The loss is a mean over this rank's samples of the last batch that a loader handed out. DDP averages over ranks;
-        with n of G samples on one of W ranks the weight n·W/G makes that the mean over all G samples.
+        with n of G samples on one of W ranks the weight n·W/G makes that the mean over all G samples. Where every rank
+        brings its own batches (a DataLoader, a Stateful loader, Ray Data) nobody knows G: the weight is 1.
 
         Args:
             loss: scalar tensor.

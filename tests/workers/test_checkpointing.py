@@ -150,3 +150,41 @@ def test_data_that_the_checkpoint_does_not_know_begins_at_its_beginning(point):
     changed.program.data["third"] = fresh
     restore(changed.worker, changed.program, load)
     assert fresh.place == 0
+
+
+def test_the_place_of_stateful_data_is_refused_at_another_world_size(tmp_path):
+    ranks = [Rank(rank, 2) for rank in (0, 1)]
+    for rank in ranks:
+        rank.program.data["trainer"] = rank.worker.loader(Stream())
+        rank.trainer.process_function = lambda engine, batch: 1.0
+        rank.trainer.run(rank.program.data["trainer"], max_iters=3, epoch_length=5)
+    save(tmp_path, *(freeze(rank.worker, rank.program) for rank in ranks))
+    load = LoadPoint(folder=str(tmp_path), world_size=2)
+    for number in (0, 2):
+        other = Rank(number, 3)
+        other.program.data["trainer"] = other.worker.loader(Stream())
+        with pytest.raises(ProgramError) as error:
+            restore(other.worker, other.program, load)
+        assert str(error.value) == (
+            "checkpoint: data['trainer']: expected the world size at which it was saved, 2, received 3; a Stateful "
+            "loader keeps the place of each rank in its own part of the data, which can't be shared out anew: run with "
+            "workers: 2, or give worker.loader a map-style data set"
+        )
+
+
+def test_stateful_data_goes_on_where_each_rank_was(tmp_path):
+    ranks = [Rank(rank, 2) for rank in (0, 1)]
+    for rank in ranks:
+        rank.stream.place = 10 * rank.worker.rank
+        rank.program.data["trainer"] = rank.worker.loader(rank.stream)
+        rank.trainer = Engine(lambda engine, batch: batch)
+        rank.program.engines["trainer"] = rank.trainer
+        rank.trainer.run(rank.program.data["trainer"], max_iters=3, epoch_length=5)
+    save(tmp_path, *(freeze(rank.worker, rank.program) for rank in ranks))
+    for number in (0, 1):
+        again, seen = Rank(number, 2), []
+        loader = again.program.data["trainer"] = again.worker.loader(Stream())
+        again.program.engines["trainer"] = Engine(lambda engine, batch, seen=seen: seen.append(batch))
+        restore(again.worker, again.program, LoadPoint(folder=str(tmp_path), world_size=2))
+        again.program.engines["trainer"].run(loader, max_iters=5)
+        assert seen == [10 * number + 4, 10 * number + 5]

@@ -1,36 +1,21 @@
-"""Batches of this rank, with a cursor: a torch `DataLoader` that is told which samples to fetch, step by step.
+"""Batches of this rank, with a cursor: the global sequence, walked step by step.
 
-The order comes from `sampler.py`; fetching, collating and loader processes are torch's. Each `iter()` goes on from the
-cursor to the end of the pass, so that an engine can stop, rewind and resume anywhere at no cost.
+The order comes from `sampler.py`, the samples from `fetching.py`. Each `iter()` goes on from the cursor to the end of
+the pass, so that an engine can stop, rewind and resume anywhere at no cost.
 Made by `Worker.loader`; knows nothing of Ray or the driver.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterator
 
-import torch
-from torch.utils.data import DataLoader
-
+from workers.data.fetching import Fetcher, SizedDataset
 from workers.data.fingerprint import VERSION
 from workers.data.sampler import GlobalBatches
 
-__all__ = ["EvaluationView", "GlobalLoader", "Membership", "SizedDataset"]
+__all__ = ["EvaluationView", "GlobalLoader", "Membership"]
 
 Membership = Callable[[], tuple[int, int]]  # () → (rank, world size), asked anew at every pass
-
-
-class SizedDataset(Protocol):
-    """A map-style data set: what torch's `DataLoader` needs, with a length."""
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        ...
-
-    def __getitem__(self, index: int, /) -> object:
-        """One sample."""
-        ...
 
 
 class GlobalLoader:
@@ -64,8 +49,7 @@ class GlobalLoader:
         self.membership = membership
         self.consumed = consumed
         self.options = options
-        self._plan = _Plan(batches)
-        self._loader: DataLoader[object] | None = None
+        self._fetcher = Fetcher(dataset, batches, options)
         self._evaluation: EvaluationView | None = None
 
     def __len__(self) -> int:
@@ -74,12 +58,10 @@ class GlobalLoader:
 
     def __iter__(self) -> Iterator[object]:
         """Go on from the cursor to the end of the pass."""
-        if self._loader is None:
-            self._loader = _make_loader(self.dataset, self._plan, self.batches.seed, self.options)
         rank, world_size = self.membership()
         end = (self.step // self.batches.steps + 1) * self.batches.steps
-        self._plan.span, self._plan.rank, self._plan.world_size = range(self.step, end), rank, world_size
-        for step, batch in zip(range(self.step, end), self._loader, strict=True):
+        span = range(self.step, end)
+        for step, batch in zip(span, self._fetcher.fetch(span, rank, world_size), strict=True):
             self.step = step + 1
             if self.consumed is not None:
                 self.consumed(self.batches.size(step, rank, world_size), self.batches.total(step))
@@ -117,8 +99,8 @@ class EvaluationView:
 
     def __init__(self, loader: GlobalLoader) -> None:
         self._of = loader
-        self._plan = _Plan(loader.batches)
-        self._loader: DataLoader[object] | None = None  # its own: the trainer may be in the middle of a pass
+        # Its own: the trainer may be in the middle of a pass.
+        self._fetcher = Fetcher(loader.dataset, loader.batches, loader.options)
 
     def __len__(self) -> int:
         """Batches of this rank; may be 0."""
@@ -127,12 +109,8 @@ class EvaluationView:
 
     def __iter__(self) -> Iterator[object]:
         """The batches of this rank."""
-        if self._loader is None:
-            self._loader = _make_loader(self._of.dataset, self._plan, self._of.batches.seed, self._of.options)
-        steps = range(len(self))
-        rank, world_size = self._of.membership()
-        self._plan.span, self._plan.rank, self._plan.world_size = steps, rank, world_size
-        for step, batch in zip(steps, self._loader, strict=True):
+        span = range(len(self))
+        for step, batch in zip(span, self._fetcher.fetch(span, *self._of.membership()), strict=True):
             if self._of.consumed is not None:
                 size = self._size(step)
                 self._of.consumed(size, size)
@@ -140,37 +118,3 @@ class EvaluationView:
 
     def _size(self, step: int) -> int:
         return self._of.batches.size(step, *self._of.membership())
-
-
-class _Plan:
-    """The index lists of the coming pass; torch's DataLoader asks for them as it goes, so nothing is held."""
-
-    def __init__(self, batches: GlobalBatches) -> None:
-        self.batches = batches
-        self.span = range(0)
-        self.rank = 0
-        self.world_size = 1
-
-    def __iter__(self) -> Iterator[list[int]]:
-        shares = self.batches.walk(self.span, self.rank, self.world_size)
-        for step, indices in zip(self.span, shares, strict=True):
-            yield indices or self.batches.stand_in(step)
-
-    def __len__(self) -> int:
-        return len(self.span)
-
-
-def _make_loader(dataset: SizedDataset, plan: _Plan, seed: int, options: Mapping[str, object]) -> DataLoader[object]:
-    """A torch DataLoader that fetches what the plan says."""
-    options = dict(options)
-    if options.get("num_workers"):  # never fork: this may be a process with many threads
-        options.setdefault("multiprocessing_context", "forkserver")
-        options.setdefault("persistent_workers", True)
-    generator = torch.Generator()  # else every iter() draws from the trainer's global random numbers
-    generator.manual_seed(seed)
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_sampler=plan,
-        generator=generator,
-        **options,  # type: ignore[arg-type]
-    )

@@ -91,6 +91,37 @@ def test_a_change_of_the_world_is_seen_at_the_next_pass():
     assert lists(loader) == [[2, 3]]
 
 
+@given(st.integers(1, 40), st.integers(5, 9), st.booleans(), st.lists(st.integers(0, 4), min_size=3, max_size=3))
+def test_the_world_may_change_in_the_middle_of_a_pass(samples, batch_size, drop_last, stays):
+    batches = GlobalBatches(
+        samples=max(samples, batch_size), batch_size=batch_size, shuffle=True, seed=2, drop_last=drop_last
+    )
+    seen, step = [], 0
+    for world_size, steps in zip((4, 3, 5, 2), (*stays, batches.steps), strict=True):
+        until = min(step + steps, batches.steps)
+        for rank in range(world_size):
+            loader = GlobalLoader(range(batches.samples), batches, lambda rank=rank, w=world_size: (rank, w))
+            loader.seek(step)
+            handed = [*zip(range(step, until), loader, strict=False)]
+            seen += [i for at, batch in handed if batches.size(at, rank, world_size) for i in batch.tolist()]
+        step = until
+    whole = [i for step in range(batches.steps) for i in batches.indices(step, 0, 1)]
+    assert sorted(seen) == sorted(whole)
+    assert len(set(seen)) == len(seen) == loader.position(batches.steps)
+
+
+@given(st.integers(1, 30), st.integers(1, 9), st.booleans(), st.data())
+def test_the_shares_of_a_step_differ_by_at_most_one(samples, batch_size, drop_last, data):
+    world_size = data.draw(st.integers(1, 12))
+    batches = GlobalBatches(
+        samples=max(samples, batch_size), batch_size=batch_size, shuffle=True, seed=2, drop_last=drop_last
+    )
+    for step in range(batches.steps):
+        sizes = [len(batches.indices(step, rank, world_size)) for rank in range(world_size)]
+        assert max(sizes) - min(sizes) <= 1
+        assert sum(sizes) == batches.total(step)
+
+
 @given(st.integers(1, 20), st.integers(1, 9), st.data())
 def test_an_evaluation_sees_every_sample_once_with_nothing_padded(samples, batch_size, data):
     world_size = data.draw(st.integers(1, batch_size))
@@ -154,7 +185,7 @@ def test_loader_processes_give_the_same_batches_and_stay_until_the_loader_goes()
     assert len(pids) == 2
     assert pids <= children()
     assert all(batch[:, 2].eq(1).all() for batch in theirs)
-    assert loader._loader.multiprocessing_context.get_start_method() == "forkserver"
+    assert loader._fetcher.loader.multiprocessing_context.get_start_method() == "forkserver"
     del loader
     wait_until(lambda: not pids & children(), what="the loader's processes to end")
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.data import sampler
+from workers.data.permutation import permute
 from workers.data.sampler import GlobalBatches, slice_of
 
 SHAPES = st.tuples(st.integers(1, 60), st.integers(1, 20), st.integers(1, 7))  # N, G, W
@@ -64,6 +65,21 @@ def test_drop_last_leaves_out_only_the_smaller_batch(samples, batch_size):
     assert dropping.steps == samples // batch_size
     assert keeping.steps == -(-samples // batch_size)
     assert [dropping.total(step) for step in range(dropping.steps)] == [batch_size] * dropping.steps
+
+
+@given(SHAPES, st.integers(0, 3))
+def test_dropping_the_last_leaves_the_first_positions_of_the_permutation(shape, which):
+    samples, batch_size, world_size = shape
+    batches = batches_of(max(samples, batch_size), batch_size, drop_last=True)
+    order = permute(range(batches.samples), batches.samples, (3 << 32) + which).tolist()
+    assert list(chain.from_iterable(passed(batches, world_size, which))) == order[: batches.steps * batch_size]
+
+
+@given(SHAPES, st.booleans(), st.integers(0, 40))
+def test_the_position_counts_the_samples_of_all_batches_before(shape, drop_last, step):
+    samples, batch_size, _ = shape
+    batches = batches_of(max(samples, batch_size), batch_size, drop_last=drop_last)
+    assert batches.position(step) == sum(batches.total(before) for before in range(step))
 
 
 def test_each_pass_and_each_seed_has_an_order_of_its_own():

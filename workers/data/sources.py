@@ -1,0 +1,200 @@
+"""Data that a rank brings itself: batches that some other loader made, handed out and counted here.
+
+Nothing is dealt out over ranks: each reads its own. `opening.py` decides what gets wrapped in what; how exactly each
+resumes is told in the README's table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+__all__ = [
+    "Consumed",
+    "HandedOut",
+    "NoPart",
+    "RankBatches",
+    "SplitBatches",
+    "StatefulBatches",
+    "StatefulLoader",
+    "TorchBatches",
+    "size_of",
+]
+
+Consumed = Callable[[int, int], None]  # (samples here, samples of the batch over all that share it)
+
+
+@runtime_checkable
+class StatefulLoader(Protocol):
+    """A loader that knows its place, like torchdata's `StatefulDataLoader`."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Its batches, from its place on."""
+        ...
+
+    def state_dict(self) -> Any:
+        """Its place."""
+        ...
+
+    def load_state_dict(self, state: Any, /) -> object:
+        """Take up a place."""
+        ...
+
+
+@runtime_checkable
+class TorchBatches(Protocol):
+    """One rank's part of a Ray data set: what `streaming_split` gives."""
+
+    def iter_torch_batches(self, *, batch_size: int, drop_last: bool, **options: Any) -> Iterable[Any]:
+        """Batches of one pass."""
+        ...
+
+
+class HandedOut:
+    """An iterator that tells of every batch which it hands out.
+
+    Args:
+        batches: where they come from.
+        consumed: told of each batch's samples.
+    """
+
+    def __init__(self, batches: Iterator[Any], consumed: Consumed) -> None:
+        self._batches = batches
+        self._consumed = consumed
+
+    def __iter__(self) -> HandedOut:
+        return self
+
+    def __next__(self) -> Any:
+        batch = next(self._batches)
+        size = size_of(batch)
+        self._consumed(size, size)
+        return batch
+
+    def skip(self) -> None:
+        """Read one batch on and throw it away: nobody consumed it."""
+        next(self._batches)
+
+
+class RankBatches:
+    """Any iterable of batches; each `iter()` is one pass.
+
+    Args:
+        data: gives batches of this rank.
+        consumed: told of each batch's samples.
+    """
+
+    def __init__(self, data: Iterable[Any], consumed: Consumed) -> None:
+        self.data = data
+        self._consumed = consumed
+
+    def __len__(self) -> int:
+        """Batches in one pass.
+
+        Raises:
+            TypeError: the data can't tell.
+        """
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Any]:
+        """One pass."""
+        return HandedOut(iter(self.data), self._consumed)
+
+
+class StatefulBatches(RankBatches):
+    """A loader that knows its place: saved with every checkpoint, and taken up again exactly."""
+
+    data: StatefulLoader
+
+    def __init__(self, data: StatefulLoader, consumed: Consumed) -> None:
+        super().__init__(data, consumed)
+        self._taken_up = False
+
+    def __iter__(self) -> Iterator[Any]:
+        """One pass, or the rest of the one whose state was taken up; if that has no batch left, the next one."""
+        batches = iter(self.data)
+        if self._taken_up:
+            self._taken_up = False
+            batches = self._or_next_pass(batches)
+        return HandedOut(batches, self._consumed)
+
+    def state_dict(self) -> Any:
+        """The loader's place."""
+        return self.data.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        """Take up a place; the next `iter()` goes on there."""
+        self.data.load_state_dict(state)
+        self._taken_up = True
+
+    def _or_next_pass(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """A checkpoint at the end of an epoch: an engine stops before it asks for the batch that is not there."""
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty:
+            yield from self.data
+
+
+class SplitBatches:
+    """A rank's part of a Ray data set as an iterable of batches.
+
+    Args:
+        data: this rank's iterator.
+        batch_size: samples of this rank in a batch.
+        options: for `iter_torch_batches`.
+    """
+
+    def __init__(self, data: TorchBatches, batch_size: int, options: Mapping[str, Any]) -> None:
+        self.data = data
+        self.batch_size = batch_size
+        self.options = options
+
+    def __iter__(self) -> Iterator[Any]:
+        """One pass; all ranks must begin theirs before any of them gets a batch."""
+        return iter(self.data.iter_torch_batches(batch_size=self.batch_size, **self.options))
+
+
+class NoPart:
+    """What stands for the part of a rank that has none: a spare, which builds its program like all others.
+
+    Args:
+        name: of the data set.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def iter_torch_batches(self, *, batch_size: int, drop_last: bool, **options: Any) -> Iterable[Any]:
+        """Refuse.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(
+            f"dataset {self.name!r}: expected a rank that trains, received a spare, which has no part of it; "
+            "read it in an engine, not in build(worker)"
+        )
+
+
+def size_of(batch: object) -> int:
+    """Samples in a batch: the length of the first array or tensor in it; 1 if there is none.
+
+    Example:
+        >>> size_of({"x": torch.zeros(5, 3), "y": torch.zeros(5)})  # doctest: +SKIP
+        5
+    """
+    return _size_of(batch) or 1
+
+
+def _size_of(batch: object) -> int | None:
+    shape = getattr(batch, "shape", None)
+    if shape is not None:
+        return int(shape[0]) if len(shape) else None
+    parts: Iterable[object] = ()
+    if isinstance(batch, Mapping):
+        parts = batch.values()
+    elif isinstance(batch, tuple | list):
+        parts = batch
+    return next((size for size in map(_size_of, parts) if size is not None), None)
