@@ -89,9 +89,8 @@ def word(detail: ErrorDetails) -> str:
     if kind in BOUNDS:
         relation, bound = BOUNDS[kind]
         return explain("", expected=f"a number {relation} {context[bound]:.20g}", received=received)
-    if detail["loc"] == ("workers",) and kind == "model_type":
-        expected = "a whole number, or a mapping with count"
-        return explain("", expected=expected, received=received, mend=EXPECTED["int_type"][1])
+    if detail["loc"] in SHORT and kind == "model_type":
+        return explain("", expected=SHORT[detail["loc"]], received=received, mend=EXPECTED["int_type"][1])
     expected, mend = EXPECTED.get(kind, (detail["msg"], ""))
     return explain("", expected=expected, received=received, mend=mend)
 

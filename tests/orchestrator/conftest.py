@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Registry
-from orchestrator.journal import Journal
+from orchestrator.journal import Journal, read_journal
 from orchestrator.limits import Limits
 from orchestrator.run import Run
 from tests.orchestrator.fake_group import FakeGroup
@@ -17,6 +17,11 @@ from workers.locations import storage_at
 from workers.orders import Build
 
 MakeRun = Callable[..., Run]
+
+
+def lines_of(run: Run) -> list[dict[str, Any]]:
+    """What the run's journal tells."""
+    return list(read_journal(run.journal._storage.locate("journal.jsonl")))
 
 
 @pytest.fixture

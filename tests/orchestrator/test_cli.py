@@ -36,8 +36,8 @@ class FakeOrchestrator:
         self.called["roots"] = roots
         return self
 
-    def run(self, *, resume: str) -> SimpleNamespace:
-        self.called["resume"] = resume
+    def run(self, *, resume: str, fresh: bool, strict: bool) -> SimpleNamespace:
+        self.called |= {"resume": resume, "fresh": fresh, "strict": strict}
         if self.error is not None:
             raise self.error
         return SimpleNamespace(
@@ -82,7 +82,9 @@ def test_run_hands_the_spec_over_and_prints_a_summary(
     assert code_of("run", job, "--set", "train.max_epochs=3", "--workers", "1", "--resume", "never") == 0
     assert fake.spec is not None
     assert (fake.spec.train.max_epochs, fake.spec.workers.count) == (3, 1)
-    assert fake.called == {"roots": [str(tmp_path / "elsewhere"), str(tmp_path)], "resume": "never"}
+    assert fake.called == {
+        "roots": [str(tmp_path / "elsewhere"), str(tmp_path)], "resume": "never", "fresh": False, "strict": False,
+    }  # fmt: skip
     shown = capsys.readouterr().out
     rows = {cells[1].strip(): cells[2].strip() for line in shown.splitlines() if len(cells := line.split("│")) == 4}
     assert "run digits" in shown
@@ -99,6 +101,11 @@ def test_run_hands_the_spec_over_and_prints_a_summary(
 def test_run_resumes_unless_told_otherwise(job: str, fake: FakeOrchestrator) -> None:
     assert code_of("run", job) == 0
     assert fake.called["resume"] == "auto"
+
+
+def test_run_starts_anew_and_refuses_damage_if_told_to(job: str, fake: FakeOrchestrator) -> None:
+    assert code_of("run", job, "--fresh", "--strict") == 0
+    assert (fake.called["fresh"], fake.called["strict"]) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -188,9 +195,14 @@ def test_a_wrong_command_line_exits_2(arguments: list[str], capsys: pytest.Captu
     ("sets", "summary"),
     [
         ([], "run digits, 2 workers, 5 epochs, evaluate every 1"),
+        (["checkpoint={}"], "run digits, 2 workers, 5 epochs, evaluate every 1, checkpoint every 1 epoch"),
+        (
+            ["checkpoint.every={seconds: 0.5}", "evaluate="],
+            "run digits, 2 workers, 5 epochs, checkpoint every 0.5 seconds",
+        ),
         (
             ["workers={count: 1, gpus: 0.5}", "train={max_iters: 9}", "checkpoint.every=2", "evaluate="],
-            "run digits, 1 worker, 9 iterations, 0.5 gpus each, checkpoint every 2",
+            "run digits, 1 worker, 9 iterations, 0.5 gpus each, checkpoint every 2 epochs",
         ),
     ],
 )

@@ -57,7 +57,7 @@ bset: 1
         "job.yaml:10: checkpoint.best.metric: missing key, add it: Name of the reduced metric to compare, "
         "such as validation/accuracy.",
         "job.yaml:12: bset: unknown key; the keys here are run, program, handlers, config, train, workers, "
-        "evaluate, checkpoint, seed, storage, cluster",
+        "evaluate, checkpoint, start_from, seed, storage, cluster",
     ]
 
 

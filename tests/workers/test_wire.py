@@ -55,6 +55,7 @@ EXAMPLES = {
     "engine": "evaluator",
     "pickled": b"call",
     "data": {"length": 9},
+    "datasets": {"train": b"part"},
     "url": "s3://b/staging",
     "written": Written(receipts=(RECEIPT,), results=[]),
     "environment": {"A": "1"},
