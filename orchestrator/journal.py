@@ -7,6 +7,7 @@ object store, where nothing can be appended to, it is a row of segments, each re
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.notice import notice
-from workers.failpoints import failpoint
+from workers.failpoints import armed, failpoint
 from workers.folder import Folder
 from workers.locations import storage_at
 from workers.storage import Storage
@@ -65,7 +66,6 @@ class Journal:
         """
         if self._sink is None:
             return
-        self._owned()
         line: dict[str, Any] = {
             "event": event,
             "time": time.time(),
@@ -80,13 +80,17 @@ class Journal:
     def close(self) -> None:
         """Bring everything to the disk and let go of the file."""
         if self._sink is not None:
-            self._flush()
-            self._sink.close()
-            self._sink = None
+            try:
+                if self._held:
+                    self._flush()
+            finally:
+                self._sink.close()
+                self._sink = None
 
     def _flush(self) -> None:
         assert self._sink is not None, "the journal is open"
         try:
+            self._owned()  # of what was held too: whoever lost the run writes nothing more
             while self._held:
                 self._sink.append(self._held[0])
                 del self._held[0]
@@ -123,19 +127,23 @@ class _File(_Sink):
 
     def append(self, line: bytes) -> None:
         size = os.fstat(self._descriptor).st_size
-        failpoint("journal.half")
         try:
-            written = os.write(self._descriptor, line)
+            if armed("journal.half"):
+                self._write(line[: len(line) // 2])
+                line = line[len(line) // 2 :]
+                failpoint("journal.half")
+            self._write(line)
         except OSError:
             os.ftruncate(self._descriptor, size)
             raise
-        if written < len(line):  # the disk filled up in the middle of it
-            os.ftruncate(self._descriptor, size)
-            raise OSError(28, os.strerror(28))
 
     def close(self) -> None:
         os.fsync(self._descriptor)
         os.close(self._descriptor)
+
+    def _write(self, content: bytes) -> None:
+        if os.write(self._descriptor, content) < len(content):  # the disk filled up in the middle of it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class _Segments(_Sink):

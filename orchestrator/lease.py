@@ -168,6 +168,7 @@ class Lease:
         if self._thread is not None:
             self._thread.join(timeout=self._me.ttl)
             self._thread = None
+        if self.token:
             with contextlib.suppress(FencedError, OSError):
                 self.check()
                 self._write(replace(self._me, released=True))
@@ -193,9 +194,10 @@ class Lease:
         except FileExistsError:
             return False  # somebody was faster: look again
         self.token = token
-        for old in self._tokens():
-            if old < token - 1:
-                self._storage.remove(_name(old))
+        with contextlib.suppress(OSError):  # they mean nothing any more
+            for old in self._tokens():
+                if old < token - 1:
+                    self._storage.remove(_name(old))
         return True
 
     def _renew(self) -> None:

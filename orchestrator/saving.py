@@ -130,26 +130,27 @@ class Saver:
         if len(flight.told) < self._world_size:
             return
         self._flight = None
+        staging: Staging | None = flight.staging
         try:
             checkpoint = self._commit(flight)
+            staging = None
+            self.committed(checkpoint)
         except CheckpointError as error:
-            self._give_up(flight.staging, error)
+            self._give_up(staging, error)
         except FencedError as error:
             raise self._loop.end(error) from error
-        else:
-            self.committed(checkpoint)
 
     def _commit(self, flight: _Flight) -> Committed:
-        failpoint("commit.received")
         folder = flight.staging.folder
         _check(folder, {rank: word.failure for rank, word in flight.told.items() if word.failure is not None})
         written: dict[int, Any] = {rank: word.written for rank, word in flight.told.items()}
         results = {rank: part.results for rank, part in written.items()}
         try:
+            failpoint("commit.received")
             index = retrying("write the index", lambda: flight.plan.write_index(flight.staging.storage, results))
+            failpoint("commit.indexed")
         except OSError as error:
             raise CheckpointError.at(folder, f"can't be written: {error.strerror or error}") from error
-        failpoint("commit.indexed")
         receipts = [receipt for part in written.values() for receipt in part.receipts]
         return self._registry.commit(flight.staging, flight.manifest, [*receipts, *index])
 

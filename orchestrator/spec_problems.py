@@ -77,6 +77,13 @@ def path_of(place: tuple[str | int, ...], data: Mapping[str, object]) -> tuple[s
     return place[:1] if short_form else place
 
 
+SHORT: dict[tuple[str | int, ...], str] = {
+    ("workers",): "a whole number, or a mapping with count",
+    ("checkpoint", "every"): "a whole number, or a mapping with epochs, iterations or seconds",
+}
+"""Sections that may be written as a whole number alone."""
+
+
 def word(detail: ErrorDetails) -> str:
     """Word one error, without its path."""
     kind, received, context = detail["type"], show(detail["input"]), detail.get("ctx", {})
@@ -93,9 +100,8 @@ def word(detail: ErrorDetails) -> str:
         relation, name, mend = BOUNDS[kind]
         bound = f"{context[name]:.20g}"
         return explain("", expected=f"a number {relation} {bound}", received=received, mend=mend.format(bound))
-    if detail["loc"] == ("workers",) and kind == "model_type":
-        expected = "a whole number, or a mapping with count"
-        return explain("", expected=expected, received=received, mend=EXPECTED["int_type"][1])
+    if detail["loc"] in SHORT and kind == "model_type":
+        return explain("", expected=SHORT[detail["loc"]], received=received, mend=EXPECTED["int_type"][1])
     expected, mend = EXPECTED.get(kind, (detail["msg"], "rankfire validate --schema prints what may stand there"))
     return explain("", expected=expected, received=received, mend=mend)
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Committed, Registry
-from orchestrator.errors import FencedError, RunInterrupted, SpecError, SystemFailure, explain
+from orchestrator.errors import FencedError, RankfireError, RunInterrupted, SpecError, SystemFailure, explain
 from orchestrator.exchange import Group, LeaseLost
 from orchestrator.group import RayGroup
 from orchestrator.journal import Journal
@@ -103,26 +103,29 @@ def train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
         parts.lease.acquire(notice)
         if resume.fresh and (aside := set_aside(settings.root, settings.run)) is not None:
             notice(f"what run {settings.run!r} had is now {settings.root.locate(aside)}")
+        if resume.mode == "never":
+            _refuse_existing(parts)
+        if settings.text is not None:
+            settings.home.replace("spec.yaml", settings.text.encode())
         parts.journal.start(parts.lease.token)
     except OSError as error:
         parts.lease.release()
         raise SystemFailure(f"storage: {settings.home.url} can't be written: {error.strerror or error}") from error
+    except RankfireError:
+        parts.lease.release()
+        raise
     try:
         return _train(parts, limits, resume)
     finally:
-        with contextlib.suppress(FencedError):
+        with contextlib.suppress(FencedError, OSError):
             parts.journal.close()
         parts.lease.release()
 
 
 def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     settings, journal = parts.settings, parts.journal
-    if resume.mode == "never" and not resume.fresh:
-        _refuse_existing(parts)
     parts.registry.sweep()
     point, load = _begin_at(parts, resume)
-    if settings.text is not None:
-        settings.home.replace("spec.yaml", settings.text.encode())
     if point is not None and _is_done(point, limits):
         journal.write("RUN_COMPLETED", already=True, checkpoint=point.name)
         return _result(parts, "completed", None)

@@ -11,16 +11,20 @@ import itertools
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing.util import Finalize
 from pathlib import Path
 
+import fsspec
 import hypothesis
 import psutil
 import pytest
 
 from tests.leftovers import MARK, Footprint, alive_in_ray, left_since, session_processes
+from tests.object_store import BUCKET, object_store_in
 from tests.waiting import expect_none
+from workers.locations import storage_at
+from workers.storage import Storage
 
 hypothesis.settings.register_profile("strict", deadline=None)
 hypothesis.settings.load_profile("strict")
@@ -99,3 +103,36 @@ def ray_cluster(private_root: Path) -> Iterator[str]:
             ray.shutdown()
             _, alive = psutil.wait_procs(processes, timeout=15)
     assert not alive, f"processes of Ray that outlived ray.shutdown(): {alive}"
+
+
+@pytest.fixture(scope="session")
+def object_store(private_root: Path) -> Iterator[Mapping[str, str]]:
+    """A real S3 with a bucket, and the environment that leads to it; kept until the session ends."""
+    with object_store_in(private_root / "weed") as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield environment
+
+
+@pytest.fixture(params=["folder", "memory", "s3"])
+def storage(request: pytest.FixtureRequest) -> Iterator[Storage]:
+    """An empty storage of each kind."""
+    yield from _storage(request)
+
+
+@pytest.fixture(params=["folder", "s3"])
+def durable(request: pytest.FixtureRequest) -> Iterator[Storage]:
+    """An empty storage of each kind that another process can reach."""
+    yield from _storage(request)
+
+
+def _storage(request: pytest.FixtureRequest) -> Iterator[Storage]:
+    if request.param == "folder":
+        yield storage_at(request.getfixturevalue("tmp_path") / "storage")
+    elif request.param == "memory":
+        yield storage_at(f"memory://{uuid.uuid4().hex}")
+        fsspec.filesystem("memory").store.clear()
+        fsspec.filesystem("memory").pseudo_dirs[:] = [""]
+    else:
+        request.getfixturevalue("object_store")
+        yield storage_at(f"s3://{BUCKET}/{uuid.uuid4().hex}")

@@ -17,8 +17,9 @@ import psutil
 MARK = "RANKFIRE_TEST_SESSION"
 """Environment variable that every process started by the test session inherits."""
 
-LIVES_WITH_THE_INTERPRETER = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
-"""Python starts these once and keeps them until the interpreter ends."""
+LIVES_LONGER = ("multiprocessing.resource_tracker", "multiprocessing.forkserver", "/weed -logtostderr")
+"""Python starts the first two once and keeps them until the interpreter ends; the third is the session's object store,
+which sees to its own end."""
 
 LIVES_WITH_THE_CLUSTER = ("_StatsActor", "_AutoscalingCoordinatorActor")
 """Actors that Ray Data starts once in a cluster, detached from whoever used it first."""
@@ -111,7 +112,7 @@ def _describe(process: psutil.Process) -> str:
         command, status = "?", "zombie"
     except psutil.NoSuchProcess:
         return ""
-    if any(name in command for name in LIVES_WITH_THE_INTERPRETER):
+    if any(name in command for name in LIVES_LONGER):
         return ""
     return f"process {process.pid} ({status}): {command[:300]}"
 

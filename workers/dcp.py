@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import (
     CURRENT_DCP_VERSION,
@@ -113,6 +114,7 @@ def read_tensors(storage: Storage, names: Callable[[str], bool] = lambda _: True
         name → tensor on the CPU.
 
     Raises:
+        OSError: a file can't be read.
         ValueError: the index can't be used.
     """
     index = _from_json(storage.read(INDEX))
@@ -122,11 +124,21 @@ def read_tensors(storage: Storage, names: Callable[[str], bool] = lambda _: True
         if isinstance(entry, TensorStorageMetadata) and names(name)
     }
     if tensors:
-        with warnings.catch_warnings():  # that one process loads alone is what is meant here
+        with _plain_errors(), warnings.catch_warnings():  # that one process loads alone is what is meant here
             warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
             planner = cast(LoadPlanner, _TensorsOnly())
             load(cast(Any, tensors), storage_reader=_Reader(storage, index), planner=planner, no_dist=True)
     return tensors
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """torch wraps what goes wrong in a `BaseException`, which would pass by all who handle errors."""
+    try:
+        yield
+    except CheckpointException as error:
+        cause, _ = next(iter(error.failures.values()))
+        raise cause from None
 
 
 class _Reader(FileSystemReader):
@@ -154,14 +166,8 @@ class _TensorsOnly(DefaultLoadPlanner):
 def _to_json(metadata: Metadata) -> bytes:
     where: dict[str, list[dict[str, object]]] = {}
     for index, info in metadata.storage_data.items():
-        where.setdefault(index.fqn, []).append(
-            {
-                "offsets": list(index.offset or ()),
-                "file": str(info.relative_path),
-                "start": int(info.offset),
-                "bytes": int(info.length),
-            }
-        )
+        part = {"file": str(info.relative_path), "start": int(info.offset), "bytes": int(info.length)}
+        where.setdefault(index.fqn, []).append({"offsets": list(index.offset or ()), **part})
     tensors = {}
     for name, entry in metadata.state_dict_metadata.items():
         assert isinstance(entry, TensorStorageMetadata), f"{name} is no tensor, so it has no place in data/"

@@ -1,6 +1,6 @@
 """Named places in the real code at which a test can make a process fail: off unless the environment arms them.
 
-`RANKFIRE_FAILPOINTS="checkpoint.shard.synced=kill@1#2; lease.renewed=sleep:0.5"` arms two: the first kills rank 1
+`RANKFIRE_FAILPOINTS="shard.synced=kill@1#2; lease.renewed=sleep:0.5"` arms two: the first kills rank 1
 when it comes by for the second time. `POINTS` names them all; a test demands that every one of them is hit by a test.
 A process that is not armed pays one attribute test per point, and none of them lies in the training loop.
 """
@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["POINTS", "VARIABLE", "Armed", "FailpointError", "arm", "failpoint", "parse"]
+__all__ = ["POINTS", "TRACE", "VARIABLE", "Armed", "FailpointError", "arm", "armed", "failpoint", "parse"]
 
 VARIABLE = "RANKFIRE_FAILPOINTS"
 TRACE = "RANKFIRE_FAILPOINTS_TRACE"  # a file to which every hit is appended: how a test knows that its fault fired
@@ -91,14 +91,19 @@ def failpoint(name: str, rank: int | None = None) -> None:
     if not _armed:
         return
     assert name in POINTS, f"failpoint {name!r} is not in POINTS"
-    armed = _armed.get(name)
-    if armed is None or (armed.rank is not None and armed.rank != rank):
+    point = _armed.get(name)
+    if point is None or (point.rank is not None and point.rank != rank):
         return
     with _lock:
-        armed.seen += 1
-        due = armed.hit <= armed.seen < armed.hit + _times(armed)
+        point.seen += 1
+        due = point.hit <= point.seen < point.hit + _times(point)
     if due:
-        _fail(name, armed, rank)
+        _fail(name, point, rank)
+
+
+def armed(name: str) -> bool:
+    """Whether a failpoint is on: for code that must do something in two steps so that one can lie between them."""
+    return name in _armed
 
 
 def arm(text: str) -> None:
@@ -139,30 +144,30 @@ def parse(text: str) -> dict[str, Armed]:
     return found
 
 
-def _times(armed: Armed) -> float:
-    if armed.action in ("enospc", "eio"):
-        return armed.value or float("inf")
+def _times(point: Armed) -> float:
+    if point.action in ("enospc", "eio"):
+        return point.value or float("inf")
     return 1
 
 
-def _fail(name: str, armed: Armed, rank: int | None) -> None:
+def _fail(name: str, point: Armed, rank: int | None) -> None:
     if trace := os.environ.get(TRACE):
         descriptor = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.write(descriptor, f"{name} {armed.action} {'driver' if rank is None else rank}\n".encode())
+        os.write(descriptor, f"{name} {point.action} {'driver' if rank is None else rank}\n".encode())
         os.close(descriptor)
-    if armed.action == "kill":
+    if point.action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif armed.action == "stop":
+    elif point.action == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
-    elif armed.action == "exit":
+    elif point.action == "exit":
         sys.stderr.flush()
         os._exit(70)
-    elif armed.action == "raise":
+    elif point.action == "raise":
         raise FailpointError(f"failpoint {name}")
-    elif armed.action == "sleep":
-        time.sleep(armed.value)
+    elif point.action == "sleep":
+        time.sleep(point.value)
     else:
-        number = errno.ENOSPC if armed.action == "enospc" else errno.EIO
+        number = errno.ENOSPC if point.action == "enospc" else errno.EIO
         raise OSError(number, os.strerror(number), f"failpoint {name}")
 
 

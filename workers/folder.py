@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -29,13 +30,13 @@ class Folder(Storage):
 
     def make_folder(self, path: str) -> None:  # noqa: D102
         folder = self.root / path
-        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_folder_of(folder)
         folder.mkdir(mode=0o700)
 
     @contextlib.contextmanager
     def create(self, path: str) -> Iterator[BinaryIO]:  # noqa: D102
         whole = self.root / path
-        whole.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_folder_of(whole)
         with os.fdopen(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
             yield file
             file.flush()
@@ -43,7 +44,7 @@ class Folder(Storage):
 
     def claim(self, path: str, content: bytes) -> None:  # noqa: D102
         whole = self.root / path
-        whole.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_folder_of(whole)
         temporary = whole.with_name(f".{whole.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             self._write(temporary, content)
@@ -100,6 +101,13 @@ class Folder(Storage):
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+
+
+def _make_folder_of(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except FileExistsError as error:  # which would say that somebody else was first
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from error
 
 
 def _sync_folder(path: Path) -> None:

@@ -62,9 +62,10 @@ class Objects(Storage):
         with self._words(path):
             self._fs.pipe_file(self._key(path), content)
 
-    def open(self, path: str) -> contextlib.AbstractContextManager[BinaryIO]:  # noqa: D102
-        with self._words(path):
-            return cast("contextlib.AbstractContextManager[BinaryIO]", self._fs.open(self._key(path), "rb"))
+    @contextlib.contextmanager
+    def open(self, path: str) -> Iterator[BinaryIO]:  # noqa: D102
+        with self._words(path), self._fs.open(self._key(path), "rb") as file:
+            yield cast(BinaryIO, file)
 
     def read(self, path: str) -> bytes:  # noqa: D102
         with self._words(path):
@@ -96,17 +97,21 @@ class Objects(Storage):
 
     def remove(self, path: str) -> None:  # noqa: D102
         with self._words(path), contextlib.suppress(FileNotFoundError):
-            keys = [self._key(f"{path}/{name}") for name in self.files(path)]
-            if keys:
-                self._fs.rm(keys)
-            elif self.exists(path):
-                self._fs.rm_file(self._key(path))
+            keys = [self._key(f"{path}/{name}") for name in self.files(path)] or [self._key(path)]
+            patterns = [key for key in keys if not _GLOB.isdisjoint(key)]  # which `rm` would take for what they match
+            if plain := [key for key in keys if key not in patterns]:
+                self._fs.rm(plain)
+            for key in patterns:
+                self._fs.rm_file(key)
         self._fs.invalidate_cache()
 
     def move(self, path: str, to: str) -> None:  # noqa: D102
         with self._words(path):
-            for name in self.files(path):
-                self._fs.cp_file(self._key(f"{path}/{name}"), self._key(f"{to}/{name}"))
+            pairs = [(f"{path}/{name}", f"{to}/{name}") for name in self.files(path)]
+            if not pairs and self._fs.info(self._key(path))["type"] == "file":
+                pairs = [(path, to)]
+            for old, new in pairs:
+                self._fs.cp_file(self._key(old), self._key(new))
         self.remove(path)
 
     def sync(self, path: str) -> None:
@@ -130,6 +135,7 @@ class Objects(Storage):
             raise OSError(errno.ETIMEDOUT if late else errno.EREMOTE, text) from error
 
 
+_GLOB = set("*?[")
 _CLIENTS = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "azure", "fsspec", "s3fs"}
 
 

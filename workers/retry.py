@@ -17,6 +17,7 @@ DELAYS = (0.1, 0.5, 2.5)  # seconds before the second, third and fourth try
 _TRANSIENT = {
     errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNABORTED,
     errno.ECONNREFUSED, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EREMOTEIO,
+    errno.EBUSY,  # s3fs: 503 SlowDown
 }  # fmt: skip
 _logger = logging.getLogger(__name__)
 Result = TypeVar("Result")

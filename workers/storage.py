@@ -71,7 +71,10 @@ class Storage(ABC):
 
     @abstractmethod
     def names(self, path: str = "") -> list[str]:
-        """Names of what lies in a folder, sorted; empty if there is no such folder."""
+        """Names of what lies in a folder, sorted; empty if there is no such folder.
+
+        An object store may go on naming a folder for a while after the last file in it is gone.
+        """
 
     @abstractmethod
     def files(self, path: str = "") -> list[str]:

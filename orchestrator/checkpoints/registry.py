@@ -9,8 +9,8 @@ Either way a checkpoint is what has a manifest; until then the old ones stand, a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from orchestrator.checkpoints.manifest import NAME, Manifest
@@ -18,6 +18,7 @@ from orchestrator.checkpoints.verify import damage
 from orchestrator.errors import CheckpointError
 from workers.failpoints import failpoint
 from workers.parcels import Receipt
+from workers.retry import retrying
 from workers.storage import Storage
 
 __all__ = ["Committed", "Registry", "Staging"]
@@ -64,14 +65,15 @@ class Registry:
 
     def sweep(self) -> list[str]:
         """Remove what interrupted saves and prunings left; returns their names. Only the run's owner may call it."""
-        self.owned()
         orphans = []
-        for name in self.storage.names():
-            if _STAGING.fullmatch(name):
-                self.storage.remove(name)
-                orphans.append(name)
-            elif not self.storage.moves and _COMMITTED.fullmatch(name) and self._bury(name):
-                orphans.append(name)
+        with self._words(self.storage.url, "can't be swept"):
+            self.owned()
+            for name in self.storage.names():
+                if _STAGING.fullmatch(name):
+                    self.storage.remove(name)
+                    orphans.append(name)
+                elif not self.storage.moves and _COMMITTED.fullmatch(name) and self._bury(name):
+                    orphans.append(name)
         return orphans
 
     def found(self) -> list[tuple[str, Committed | str]]:
@@ -112,9 +114,9 @@ class Registry:
         Raises:
             CheckpointError: the storage refuses.
         """
-        self.owned()
         number = 1
-        try:
+        with self._words(self.storage.url, "can't be written"):
+            self.owned()
             taken = set(self.storage.names())
             while True:
                 name = f"step-{step:08d}" + (f"-{number}" if number > 1 else "")
@@ -122,8 +124,6 @@ class Registry:
                 if staging is not None:
                     return staging
                 number += 1
-        except OSError as error:
-            raise CheckpointError.at(self.storage.url, f"can't be written: {error.strerror or error}") from error
 
     def commit(self, staging: Staging, manifest: Manifest, files: Iterable[Receipt]) -> Committed:
         """Make what was staged a checkpoint.
@@ -139,7 +139,7 @@ class Registry:
         """
         entries = tuple(sorted(files, key=lambda entry: entry.path))
         inside = staging.storage
-        try:
+        with self._words(staging.folder, "can't be committed"):
             present = [path for path in inside.files() if not path.startswith(".claim")]
             if present != [entry.path for entry in entries]:
                 strange = sorted(set(present) ^ {entry.path for entry in entries})
@@ -148,13 +148,8 @@ class Registry:
             if self.storage.moves:
                 self._commit_by_name(staging, whole)
             else:
-                self.owned()
-                inside.claim(NAME, whole.to_json().encode())
-        except FileExistsError:
-            raise CheckpointError.at(staging.folder, "was given up by another process meanwhile") from None
-        except OSError as error:
-            raise CheckpointError.at(staging.folder, f"can't be committed: {error.strerror or error}") from error
-        failpoint("commit.done")
+                self._commit_by_claim(staging, whole)
+            failpoint("commit.done")
         return Committed(name=staging.name, storage=self.storage.child(staging.name), manifest=whole)
 
     def abandon(self, staging: Staging) -> None:
@@ -169,33 +164,40 @@ class Registry:
             CheckpointError: the storage refuses.
         """
         for checkpoint in checkpoints:
-            self.owned()
             name = checkpoint.name
-            try:
+            with self._words(name, "can't be removed"):
+                self.owned()
                 if self.storage.moves:
                     name = self._rename_pruned(name)
                 else:
                     self.storage.remove(f"{name}/{NAME}")
                 failpoint("retention.renamed")
-            except OSError as error:
-                raise CheckpointError.at(checkpoint.name, f"can't be removed: {error.strerror or error}") from error
             with suppress(OSError):  # the rest is swept at the next start
                 for file in checkpoint.manifest.files[:1]:
                     self.storage.remove(f"{name}/{file.path}")
                 failpoint("retention.half")
                 self.storage.remove(name)
-            failpoint("retention.removed")
+                failpoint("retention.removed")
 
     # ---------------------------------------------------------------- within
     def _named(self) -> list[str]:
         """Folders with the name of a checkpoint, oldest first."""
-        return sorted((name for name in self.storage.names() if _COMMITTED.fullmatch(name)), key=_order)
+        with self._words(self.storage.url, "can't be read"):
+            return sorted((name for name in self.storage.names() if _COMMITTED.fullmatch(name)), key=_order)
+
+    @contextmanager
+    def _words(self, where: str, what: str) -> Iterator[None]:
+        """What the storage refuses is an error of a checkpoint."""
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError.at(where, f"{what}: {error.strerror or error}") from error
 
     def _look(self, name: str) -> Committed | str | None:
         """A checkpoint; or what is wrong with its manifest; or None for what was never committed."""
         inside = self.storage.child(name)
         try:
-            content = inside.read(NAME)
+            content = retrying("read a manifest", lambda: inside.read(NAME))
         except FileNotFoundError:
             return "its manifest is missing" if self.storage.moves else None  # an object store has no staging folders
         except OSError as error:
@@ -237,8 +239,8 @@ class Registry:
                 attempt += 1
 
     def _commit_by_name(self, staging: Staging, manifest: Manifest) -> None:
-        inside = staging.storage
-        inside.replace(NAME, manifest.to_json().encode())
+        inside, content = staging.storage, manifest.to_json().encode()
+        retrying("write the manifest", lambda: inside.replace(NAME, content))
         for folder in sorted({path.rpartition("/")[0] for path in inside.files()}):
             inside.sync(folder)
         failpoint("commit.manifest")
@@ -246,6 +248,14 @@ class Registry:
         self.storage.move(staging.folder, staging.name)
         failpoint("commit.named")
         self.storage.sync("")
+
+    def _commit_by_claim(self, staging: Staging, manifest: Manifest) -> None:
+        content = manifest.to_json().encode()
+        self.owned()
+        try:
+            retrying("write the manifest", lambda: staging.storage.claim(NAME, content))
+        except FileExistsError:
+            raise CheckpointError.at(staging.folder, "was given up by another process meanwhile") from None
 
     def _rename_pruned(self, name: str) -> str:
         taken, attempt = set(self.storage.names()), 1

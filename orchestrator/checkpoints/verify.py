@@ -6,9 +6,11 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from orchestrator.checkpoints.manifest import Manifest
 from workers.parcels import Receipt
+from workers.retry import retrying
 from workers.storage import Storage
 
 __all__ = ["damage", "problems"]
@@ -30,9 +32,7 @@ def problems(storage: Storage, manifest: Manifest) -> Iterator[str]:
     """Everything that is wrong with a checkpoint's files, in the order of the manifest."""
     largest_first = sorted(manifest.files, key=lambda entry: -entry.size)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="rankfire-verify") as pool:
-        found = dict(
-            zip(_paths(largest_first), pool.map(lambda entry: _wrong(storage, entry), largest_first), strict=True)
-        )
+        found = dict(zip(_paths(largest_first), pool.map(partial(_wrong, storage), largest_first), strict=True))
     for path in _paths(manifest.files):
         if (wrong := found[path]) is not None:
             yield wrong
@@ -44,15 +44,19 @@ def _paths(files: Iterable[Receipt]) -> list[str]:
 
 def _wrong(storage: Storage, entry: Receipt) -> str | None:
     try:
-        size = storage.size(entry.path)
-        if size != entry.size:
-            return f"{entry.path} has {size} bytes, its manifest says {entry.size}"
-        digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
-        with storage.open(entry.path) as file:
-            while read := file.readinto(block):  # type: ignore[attr-defined]  # every binary file has it
-                digest.update(block[:read])
+        return retrying(f"verify {entry.path}", lambda: _compare(storage, entry))
     except FileNotFoundError:
         return f"{entry.path} is missing"
     except OSError as error:
         return f"{entry.path} can't be read: {error.strerror or error}"
+
+
+def _compare(storage: Storage, entry: Receipt) -> str | None:
+    size = storage.size(entry.path)
+    if size != entry.size:
+        return f"{entry.path} has {size} bytes, its manifest says {entry.size}"
+    digest, block = hashlib.sha256(), memoryview(bytearray(BLOCK))
+    with storage.open(entry.path) as file:
+        while read := file.readinto(block):  # type: ignore[attr-defined]  # every binary file has it
+            digest.update(block[:read])
     return None if digest.hexdigest() == entry.sha256 else f"{entry.path} is not what was written: its sha256 differs"

@@ -49,6 +49,6 @@ def summarize(spec: JobSpec) -> str:
     if spec.evaluate is not None:
         words.append(f"evaluate every {spec.evaluate.every}")
     if spec.checkpoint is not None:
-        every = spec.checkpoint.every.model_dump(exclude_none=True)  # one of epochs, iterations, seconds
-        words += [f"checkpoint every {number} {unit}".replace(".0 ", " ") for unit, number in every.items()]
+        ((unit, number),) = spec.checkpoint.every.model_dump(exclude_none=True).items()
+        words.append(f"checkpoint every {number:g} {unit if number != 1 else unit[:-1]}")
     return ", ".join(words)

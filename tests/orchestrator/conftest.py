@@ -8,21 +8,27 @@ import pytest
 
 from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Registry
-from orchestrator.journal import Journal
+from orchestrator.journal import Journal, read_journal
 from orchestrator.limits import Limits
 from orchestrator.run import Run
 from tests.orchestrator.fake_group import FakeGroup
 from workers.events import Events
-from workers.folder import Folder
+from workers.locations import storage_at
 from workers.orders import Build
 
 MakeRun = Callable[..., Run]
 
 
+def lines_of(run: Run) -> list[dict[str, Any]]:
+    """What the run's journal tells."""
+    return list(read_journal(run.journal._storage.locate("journal.jsonl")))
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Iterator[MakeRun]:
     """Make the run of a group, with buses for its two engines and perhaps one handler of the trainer's events."""
-    journal = Journal(Folder(tmp_path))
+    home = storage_at(tmp_path)
+    journal = Journal(home)
     journal.start()
 
     def make(group: FakeGroup, handler: Any = None, event: Any = Events.EPOCH_COMPLETED, *, spares: int = 0) -> Run:
@@ -33,7 +39,7 @@ def make_run(tmp_path: Path) -> Iterator[MakeRun]:
             group,
             buses,
             journal,
-            Registry(Folder(tmp_path / "checkpoints"), lambda: None),
+            Registry(home.child("checkpoints")),
             build=lambda membership: Build(program="m:build", config={}, seed=0, membership=membership),
             limits=Limits(max_epochs=5, start_timeout=0.05),
             world_size=group.size - spares,

@@ -14,9 +14,10 @@ from typing import Any
 import cloudpickle
 
 from orchestrator.exchange import Incoming, Interrupt, Lost
-from workers.messages import Answer, Arrived, Built, Fault, Finished, Hello, Joined, Message, Observed
-from workers.orders import Build, Call, CutAt, Evaluate, Go, Join, Order, ProposeCut, Release
-from workers.parcels import Failure, GateKey, Number
+from workers.locations import storage_at
+from workers.messages import Answer, Arrived, Built, Fault, Finished, Hello, Joined, Message, Observed, Saved
+from workers.orders import Build, Call, CutAt, Evaluate, FreezeSave, Go, Join, Order, PlanSave, ProposeCut, Release
+from workers.parcels import Failure, GateKey, Number, Planned
 from workers.rank import Place
 
 __all__ = ["FakeGroup", "gate"]
@@ -47,6 +48,7 @@ class FakeGroup:
         self.short: str | None = None
         self._heard = time.monotonic()
         self.passed = [0] * size  # worker → gates behind it
+        self.shares = [Share(worker) for worker in range(size)]
         self.scripts: dict[type[Order], Script] = {
             Build: lambda worker, order: self.send(
                 Built,
@@ -63,6 +65,8 @@ class FakeGroup:
             Release: lambda worker, order: self.go_on(worker),
             Evaluate: lambda worker, order: self.answer(worker, order, {"accuracy": Number(value=float(worker))}),
             Call: lambda worker, order: self.answer(worker, order, cloudpickle.dumps(f"rank {worker}")),
+            PlanSave: lambda worker, order: self.answer(worker, order, self.shares[worker].planned()),
+            FreezeSave: lambda worker, order: self.freeze(worker, order),
             ProposeCut: lambda worker, order: self.answer(worker, order, 10 + worker),
             CutAt: lambda worker, order: self.arrive(worker, gate("CUT", order.iteration), iteration=order.iteration),
         }
@@ -102,7 +106,7 @@ class FakeGroup:
         self.inbox.append(Interrupt())
 
     def tell(self, came: Incoming) -> None:
-        """As whoever looks after the lease does."""
+        """As another thread of the driver does."""
         self.inbox.append(came)
 
     def stop(self, *, grace: float) -> list[str]:
@@ -143,6 +147,15 @@ class FakeGroup:
         """One rank has done what was asked."""
         self.send(Answer, worker, order=order.order, value=value)
 
+    def freeze(self, worker: int, order: FreezeSave) -> None:
+        """One rank has copied its share, and writes it when the driver has gone on."""
+        self.answer(worker, order, None)
+        self.inbox.append(lambda: self.save(worker, order.url, self.shares[worker].written(order)))
+
+    def save(self, worker: int, url: str, written: object = None, failure: Failure | None = None) -> None:
+        """One rank has written its share, or could not."""
+        self.send(Saved, worker, url=url, written=written, failure=failure)
+
     def fail(self, worker: int, kind: Any = "user", text: str = "boom") -> None:
         """One rank caught an exception."""
         failure = Failure(type_name="ValueError", text=text, traceback="the traceback\n")
@@ -156,6 +169,30 @@ class FakeGroup:
     def ordered(self, kind: type[Order], worker: int = 0) -> list[Any]:
         """The orders of one kind that one worker got."""
         return [order for to, order in self.orders if to == worker and isinstance(order, kind)]
+
+
+class Share:
+    """What one rank saves: a model of one tensor, and its own number."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self._shards: Any = None
+
+    def planned(self) -> Planned:
+        """As a rank answers `PlanSave`."""
+        import torch
+
+        from workers.shards import Shards
+
+        self._shards = Shards({"model": {"w": torch.ones(3), "b": torch.zeros(2)}}, {"rank": self.rank}, self.rank)
+        return Planned(
+            plan=self._shards.plan(), spread=("model",), state=self._shards.sizes,
+            cursor={"seed": 1, "position": 40}, data={"length": 100},
+        )  # fmt: skip
+
+    def written(self, order: FreezeSave) -> object:
+        """As a rank tells after `FreezeSave`."""
+        return self._shards.freeze(order.plan, {}).write(storage_at(order.url))
 
 
 REPORT: dict[str, Any] = {

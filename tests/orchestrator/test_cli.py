@@ -108,6 +108,11 @@ def test_run_resumes_unless_told_otherwise(job: str, fake: FakeOrchestrator) -> 
     assert fake.called["resume"] == "auto"
 
 
+def test_run_starts_anew_and_refuses_damage_if_told_to(job: str, fake: FakeOrchestrator) -> None:
+    assert code_of("run", job, "--fresh", "--strict") == 0
+    assert (fake.called["fresh"], fake.called["strict"]) == (True, True)
+
+
 @pytest.mark.parametrize(
     ("error", "code", "shown"),
     [
@@ -200,6 +205,11 @@ def test_a_wrong_command_line_exits_2(arguments: list[str], capsys: pytest.Captu
     ("sets", "summary"),
     [
         ([], "run digits, 2 workers, 5 epochs, evaluate every 1"),
+        (["checkpoint={}"], "run digits, 2 workers, 5 epochs, evaluate every 1, checkpoint every 1 epoch"),
+        (
+            ["checkpoint.every={seconds: 0.5}", "evaluate="],
+            "run digits, 2 workers, 5 epochs, checkpoint every 0.5 seconds",
+        ),
         (
             ["workers={count: 1, gpus: 0.5}", "train={max_iters: 9}", "checkpoint.every=2", "evaluate="],
             "run digits, 1 worker, 9 iterations, 0.5 gpus each, checkpoint every 2 epochs",

@@ -7,9 +7,11 @@ import pytest
 from orchestrator.errors import (
     CapacityError,
     CheckpointError,
+    FencedError,
     GateMismatchError,
     HandlerError,
     RankfireError,
+    RunHeldError,
     RunInterrupted,
     SpecError,
     StartError,
@@ -68,6 +70,18 @@ EXAMPLES = [
         CheckpointError.at("step-00000100", "model.pt has the wrong sha256"),
         3,
         "checkpoint step-00000100: model.pt has the wrong sha256",
+    ),
+    (
+        RunHeldError.by("digits", "pid 7 on host, running it since 2026-01-01 10:00:00"),
+        3,
+        "run 'digits': expected nobody to be running it, received pid 7 on host, running it since 2026-01-01 10:00:00; "
+        "wait for it to end, stop it, or choose another run id",
+    ),
+    (
+        FencedError.by("digits", "pid 8 on other"),
+        3,
+        "run 'digits' was taken over by pid 8 on other: this process was silent for longer than its lease, "
+        "so it ends here and writes nothing more",
     ),
     (RunInterrupted(), 130, "interrupted"),
 ]

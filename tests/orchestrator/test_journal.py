@@ -1,103 +1,242 @@
-"""The run's record: what a line holds, and what is left of it after a power cut or beside a second writer."""
+"""The run's record: what a line holds, and what is left of it after a power cut, a full disk, or another owner."""
 
+import errno
 import json
-import subprocess
-import sys
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from orchestrator import journal as module
+from orchestrator.errors import FencedError
 from orchestrator.journal import Journal, read_journal
+from workers.folder import Folder
+from workers.locations import storage_at
+from workers.storage import Storage
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    journal = Journal(tmp_path / "journal.jsonl")
+def journal(storage: Storage) -> Iterator[Journal]:
+    if storage.moves:
+        storage.make_folder("")
+    journal = Journal(storage)
     yield journal
     journal.close()
 
 
-def test_every_line_tells_event_time_generation_epoch_and_iteration(journal: Journal) -> None:
-    journal.start()
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.jsonl"
+
+
+def lines(storage: Storage) -> list[dict[str, Any]]:
+    return list(read_journal(storage.locate("journal.jsonl")))
+
+
+def events(storage: Storage) -> list[str]:
+    return [line["event"] for line in lines(storage)]
+
+
+# ---------------------------------------------------------------- on every storage
+def test_every_line_tells_event_time_generation_epoch_and_iteration(journal: Journal, storage: Storage) -> None:
+    journal.start(1)
     journal.epoch, journal.iteration = 2, 200
     journal.write("WORKER_JOINED", rank=1, pid=77, node="n")
-    (line,) = read_journal(journal.path)
+    (line,) = lines(storage)
     assert line.pop("time") > 1.7e9
     assert line == {
         "event": "WORKER_JOINED", "generation": 0, "epoch": 2, "iteration": 200, "rank": 1, "pid": 77, "node": "n",
     }  # fmt: skip
 
 
-def test_lines_stay_in_the_order_in_which_they_were_written_over_restarts(journal: Journal) -> None:
-    for number in range(3):
-        journal.start()
-        journal.write("RUN_STARTED", number=number)
+def test_lines_stay_in_the_order_in_which_they_were_written_over_owners(journal: Journal, storage: Storage) -> None:
+    for token in range(1, 4):
+        journal.start(token)
+        for number in range(3):
+            journal.write("NOTE", number=10 * token + number)
         journal.close()
-    assert [line["number"] for line in read_journal(journal.path)] == [0, 1, 2]
+    assert [line["number"] for line in lines(storage)] == [10, 11, 12, 20, 21, 22, 30, 31, 32]
 
 
-def test_values_that_json_does_not_know_become_their_names(journal: Journal) -> None:
+def test_a_long_journal_has_all_its_lines(journal: Journal, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SEGMENT", 500)
+    journal.start(7)
+    for number in range(20):
+        journal.write("NOTE", number=number)
+    assert [line["number"] for line in lines(storage)] == list(range(20))
+    segments = [] if storage.moves else storage.names("journal")
+    assert len(segments) == (0 if storage.moves else 4)
+    assert segments == [f"00000007-{number:06d}.jsonl" for number in range(len(segments))]
+
+
+def test_values_that_json_does_not_know_become_their_names(journal: Journal, storage: Storage) -> None:
     journal.start()
     value = {"loss": float("nan"), "best": [float("inf"), -float("inf"), (1, None, True)], 3: Path("a")}
     journal.write("NOTE", value=value)
-    text = journal.path.read_text()
-    assert json.loads(text, parse_constant=pytest.fail)["value"] == {
-        "loss": "nan",
-        "best": ["inf", "-inf", [1, None, True]],
-        "3": "a",
-    }
+    (line,) = lines(storage)
+    assert json.dumps(line, allow_nan=False)
+    assert line["value"] == {"loss": "nan", "best": ["inf", "-inf", [1, None, True]], "3": "a"}
 
 
-def test_a_journal_that_was_not_started_writes_nothing(journal: Journal) -> None:
+def test_a_journal_that_was_not_started_writes_nothing(journal: Journal, storage: Storage) -> None:
     journal.write("NOTE")
-    assert not journal.path.exists()
+    with pytest.raises(FileNotFoundError):
+        lines(storage)
 
 
-def test_closing_twice_is_closing_once(journal: Journal) -> None:
+def test_closing_twice_is_closing_once(journal: Journal, storage: Storage) -> None:
     journal.start()
-    journal.close()
-    journal.close()
     journal.write("NOTE")
-    assert journal.path.read_text() == ""
+    journal.close()
+    journal.close()
+    journal.write("LATE")
+    assert events(storage) == ["NOTE"]
 
 
+class Owned:
+    """What the lease says."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def __call__(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+def test_who_does_not_own_the_run_any_more_writes_nothing(storage: Storage) -> None:
+    if storage.moves:
+        storage.make_folder("")
+    owned = Owned()
+    journal = Journal(storage, owned)
+    journal.start(1)
+    journal.write("MINE")
+    owned.error = FencedError.by("r", "another")
+    with pytest.raises(FencedError):
+        journal.write("NOT MINE")
+    with pytest.raises(FencedError):
+        journal.close()
+    assert events(storage) == ["MINE"]
+    journal.close()
+
+
+def test_lines_wait_while_nobody_can_tell_who_owns_the_run(
+    storage: Storage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if storage.moves:
+        storage.make_folder("")
+    owned = Owned()
+    journal = Journal(storage, owned)
+    journal.start(1)
+    owned.error = OSError(errno.ETIMEDOUT, "no answer")
+    journal.write("FIRST")
+    journal.write("SECOND")
+    owned.error = None
+    journal.write("THIRD")
+    journal.close()
+    assert events(storage) == ["FIRST", "SECOND", "THIRD"]
+    told = "rankfire: the journal can't be written: no answer; its lines are kept for later\n"
+    assert capsys.readouterr().err == told
+
+
+def test_what_was_held_is_not_written_by_who_lost_the_run_meanwhile(storage: Storage) -> None:
+    if storage.moves:
+        storage.make_folder("")
+    owned = Owned()
+    journal = Journal(storage, owned)
+    journal.start(1)
+    journal.write("MINE")
+    owned.error = OSError(errno.ETIMEDOUT, "no answer")
+    journal.write("HELD")
+    owned.error = FencedError.by("r", "another")
+    with pytest.raises(FencedError):
+        journal.close()
+    assert events(storage) == ["MINE"]
+
+
+def test_what_the_storage_refuses_is_written_when_it_does_not_any_more(
+    journal: Journal, storage: Storage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "HELD", 3)
+    journal.start(1)
+    journal.write("FIRST")
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", refuse) if storage.moves else patch.setattr(type(storage), "replace", refuse)
+        for number in range(5):
+            journal.write("HELD", number=number)
+    assert events(storage) == ["FIRST"]
+    assert capsys.readouterr().err.count("can't be written: No space left on device") == 1
+    journal.write("LAST")
+    assert [line.get("number") for line in lines(storage)] == [None, 2, 3, 4, None]
+
+
+# ---------------------------------------------------------------- a file
 @pytest.mark.parametrize("torn", ['{"event": "EPOCH_COMP', "{", '{"event": "COMPLETED"}'])
-def test_a_torn_last_line_is_cut_off(journal: Journal, torn: str) -> None:
-    journal.path.write_text('{"event": "RUN_STARTED"}\n' + torn)
-    assert [line["event"] for line in read_journal(journal.path)] == ["RUN_STARTED"]
+def test_a_torn_last_line_is_cut_off(path: Path, torn: str) -> None:
+    path.write_text('{"event": "RUN_STARTED"}\n' + torn)
+    assert [line["event"] for line in read_journal(path)] == ["RUN_STARTED"]
+    journal = Journal(Folder(path.parent))
     journal.start()
     journal.write("RESUMED")
-    assert [line["event"] for line in read_journal(journal.path)] == ["RUN_STARTED", "RESUMED"]
-    assert len(journal.path.read_text().splitlines()) == 2
-
-
-def test_a_journal_that_is_one_torn_line_begins_anew(journal: Journal) -> None:
-    journal.path.write_text('{"event"')
-    journal.start()
-    assert journal.path.read_text() == ""
-
-
-def test_a_second_writer_is_refused(journal: Journal) -> None:
-    journal.start()
-    second = Journal(journal.path)
-    with pytest.raises(BlockingIOError):
-        second.start()
-    second.write("NOTE")
-    assert journal.path.read_text() == ""
-
-
-def test_a_second_process_is_refused_until_the_first_is_gone(journal: Journal) -> None:
-    journal.start()
-    code = "import sys; from pathlib import Path; from orchestrator.journal import Journal; Journal(Path(sys.argv[1]))"
-    command = [sys.executable, "-c", f"{code}.start()", str(journal.path)]
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
     journal.close()
-    accepted = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert "BlockingIOError" in refused.stderr
-    assert (refused.returncode, accepted.returncode) == (1, 0)
+    assert [line["event"] for line in read_journal(path)] == ["RUN_STARTED", "RESUMED"]
+    assert len(path.read_text().splitlines()) == 2
 
 
-def test_a_journal_is_its_owners_alone(journal: Journal) -> None:
+def test_a_journal_that_ends_at_any_byte_is_read_and_goes_on(path: Path) -> None:
+    journal = Journal(Folder(path.parent))
     journal.start()
-    assert journal.path.stat().st_mode & 0o777 == 0o600
+    for number in range(3):
+        journal.write("NOTE", number=number)
+    journal.close()
+    whole = path.read_bytes()
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        complete = whole[:size].count(b"\n")
+        assert len(list(read_journal(path))) == complete
+        journal.start()
+        journal.write("NEXT")
+        journal.close()
+        assert [line["event"] for line in read_journal(path)] == ["NOTE"] * complete + ["NEXT"]
+
+
+def test_a_journal_that_is_one_torn_line_begins_anew(path: Path) -> None:
+    path.write_text('{"event"')
+    journal = Journal(Folder(path.parent))
+    journal.start()
+    journal.close()
+    assert path.read_text() == ""
+
+
+def test_a_line_for_which_there_is_no_room_leaves_no_half_of_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(Folder(path.parent))
+    journal.start()
+    journal.write("FIRST")
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda descriptor, content: write(descriptor, content[:5]))
+        journal.write("SECOND")
+        assert [line["event"] for line in read_journal(path)] == ["FIRST"]
+        assert path.read_bytes().endswith(b"}\n")
+    journal.close()
+    assert [line["event"] for line in read_journal(path)] == ["FIRST", "SECOND"]
+
+
+def test_a_journal_is_its_owners_alone(path: Path) -> None:
+    journal = Journal(Folder(path.parent))
+    journal.start()
+    journal.close()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_journal_in_the_current_folder_is_read_by_its_name_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    path.write_text('{"event": "NOTE"}\n')
+    assert [line["event"] for line in read_journal("journal.jsonl")] == ["NOTE"]
+    assert [line["event"] for line in read_journal(storage_at(".").locate("journal.jsonl"))] == ["NOTE"]

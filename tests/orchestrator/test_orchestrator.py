@@ -337,9 +337,22 @@ def test_resume_never_refuses_a_run_that_has_checkpoints(tmp_path: Path) -> None
     first.attach(Checkpoint())
     first.run(max_epochs=1)
     assert str(failure(make(tmp_path), SpecError, resume="never")) == (
-        f"run 'linear': expected no checkpoints with resume=never, received some in {tmp_path}/linear/checkpoints; "
-        "choose another run id, or remove that folder"
+        f"run 'linear': expected a run that does not exist yet, since resume is never, received one in "
+        f"{tmp_path}/linear; choose another run id, or start anew with --fresh, which moves the old one aside"
     )
+    assert events(tmp_path)[-1] == "RUN_COMPLETED"
+    assert make(tmp_path).run(max_epochs=1).checkpoint == f"{tmp_path}/linear/checkpoints/step-00000003"
+
+
+def test_a_fresh_start_moves_the_run_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        orchestrator = make(tmp_path)
+        orchestrator.attach(Checkpoint())
+        orchestrator.run(max_epochs=1, fresh=True, resume="never")
+        assert number == 0 or f"what run 'linear' had is now {tmp_path}/linear.old-{number}" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["linear", "linear.old-1", "linear.old-2"]
+    for run in ("linear", "linear.old-1"):
+        assert (saves(tmp_path, run), events(tmp_path, run).count("RUN_STARTED")) == (["step-00000003"], 1)
 
 
 def test_resume_never_starts_a_new_run(tmp_path: Path) -> None:
@@ -355,8 +368,8 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
     first.run(max_epochs=2)
     (tmp_path / "linear" / "checkpoints" / "step-00000006" / "ranks" / "rank-0000.pt").unlink()
     assert trained(second) == trained(make(tmp_path, "whole"))
-    told = "checkpoint step-00000006: ranks/rank-0000.pt can't be read: No such file or directory"
-    assert f"rankfire: {told}; trying the one before it\n" in capsys.readouterr().err
+    told = "checkpoint step-00000006: ranks/rank-0000.pt is missing; trying the one before it"
+    assert f"rankfire: {told}\n" in capsys.readouterr().err
     assert [line["text"] for line in journal(tmp_path) if line["event"] == "CHECKPOINT_REFUSED"] == [told]
 
 
@@ -393,7 +406,7 @@ def test_a_checkpoint_that_can_not_be_written_is_a_system_failure(tmp_path: Path
     (tmp_path / "linear").mkdir()
     (tmp_path / "linear" / "checkpoints").write_text("in the way")
     error = failure(orchestrator, CheckpointError)
-    assert str(error) == f"checkpoint {tmp_path}/linear/checkpoints: can't be written: File exists"
+    assert str(error) == f"checkpoint {tmp_path}/linear/checkpoints: can't be written: Not a directory"
     assert exit_code_of(error) == 3
 
 
@@ -601,15 +614,15 @@ def test_the_same_run_id_can_not_run_twice_at_once(tmp_path: Path) -> None:
         refused.append(str(caught.value))
 
     assert orchestrator.run(max_epochs=1).status == "completed"
-    assert refused == [
-        f"run 'linear' in {tmp_path}/linear: another process is running it; wait for it, or choose another run id"
-    ]
+    (text,) = refused
+    assert text.startswith(f"run 'linear': expected nobody to be running it, received pid {os.getpid()} on ")
+    assert text.endswith("; wait for it to end, stop it, or choose another run id")
 
 
 def test_storage_that_can_not_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "linear").write_text("in the way")
     error = failure(make(tmp_path), SystemFailure)
-    assert str(error) == f"storage: {tmp_path}/linear can't be written: File exists"
+    assert str(error) == f"storage: {tmp_path}/linear can't be written: Not a directory"
 
 
 def test_handlers_for_ranks_are_registered_before_the_run(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_orders_go_to_the_worker_that_holds_the_rank(make_run: MakeRun) -> None:
 
 def test_all_ranks_join_with_the_same_state_store_and_timeout(make_run: MakeRun) -> None:
     group = FakeGroup(2)
-    point = LoadPoint(folder="/runs/x", world_size=3)
+    point = LoadPoint(url="/runs/x", world_size=3)
     make_run(group).execute(point)
     joins = [group.ordered(Join, worker)[0] for worker in range(2)]
     assert [(order.load, order.store, order.timeout) for order in joins] == [(point, None, 600.0)] * 2
@@ -65,10 +65,11 @@ def test_the_program_is_known_by_what_rank_0_built(make_run: MakeRun) -> None:
     group = FakeGroup(2)
     group.scripts[Build] = lambda worker, order: group.send(
         Built, worker, device="cpu", seconds=0.0, engines=("trainer", "evaluator"), state_bytes={},
-        metrics={"trainer": {"loss": f"empty copy of {worker}"}},
+        data={"length": 9 + worker}, metrics={"trainer": {"loss": f"empty copy of {worker}"}},
     )  # fmt: skip
     run = make_run(group)
     run.execute(None)
     assert run.ranks.engines == ("trainer", "evaluator")
     assert run.ranks.empty_metrics("trainer") == {"loss": "empty copy of 0"}
     assert run.ranks.empty_metrics("evaluator") == {}
+    assert run.ranks.data == {"length": 9}

@@ -14,10 +14,9 @@ from orchestrator.errors import (
     WorkerLostError,
 )
 from orchestrator.exchange import Incoming
-from orchestrator.journal import read_journal
 from orchestrator.lifecycle import Phase
 from orchestrator.run import Run
-from tests.orchestrator.conftest import MakeRun
+from tests.orchestrator.conftest import MakeRun, lines_of
 from tests.orchestrator.fake_group import FakeGroup, gate
 from workers.events import Events
 from workers.orders import Build, CutAt, Go, Join, Order, ProposeCut, Release
@@ -29,7 +28,7 @@ def trainer_of(run: Run) -> Any:
 
 
 def events(run: Run) -> list[str]:
-    return [line["event"] for line in read_journal(run.journal.path)]
+    return [line["event"] for line in lines_of(run)]
 
 
 def kinds(group: FakeGroup, worker: int) -> list[type[Order]]:
@@ -51,14 +50,14 @@ def test_ranks_build_join_and_train_in_this_order(make_run: MakeRun) -> None:
 def test_every_rank_that_joined_is_in_the_journal(make_run: MakeRun) -> None:
     run = make_run(FakeGroup(2))
     run.execute(None)
-    lines = [line for line in read_journal(run.journal.path) if line["event"] == "WORKER_JOINED"]
+    lines = [line for line in lines_of(run) if line["event"] == "WORKER_JOINED"]
     assert [(line["rank"], line["pid"], line["node"]) for line in lines] == [(0, 100, "node-a"), (1, 101, "node-a")]
 
 
 def test_what_every_worker_built_is_in_the_journal(make_run: MakeRun) -> None:
     run = make_run(FakeGroup(3), spares=1)
     run.execute(None)
-    lines = [line for line in read_journal(run.journal.path) if line["event"] == "WORKER_BUILT"]
+    lines = [line for line in lines_of(run) if line["event"] == "WORKER_BUILT"]
     assert [(line["rank"], line["seconds"], line["state_bytes"]) for line in lines] == [(n, 0.0, {}) for n in range(3)]
 
 
@@ -96,7 +95,7 @@ def test_a_long_build_or_load_is_waited_for_and_told(
         return FakeGroup.take(group, timeout)
 
     group.take = take  # type: ignore[method-assign]
-    make_run(group).execute(LoadPoint(folder="anywhere", world_size=2))
+    make_run(group).execute(LoadPoint(url="anywhere", world_size=2))
     assert not late
 
 
@@ -188,7 +187,7 @@ def test_nobody_is_released_before_all_have_arrived(make_run: MakeRun) -> None:
 def test_an_epoch_is_in_the_journal_once_with_its_place_and_metrics(make_run: MakeRun) -> None:
     run = make_run(FakeGroup(2, [gate()]))
     run.execute(None)
-    (line,) = [line for line in read_journal(run.journal.path) if line["event"] == "EPOCH_COMPLETED"]
+    (line,) = [line for line in lines_of(run) if line["event"] == "EPOCH_COMPLETED"]
     assert (line["epoch"], line["iteration"], line["metrics"]) == (1, 10, {"loss": 7 / 3})
 
 
@@ -265,7 +264,7 @@ def test_a_lost_rank_is_named_and_in_the_journal(make_run: MakeRun) -> None:
     with pytest.raises(WorkerLostError) as caught:
         run.execute(None)
     assert str(caught.value) == "rank 1 (pid 101 on node node-a (host)) was lost: ActorDiedError: killed"
-    lost = [line for line in read_journal(run.journal.path) if line["event"] == "WORKER_LOST"]
+    lost = [line for line in lines_of(run) if line["event"] == "WORKER_LOST"]
     assert [(line["rank"], line["pid"], line["cause"]) for line in lost] == [(1, 101, "ActorDiedError: killed")]
 
 

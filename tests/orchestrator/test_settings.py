@@ -1,5 +1,6 @@
 """What a run needs to know before it starts: what is accepted, and the texts of what is not."""
 
+import hashlib
 import os
 import sys
 import threading
@@ -59,9 +60,11 @@ def test_zero_workers_are_a_world_of_one() -> None:
 
 def test_the_run_has_its_folder_in_the_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert settings().folder == tmp_path / "runs" / "digits"
-    assert settings(storage=Path("/data")).folder == Path("/data/digits")
-    assert settings(storage="~/runs").folder == Path.home() / "runs" / "digits"
+    assert settings().home.url == f"{tmp_path}/runs/digits"
+    assert settings(storage=Path("/data")).home.url == "/data/digits"
+    assert settings(storage="~/runs").home.url == f"{Path.home()}/runs/digits"
+    assert settings(storage="memory://bucket/runs/").home.url == "memory://bucket/runs/digits"
+    assert settings(storage="file:///data").storage == "/data"
 
 
 def test_a_config_that_can_not_be_pickled_is_named() -> None:
@@ -117,12 +120,12 @@ def test_bad_values_are_told_as_in_a_job_file(given: dict[str, Any], text: str) 
     assert text in refusal(given.pop("program", build), **given)
 
 
-@pytest.mark.parametrize("storage", ["s3://bucket/runs", "gs://b"])
-def test_storage_is_a_folder_not_a_url(storage: str) -> None:
-    assert refusal(storage=storage) == (
-        f"storage: expected a folder that all ranks reach, received the URL {storage!r}; "
-        "mount it, or write to a folder and copy"
+def test_storage_that_nobody_knows_is_refused() -> None:
+    text = refusal(storage="nope://bucket")
+    assert text.startswith(
+        "storage: expected a folder that all ranks reach, or a URL that fsspec knows, received 'nope://bucket': "
     )
+    assert text.endswith("; write for example runs or s3://bucket/runs, and install what the URL needs (rankfire[s3])")
 
 
 def test_ranks_search_what_the_driver_searches_without_installations(
@@ -148,13 +151,15 @@ def spec(**given: Any) -> JobSpec:
 def test_a_job_file_becomes_settings_with_its_text(tmp_path: Path) -> None:
     made = Settings.from_spec(spec(storage=str(tmp_path), config={"lr": 0.1}, seed=3), ["here"])
     assert (made.run, made.program, made.program_name) == ("digits", "m:build", "m:build")
-    assert (made.config, made.seed, made.folder) == ({"lr": 0.1}, 3, tmp_path / "digits")
+    assert (made.config, made.seed, made.home.url) == ({"lr": 0.1}, 3, f"{tmp_path}/digits")
     assert made.roots[0] == os.path.abspath("here")
     assert made.train is not None
     assert made.train.max_epochs == 5
     assert "max_epochs: 5" in (made.text or "")
+    assert made.digest == hashlib.sha256((made.text or "").encode()).hexdigest()
+    assert settings().digest == ""
 
 
-def test_a_storage_url_in_a_job_file_is_refused() -> None:
+def test_a_storage_in_a_job_file_that_nobody_knows_is_refused() -> None:
     with pytest.raises(SpecError, match="expected a folder that all ranks reach"):
-        Settings.from_spec(spec(storage="s3://bucket"), [])
+        Settings.from_spec(spec(storage="nope://bucket"), [])

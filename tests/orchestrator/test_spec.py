@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 import orchestrator.spec
 from orchestrator.errors import SpecError
-from orchestrator.spec import JobSpec, WorkersSpec
+from orchestrator.spec import EverySpec, JobSpec, WorkersSpec
 from orchestrator.spec_problems import make_spec
 
 SMALLEST: dict[str, object] = {
@@ -47,6 +47,7 @@ def test_the_smallest_job_has_these_defaults() -> None:
         },
         "evaluate": None,
         "checkpoint": None,
+        "start_from": None,
         "seed": 0,
         "storage": "runs",
         "cluster": {"address": None, "autoscale": False, "start_timeout": 60.0},
@@ -62,7 +63,27 @@ def test_empty_evaluate_and_checkpoint_mean_their_defaults() -> None:
     assert spec.evaluate is not None
     assert spec.checkpoint is not None
     assert (spec.evaluate.engine, spec.evaluate.every) == ("evaluator", 1)
-    assert (spec.checkpoint.every, spec.checkpoint.keep, spec.checkpoint.best) == (1, 3, None)
+    assert (spec.checkpoint.every, spec.checkpoint.keep, spec.checkpoint.best) == (EverySpec(epochs=1), 3, None)
+    assert spec.checkpoint.on_save_error == "stop"
+
+
+@pytest.mark.parametrize("every", [{"epochs": 2}, {"iterations": 500}, {"seconds": 0.5}])
+def test_a_checkpoint_is_due_by_epochs_iterations_or_seconds(every: dict[str, float]) -> None:
+    spec = make_spec(SMALLEST | {"checkpoint": {"every": every}})
+    assert spec.checkpoint is not None
+    assert spec.checkpoint.every.model_dump(exclude_none=True) == every
+
+
+def test_a_whole_number_is_short_for_epochs() -> None:
+    spec = make_spec(SMALLEST | {"checkpoint": {"every": 2}})
+    assert spec.checkpoint is not None
+    assert spec.checkpoint.every == EverySpec(epochs=2)
+
+
+def test_a_run_may_start_from_another() -> None:
+    spec = make_spec(SMALLEST | {"start_from": {"checkpoint": "digits@best"}})
+    assert spec.start_from is not None
+    assert (spec.start_from.checkpoint, list(spec.start_from.state)) == ("digits@best", ["model"])
 
 
 def test_a_spec_is_frozen() -> None:
@@ -160,8 +181,9 @@ def workers(**changes: object) -> dict[str, object]:
         ({"max-epochs": 5}, "max-epochs: unknown key, did you mean train.max_epochs?"),
         (
             {"lr": 5},
-            "lr: expected one of the keys run, program, handlers, config, train, workers, evaluate, checkpoint, seed, "
-            "storage, cluster, received an unknown key; leave it out; settings of the program stand under config",
+            "lr: expected one of the keys run, program, handlers, config, train, workers, evaluate, checkpoint, "
+            "start_from, seed, storage, cluster, received an unknown key; leave it out; settings of the program stand "
+            "under config",
         ),
         (
             {"workers": "two"},
@@ -203,6 +225,11 @@ def workers(**changes: object) -> dict[str, object]:
         (
             {"checkpoint": {"keep": 0}},
             "checkpoint.keep: expected a number of at least 1, received 0 (int); write 1 or more",
+        ),
+        (
+            {"checkpoint": {"every": {"epochs": 1, "seconds": 2}}},
+            "checkpoint.every: expected exactly one of epochs, iterations and seconds, received a mapping; "
+            "write for example every: {iterations: 500}",
         ),
         (
             {"checkpoint": {"best": {"mode": "max"}}},

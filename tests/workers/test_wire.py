@@ -9,12 +9,15 @@ from workers import messages, orders, parcels
 from workers.events import Events
 from workers.messages import Message
 from workers.orders import Order
-from workers.parcels import Failure, GateKey, LoadPoint, MetricPack, Number, RankHandler
+from workers.parcels import Failure, GateKey, LoadPoint, MetricPack, Number, Planned, RankHandler, Receipt
 from workers.rank import Membership, Place
+from workers.shards import Written
 
 GATE = GateKey(engine="trainer", event="EPOCH_COMPLETED", count=3, visit=1)
 FAILURE = Failure(type_name="ValueError", text="wrong", traceback="Traceback …")
 HANDLER = RankHandler(engine="trainer", event=Events.STARTED, where=(0, 2), pickled=b"x")
+RECEIPT = Receipt(path="data/__0_0.distcp", size=9, sha256="ab")
+PLANNED = Planned(plan=None, spread=("model",), state={"model": 4}, cursor={"seed": 0, "position": 8}, data={})
 MEMBER = Membership(generation=2, rank=1, world_size=4)
 EXAMPLES = {
     "place": Place(node="n", host="h", address="127.0.0.1", pid=1, gpus=("0",)),
@@ -46,12 +49,17 @@ EXAMPLES = {
     "threads": 1,
     "store": ("127.0.0.1", 1234),
     "timeout": 2.0,
-    "load": LoadPoint(folder="f", world_size=2),
+    "load": LoadPoint(url="s3://b/f", world_size=2, entries=("model",)),
     "max_epochs": 2,
     "max_iters": None,
     "engine": "evaluator",
     "pickled": b"call",
-    "folder": "staging",
+    "data": {"length": 9},
+    "datasets": {"train": b"part"},
+    "url": "s3://b/staging",
+    "written": Written(receipts=(RECEIPT,), results=[]),
+    "environment": {"A": "1"},
+    "roots": ("/src",),
     "plan": None,
     "then": "terminate",
 }
@@ -66,6 +74,7 @@ KINDS = [
 
 def example(kind):
     known = EXAMPLES | STAMP
+    assert {field.name for field in dataclasses.fields(kind)} <= known.keys() | {"value"}
     return kind(**{field.name: known[field.name] for field in dataclasses.fields(kind) if field.name in known})
 
 
@@ -75,12 +84,14 @@ def test_every_message_and_order_survives_a_pickle(kind):
     assert pickle.loads(pickle.dumps(value)) == value
 
 
-@pytest.mark.parametrize("value", [GATE, FAILURE, HANDLER, EXAMPLES["load"], *EXAMPLES["packs"].values()])
+@pytest.mark.parametrize(
+    "value", [GATE, FAILURE, HANDLER, RECEIPT, PLANNED, EXAMPLES["load"], *EXAMPLES["packs"].values()]
+)
 def test_every_parcel_survives_a_pickle(value):
     assert pickle.loads(pickle.dumps(value)) == value
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *(parcels.__dict__[n] for n in ("Failure", "Number", "GateKey"))])
+@pytest.mark.parametrize("kind", [*KINDS, *(parcels.__dict__[n] for n in ("Failure", "Number", "GateKey", "Planned"))])
 def test_what_travels_is_frozen_slotted_and_takes_names_only(kind):
     assert kind.__dataclass_params__.frozen
     assert "__slots__" in vars(kind)

@@ -1,5 +1,6 @@
-"""The handler that saves: which arguments it takes, and what it keeps."""
+"""The handler that saves: when, which arguments it takes, and what it keeps."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +10,40 @@ from orchestrator.checkpoints.manifest import Manifest
 from orchestrator.checkpoints.registry import Registry
 from orchestrator.errors import SpecError
 from orchestrator.handlers import Best, Checkpoint
+from workers.locations import storage_at
+from workers.state import State
 
 
 class FakeDriver:
     """Commits an empty checkpoint at each call, with the metrics of that moment."""
 
     def __init__(self, folder: Path) -> None:
-        self.registry = Registry(folder)
+        self.registry = Registry(storage_at(folder))
         self.metrics: dict[str, float] = {}
-        self.step = 0
+        self.state = State()
         self.notes: list[tuple[str, object]] = []
-        self.listened: list[tuple[str, str]] = []
+        self.listened: list[tuple[str, str, bool]] = []
+        self.waiting: list[Callable[[], None]] = []
+        self.handler: Any = None
 
     def checkpoint(self) -> str:
-        self.step += 1
-        staging = self.registry.open(self.step)
+        staging = self.registry.open(self.state.iteration)
         manifest = Manifest(
-            run="r", epoch=1, iteration=self.step, epoch_length=1, world_size=1, time=0.0, metrics=dict(self.metrics)
-        )
-        return self.registry.commit(staging, manifest, []).name
+            run="r", epoch=1, iteration=self.state.iteration, epoch_length=1, world_size=1, time=0.0,
+            metrics=dict(self.metrics),
+        )  # fmt: skip
+        committed = self.registry.commit(staging, manifest, [])
+        self.handler.committed(self, committed)
+        return committed.name
 
     def note(self, event: str, **fields: object) -> None:
         self.notes.append((event, fields["checkpoint"]))
 
-    def listen(self, event: object, handler: object, *, phase: str) -> None:
-        self.listened.append((repr(event), phase))
+    def listen(self, event: object, handler: object, *, phase: str, blocking: bool) -> None:
+        self.listened.append((repr(event), phase, blocking))
+
+    def at_boundary(self, function: Callable[[], None]) -> None:
+        self.waiting.append(function)
 
 
 @pytest.fixture
@@ -46,16 +56,60 @@ def kept(driver: FakeDriver) -> list[int]:
 
 
 def save(driver: Any, handler: Checkpoint, *scores: float) -> None:
+    driver.handler = handler
     for score in scores:
+        driver.state.iteration += 1
         driver.metrics["score"] = score
         handler(driver)
 
 
-def test_it_saves_after_all_others_of_every_nth_epoch(driver: Any) -> None:
-    Checkpoint(every=5).attach(driver)
-    assert driver.listened == [("EPOCH_COMPLETED(every=5)", "gate")]
+# ---------------------------------------------------------------- when
+@pytest.mark.parametrize(
+    ("every", "event"),
+    [
+        (5, "EPOCH_COMPLETED(every=5)"),
+        ({"epochs": 2}, "EPOCH_COMPLETED(every=2)"),
+        ({"iterations": 500}, "ITERATION_COMPLETED(every=500)"),
+    ],
+)
+def test_it_saves_after_all_others_of_every_nth_event_and_at_the_end(driver: Any, every: Any, event: str) -> None:
+    Checkpoint(every=every).attach(driver)
+    assert driver.listened == [("COMPLETED", "gate", True), (event, "gate", True)]
 
 
+def test_what_is_due_by_the_clock_is_saved_at_the_next_boundary(driver: Any) -> None:
+    now = [100.0]
+    handler = driver.handler = Checkpoint(every={"seconds": 10.0}, clock=lambda: now[0])
+    handler.attach(driver)
+    assert driver.listened == [("COMPLETED", "gate", True)]
+    driver.state.iteration = 7
+    for now[0], due in ((100.0, 0), (109.9, 0), (110.0, 1), (119.0, 1), (120.5, 2)):
+        handler.tick(driver)
+        assert len(driver.waiting) == due
+    driver.waiting[0]()
+    assert kept(driver) == [7]
+
+
+def test_the_clock_means_nothing_to_what_counts(driver: Any) -> None:
+    handler = Checkpoint(clock=lambda: pytest.fail("looked at the clock"))
+    handler.tick(driver)
+
+
+@pytest.mark.parametrize(("saved", "reached", "more"), [(3, 3, []), (3, 4, [4]), (None, 4, [4]), (None, 0, [])])
+def test_at_the_end_what_came_after_the_last_save_is_saved(
+    driver: Any, saved: int | None, reached: int, more: list[int]
+) -> None:
+    handler = driver.handler = Checkpoint()
+    if saved is not None:
+        driver.state.iteration = saved
+        handler(driver)
+    before = kept(driver)
+    driver.state.iteration = reached
+    handler.at_end(driver)
+    assert kept(driver) == before + more
+
+
+# ---------------------------------------------------------------- what stays
 def test_the_newest_are_kept_and_prunings_noted(driver: Any) -> None:
     save(driver, Checkpoint(keep=2), 1, 2, 3, 4)
     assert kept(driver) == [3, 4]
@@ -68,6 +122,12 @@ def test_the_best_is_kept_as_well(driver: Any, best: Best, expected: list[int]) 
     assert kept(driver) == expected
 
 
+def test_the_first_of_equals_is_the_best(driver: Any) -> None:
+    save(driver, Checkpoint(keep=1, best=Best("score")), 0.9, 0.9, 0.1)
+    assert kept(driver) == [1, 3]
+
+
+# ---------------------------------------------------------------- what is refused
 @pytest.mark.parametrize(
     ("known", "hint"),
     [
@@ -77,20 +137,49 @@ def test_the_best_is_kept_as_well(driver: Any, best: Best, expected: list[int]) 
     ],
 )
 def test_a_metric_that_is_not_there_is_refused_with_what_is(driver: Any, known: dict[str, float], hint: str) -> None:
-    driver.metrics = known
+    driver.metrics, driver.handler = known, Checkpoint(best=Best("validation/acuracy"))
     with pytest.raises(SpecError) as caught:
-        Checkpoint(best=Best("validation/acuracy"))(driver)
+        driver.handler(driver)
     assert str(caught.value) == (
         f"checkpoint.best.metric: expected the name of a reduced metric, received 'validation/acuracy'; {hint}"
     )
 
 
+def test_in_the_middle_of_an_epoch_a_metric_may_be_missing_yet(driver: Any) -> None:
+    driver.handler = Checkpoint(every={"iterations": 1}, best=Best("validation/accuracy"))
+    driver.state.iteration = 1
+    driver.handler(driver)
+    assert kept(driver) == [1]
+
+
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
-@pytest.mark.parametrize("name", ["every", "keep"])
-def test_numbers_are_whole_and_positive(name: str, value: Any) -> None:
+def test_keep_is_a_whole_number_and_positive(value: Any) -> None:
     with pytest.raises(SpecError) as caught:
-        Checkpoint(**{name: value})
-    assert str(caught.value) == f"Checkpoint({name}): expected a whole number of at least 1, received {value!r}"
+        Checkpoint(keep=value)
+    assert str(caught.value) == f"Checkpoint(keep): expected a whole number of at least 1, received {value!r}"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(0, -1, 1.5, True, "3", None, {}, {"epochs": 1, "seconds": 2.0}, {"hours": 1}, {"epochs": 0}),
+        *({"iterations": 1.5}, {"seconds": 0.0}, {"seconds": float("inf")}, {"seconds": "1"}),
+    ],
+)
+def test_every_is_a_number_or_a_mapping_of_one(value: Any) -> None:
+    with pytest.raises(SpecError) as caught:
+        Checkpoint(every=value)
+    assert str(caught.value) == (
+        "Checkpoint(every): expected a whole number of at least 1, or a mapping with one of epochs, iterations and "
+        f"seconds, received {value!r}; write for example every=1 or every={{'iterations': 500}}"
+    )
+
+
+def test_a_save_that_failed_stops_or_does_not() -> None:
+    assert [Checkpoint().on_save_error, Checkpoint(on_save_error="continue").on_save_error] == ["stop", "continue"]
+    with pytest.raises(SpecError) as caught:
+        Checkpoint(on_save_error="ignore")  # type: ignore[arg-type]
+    assert str(caught.value) == "Checkpoint(on_save_error): expected 'stop' or 'continue', received 'ignore'"
 
 
 def test_best_is_the_greatest_or_the_smallest() -> None:
