@@ -13,7 +13,7 @@ LOCK := build/lock
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check lint types bench lock clean python
+.PHONY: help demo test check lint types chaos bench lock clean python
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -34,6 +34,9 @@ lint: $(INSTALLED) ## Formatting and lint
 
 types: $(INSTALLED) ## Strict type check of workers and orchestrator
 	$(BIN)/mypy
+
+chaos: $(INSTALLED) ## Kill a driver of two ranks twenty times and compare the results, bit by bit
+	RANKFIRE_KILLS=20 $(BIN)/python -m pytest tests/journeys/test_resume_exact.py
 
 bench: $(INSTALLED) ## Run the benchmarks, each against its peer
 	@set -e; for script in tests/benchmarks/[a-z]*.py; do \
