@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from workers.storage import Storage
 
 __all__ = ["Folder"]
+
+AHEAD = 32 << 20  # bytes that may be written but not yet on the way to the disk
 
 
 class Folder(Storage):
@@ -37,10 +41,9 @@ class Folder(Storage):
     def create(self, path: str) -> Iterator[BinaryIO]:  # noqa: D102
         whole = self.root / path
         _make_folder_of(whole)
-        with os.fdopen(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        with _Synced(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)) as file:
+            yield cast(BinaryIO, file)
+            file.sync()
 
     def claim(self, path: str, content: bytes) -> None:  # noqa: D102
         whole = self.root / path
@@ -101,6 +104,56 @@ class Folder(Storage):
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+
+
+class _Synced(io.FileIO):
+    """A file that is brought to the disk while it is written, so that the end need not wait for all of it.
+
+    The one who writes may be busy with each block, hashing it; the disk is at work meanwhile.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(descriptor, "wb")
+        self._since = 0  # bytes written since the disk was last sent to work
+        self._disk: threading.Thread | None = None
+        self._refusal: OSError | None = None
+
+    def write(self, block: Any, /) -> int:
+        """Write all of it, which the kernel need not do in one go."""
+        rest = memoryview(block).cast("B")
+        count = len(rest)
+        while len(rest):
+            rest = rest[super().write(rest) :]
+        self._since += count
+        if self._since >= AHEAD and (self._disk is None or not self._disk.is_alive()):
+            self._since = 0
+            self._disk = threading.Thread(target=self._start_disk, name="rankfire-disk", daemon=True)
+            self._disk.start()
+        return count
+
+    def sync(self) -> None:
+        """Wait until everything is on the disk.
+
+        Raises:
+            OSError: the disk refuses, now or before.
+        """
+        if self._disk is not None:
+            self._disk.join()
+        if self._refusal is not None:
+            raise self._refusal
+        os.fsync(self.fileno())
+
+    def close(self) -> None:
+        """Close it when the disk does not need it any more."""
+        if self._disk is not None:
+            self._disk.join()
+        super().close()
+
+    def _start_disk(self) -> None:
+        try:
+            os.fdatasync(self.fileno())
+        except OSError as error:  # the kernel tells an error once: the last sync would not hear of it again
+            self._refusal = error
 
 
 def _make_folder_of(path: Path) -> None:
