@@ -144,9 +144,10 @@ def _check_names(
 
 def _check_places(program: Program, own: Mapping[str, Any], saved_by: int, world_size: int) -> None:
     """The place of a Stateful loader is that of one rank in its own part of the data; no other world has such parts."""
-    for name in _stateful_data(program).keys() & own["data"].keys():
-        done = name != TRAINER and own["engines"][name]["completed"]  # begins anew at its next run anyway
-        if saved_by != world_size and not done:
+    for name in sorted(_stateful_data(program).keys() & own["data"].keys()):
+        engine = own["engines"][name]
+        begins_anew = engine["iteration"] == 0 or (name != TRAINER and engine["completed"])
+        if saved_by != world_size and not begins_anew:
             raise ProgramError(
                 f"checkpoint: data[{name!r}]: expected the world size at which it was saved, {saved_by}, received "
                 f"{world_size}; a Stateful loader keeps the place of each rank in its own part of the data, which "
