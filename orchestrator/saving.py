@@ -110,7 +110,8 @@ class Saver:
         """The run is ending with an error: give the ranks a moment to finish what is in flight, else remove it."""
         until = time.monotonic() + seconds
         while self._flight is not None and (left := until - time.monotonic()) > 0:
-            came = self._loop.group.take(left)
+            unheard = self._loop.unheard
+            came = unheard.popleft() if unheard else self._loop.group.take(left)
             if isinstance(came, Saved):
                 try:
                     self._on_saved(came)
