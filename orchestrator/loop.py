@@ -7,13 +7,14 @@ waiting nests. The first fault is given a moment to be joined by its cause, then
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.errors import RankfireError
 from orchestrator.exchange import Group, Incoming, Lost
 from orchestrator.verdict import Facts, verdict
-from workers.messages import Built, Fault, Pulse
+from workers.messages import Built, Fault, Pulse, Saved
 
 __all__ = ["Loop"]
 
@@ -34,6 +35,7 @@ class Loop:
         self.group = group
         self.facts = Facts()
         self.pulses: dict[int, Pulse] = {}  # rank → its last one
+        self.unheard: deque[Saved] = deque()  # came while the run was being judged; see Saver.salvage
         self.on_tick: list[Callable[[], None]] = []
         self.on_pulse: Callable[[Mapping[int, Pulse]], None] | None = None
         self._ended = ended
@@ -110,3 +112,5 @@ class Loop:
             self.facts.building.discard(came.worker)
         elif isinstance(came, Pulse):
             self._pulse(came)
+        elif isinstance(came, Saved):
+            self.unheard.append(came)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from orchestrator.asking import Asking
 from orchestrator.checkpoints.manifest import Manifest
 from orchestrator.checkpoints.registry import Committed, Registry, Staging
-from orchestrator.errors import CheckpointError, FencedError, SpecError, name_ranks
+from orchestrator.errors import CheckpointError, FencedError, RankfireError, SpecError, name_ranks
 from orchestrator.loop import Loop
 from workers.failpoints import failpoint
 from workers.messages import Saved
@@ -110,12 +110,13 @@ class Saver:
         """The run is ending with an error: give the ranks a moment to finish what is in flight, else remove it."""
         until = time.monotonic() + seconds
         while self._flight is not None and (left := until - time.monotonic()) > 0:
-            came = self._loop.group.take(left)
+            unheard = self._loop.unheard
+            came = unheard.popleft() if unheard else self._loop.group.take(left)
             if isinstance(came, Saved):
                 try:
                     self._on_saved(came)
-                except (CheckpointError, FencedError):
-                    break  # told already; it is not what ends the run
+                except RankfireError:
+                    break  # told already, if it is one of a save; what ends the run is known
             elif came is None and not self._loop.group.needs_store:
                 break
         if self._flight is not None:

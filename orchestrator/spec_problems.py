@@ -32,6 +32,10 @@ EXPECTED = {
         "pass other things as text, and make them in build(worker)",
     ),
 }
+SHORT = {  # sections that may be a whole number instead
+    ("workers",): "a whole number, or a mapping with count",
+    ("checkpoint", "every"): "a whole number, or a mapping with one of epochs, iterations and seconds",
+}
 BOUNDS = {
     "greater_than_equal": ("of at least", "ge", "write {} or more"),
     "greater_than": ("greater than", "gt", "write more than {}"),

@@ -171,11 +171,17 @@ def _execute(run: Run, load: LoadPoint | None, data: Mapping[str, Any] | None) -
             run.execute(load, data)
             grace = 2.0
         finally:
-            run.saver.salvage(SALVAGE)
-            left = run.group.stop(grace=grace)
-            if left:
-                run.journal.write("LEFT_BEHIND", processes=left)
-                notice(f"could not be ended: {', '.join(left)}")
+            try:
+                run.saver.salvage(SALVAGE)
+            finally:
+                _stop(run, grace)
+
+
+def _stop(run: Run, grace: float) -> None:
+    left = run.group.stop(grace=grace)
+    if left:
+        run.journal.write("LEFT_BEHIND", processes=left)
+        notice(f"could not be ended: {', '.join(left)}")
 
 
 def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:

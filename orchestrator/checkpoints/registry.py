@@ -140,7 +140,7 @@ class Registry:
         entries = tuple(sorted(files, key=lambda entry: entry.path))
         inside = staging.storage
         with self._words(staging.folder, "can't be committed"):
-            present = [path for path in inside.files() if not path.startswith(".claim")]
+            present = [path for path in inside.files() if path not in (NAME, ".claim")]
             if present != [entry.path for entry in entries]:
                 strange = sorted(set(present) ^ {entry.path for entry in entries})
                 raise CheckpointError.at(staging.folder, f"files and receipts differ: {', '.join(strange)}")
@@ -209,12 +209,10 @@ class Registry:
         except ValueError as error:
             return f"its manifest is damaged: {error}"
 
-    def _has_manifest(self, name: str) -> bool:
-        return self.storage.exists(f"{name}/{NAME}")
-
     def _bury(self, name: str) -> bool:
         """Put a tombstone where the manifest of an unfinished checkpoint would be; False if there is one by now."""
-        if self._has_manifest(name):
+        there = self.storage.files(name)
+        if NAME in there or not there:  # a folder that is only named has nothing to be removed
             return False
         try:
             self.storage.claim(f"{name}/{NAME}", _TOMBSTONE)

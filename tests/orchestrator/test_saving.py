@@ -1,5 +1,7 @@
-"""One save, as the driver leads it: all or nothing."""
+"""Saves, as the driver leads them: the ranks go on while they write, and it is all or nothing."""
 
+import errno
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,87 +10,351 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.checkpoints.registry import Registry
-from orchestrator.errors import CheckpointError, SpecError, TrainingError
-from orchestrator.saving import manifest_of, save, states_of, versions
+from orchestrator.checkpoints.registry import Committed, Registry
+from orchestrator.errors import CheckpointError, FencedError, SpecError, TrainingError
+from orchestrator.run import Run
+from orchestrator.saving import manifest_of, states_of, versions
 from tests.orchestrator.conftest import MakeRun
 from tests.orchestrator.fake_group import FakeGroup, gate
-from workers.messages import Answer
-from workers.orders import PlanSave, WriteSave
+from workers import failpoints
+from workers.orders import FreezeSave, PlanSave, Release
 from workers.parcels import Failure
-from workers.shards import FrozenState
 from workers.state import State
 
+FULL = Failure(type_name="OSError", text="No space left on device", traceback="")
 
-def saving_group(size: int = 2) -> FakeGroup:
-    """Ranks that hold a tensor and write it as real ones do."""
-    group = FakeGroup(size, [gate()])
-    held = {rank: FrozenState({"model": {"w": torch.ones(3)}}, {"rank": rank}, rank) for rank in range(size)}
-    group.scripts[PlanSave] = lambda worker, order: group.answer(worker, order, held[worker].plan())
-    group.scripts[WriteSave] = lambda worker, order: group.answer(
-        worker, order, held[worker].write(order.folder, order.plan)
+
+class Saves:
+    """A run of ranks at a few gates, at each of which a save begins; what the saver told."""
+
+    def __init__(self, make_run: MakeRun, group: FakeGroup, *, on_error: Any = "stop") -> None:
+        self.urls: list[str | None] = []
+        self.committed: list[Committed] = []
+        self.failed: list[str] = []
+        self.at_gate: Callable[[], None] = lambda: None
+        self.state = State()
+        self.run: Run = make_run(group, self._save)
+        self.saver = self.run.saver
+        self.saver.on_error = on_error
+        self.saver.committed = self.committed.append
+        self.saver.failed = lambda error: self.failed.append(str(error))
+
+    @property
+    def registry(self) -> Registry:
+        return self.run._registry
+
+    def execute(self) -> "Saves":
+        self.run.execute(None)
+        return self
+
+    def left(self) -> list[str]:
+        return self.registry.storage.names()
+
+    def _save(self) -> None:
+        self.state.iteration += 10
+        self.urls.append(self.saver.begin(manifest_of("r", 2, self.state, {})))
+        self.at_gate()
+
+
+def gates(count: int) -> list[Any]:
+    return [gate(count=number + 1) for number in range(count)]
+
+
+# ---------------------------------------------------------------- a save
+def test_a_save_commits_what_all_ranks_wrote(make_run: MakeRun) -> None:
+    saves = Saves(make_run, FakeGroup(2, gates(1))).execute()
+    (made,) = saves.committed
+    assert saves.urls == [made.url] == [saves.registry.storage.locate("step-00000010")]
+    assert [entry.path for entry in made.manifest.files] == [
+        "data/.metadata", "data/__0_0.distcp", "data/__1_0.distcp", "index.json",
+        "ranks/rank-0000.pt", "ranks/rank-0001.pt", "shared.pt",
+    ]  # fmt: skip
+    newest, refused = saves.registry.newest_valid()
+    assert newest is not None
+    assert (newest.name, newest.manifest, refused) == (made.name, made.manifest, [])
+
+
+def test_what_only_ranks_know_is_in_the_manifest(make_run: MakeRun) -> None:
+    (made,) = Saves(make_run, FakeGroup(2, gates(1))).execute().committed
+    manifest = made.manifest
+    assert (manifest.cursor, manifest.data, manifest.state) == (
+        {"seed": 1, "position": 40},
+        {"length": 100},
+        {"model": 20},
     )
-    return group
+    assert (manifest.iteration, manifest.world_size) == (10, 2)
 
 
-def save_at_gate(make_run: MakeRun, group: FakeGroup, folder: Path) -> Any:
-    registry, made = Registry(folder / "checkpoints"), []
-    state = State()
-    state.iteration, state.epoch = 10, 1
-    run = make_run(group, lambda: made.append(save(run.asking, registry, manifest_of("r", group.size, state, {}))))
-    run.execute(None)
-    return registry, made[0]
+def test_ranks_go_on_as_soon_as_all_have_copied(make_run: MakeRun) -> None:
+    group = FakeGroup(2, gates(1))
+    saves = Saves(make_run, group)
+    seen: list[tuple[int, int]] = []
+    save = group.save
+
+    def note(*given: Any) -> None:
+        seen.append((len(group.ordered(FreezeSave, 1)), len(group.ordered(Release, 0))))
+        save(*given)
+
+    group.save = note  # type: ignore[method-assign]
+    saves.execute()
+    assert seen[-1] == (1, 1)  # when the last one writes, all have copied and are released
 
 
-def left(folder: Path) -> list[str]:
-    return [path.name for path in (folder / "checkpoints").iterdir()]
+def test_the_next_save_waits_for_the_one_before(make_run: MakeRun) -> None:
+    group = FakeGroup(2, gates(3))
+    late: list[Any] = []
+
+    def hold_back(worker: int, order: FreezeSave) -> None:
+        group.answer(worker, order, None)
+        late.append(lambda: group.save(worker, order.url, group.shares[worker].written(order)))
+
+    group.scripts[FreezeSave] = hold_back
+    plan = group.scripts[PlanSave]
+
+    def planned(worker: int, order: PlanSave) -> None:
+        assert late == [], "a plan was asked for while the save before was in flight"
+        plan(worker, order)
+
+    group.scripts[PlanSave] = planned
+    take = group.take
+
+    def write_when_nothing_else_comes(timeout: float) -> Any:
+        if not group.inbox and late:
+            late.pop(0)()
+        return take(timeout)
+
+    group.take = write_when_nothing_else_comes  # type: ignore[method-assign]
+    saves = Saves(make_run, group).execute()
+    assert [made.manifest.iteration for made in saves.committed] == [10, 20, 30]
 
 
-def test_a_save_commits_what_all_ranks_wrote(make_run: MakeRun, tmp_path: Path) -> None:
-    registry, made = save_at_gate(make_run, saving_group(), tmp_path)
-    assert registry.newest_valid() == (made, [])
-    paths = [entry.path for entry in made.manifest.files]
-    assert paths == ["data/.metadata", "data/__0_0.distcp", "ranks/rank-0000.pt", "ranks/rank-0001.pt"]
+def test_a_run_ends_only_when_its_last_save_is_committed(make_run: MakeRun) -> None:
+    saves = Saves(make_run, FakeGroup(2, gates(1)))
+    saves.at_gate = lambda: saves.urls.append(str(len(saves.committed)))
+    saves.execute()
+    assert (saves.urls[1], len(saves.committed)) == ("0", 1)
 
 
-def test_a_rank_that_can_not_write_is_named_and_nothing_is_left(make_run: MakeRun, tmp_path: Path) -> None:
-    group = saving_group()
-    write = group.scripts[WriteSave]
-    full = Failure(type_name="OSError", text="No space left on device", traceback="")
-    group.scripts[WriteSave] = lambda worker, order: (
-        group.send(Answer, worker, order=order.order, failure=full) if worker else write(worker, order)
-    )
+def test_to_wait_is_to_have_it_committed_at_the_gate(make_run: MakeRun) -> None:
+    saves = Saves(make_run, FakeGroup(2, gates(1)))
+    counts: list[int] = []
+    saves.at_gate = lambda: (saves.saver.wait(), counts.append(len(saves.committed)))[0]
+    saves.execute()
+    assert counts == [1]
+
+
+# ---------------------------------------------------------------- what goes wrong
+def refuse_on(group: FakeGroup, *workers: int, failure: Failure = FULL) -> None:
+    """These ranks copy, but can't write."""
+    freeze = group.scripts[FreezeSave]
+
+    def script(worker: int, order: FreezeSave) -> None:
+        if worker not in workers:
+            freeze(worker, order)
+            return
+        group.answer(worker, order, None)
+        group.inbox.append(lambda: group.save(worker, order.url, failure=failure))
+
+    group.scripts[FreezeSave] = script
+
+
+@pytest.mark.parametrize(
+    ("workers", "who"),
+    [((1,), "rank 1"), ((0, 1, 2), "ranks 0-2")],
+)
+def test_ranks_that_can_not_write_are_named_once_and_nothing_is_left(
+    make_run: MakeRun, workers: tuple[int, ...], who: str
+) -> None:
+    group = FakeGroup(3, gates(1))
+    refuse_on(group, *workers)
+    saves = Saves(make_run, group)
     with pytest.raises(CheckpointError) as caught:
-        save_at_gate(make_run, group, tmp_path)
-    assert str(caught.value) == (
-        "checkpoint step-00000010.attempt-1: could not be written: rank 1: OSError: No space left on device"
+        saves.execute()
+    text = (
+        f"checkpoint step-00000010.attempt-1: could not be written: {who}: OSError: No space left on device; "
+        "the checkpoints before it stand"
     )
-    assert left(tmp_path) == []
+    assert (str(caught.value), saves.failed, saves.left()) == (text, [text], [])
 
 
-def test_a_fault_in_the_middle_leaves_nothing(make_run: MakeRun, tmp_path: Path) -> None:
-    group = saving_group()
-    group.scripts[WriteSave] = lambda worker, order: group.fail(worker)
+def test_different_failures_are_told_each_with_its_ranks(make_run: MakeRun) -> None:
+    group = FakeGroup(2, gates(1))
+    refuse_on(group, 0)
+    refuse_on(group, 1, failure=Failure(type_name="PermissionError", text="no", traceback=""))
+    saves = Saves(make_run, group)
+    with pytest.raises(CheckpointError, match=r": rank 0: OSError: No space.*; rank 1: PermissionError: no; the"):
+        saves.execute()
+
+
+def test_a_save_that_failed_is_told_and_training_goes_on_if_it_shall(make_run: MakeRun) -> None:
+    group = FakeGroup(2, gates(3))
+    saves = Saves(make_run, group, on_error="continue")
+    freeze = group.scripts[FreezeSave]
+
+    def second_fails(worker: int, order: FreezeSave) -> None:
+        if "step-00000020" in order.url and worker == 1:
+            group.answer(worker, order, None)
+            group.inbox.append(lambda: group.save(worker, order.url, failure=FULL))
+        else:
+            freeze(worker, order)
+
+    group.scripts[FreezeSave] = second_fails
+    saves.execute()
+    assert [made.manifest.iteration for made in saves.committed] == [10, 30]
+    assert [text.partition(":")[0] for text in saves.failed] == ["checkpoint step-00000020.attempt-1"]
+    assert saves.left() == ["step-00000010", "step-00000030"]
+
+
+@pytest.mark.parametrize("on_error", ["stop", "continue"])
+def test_a_storage_that_refuses_a_place_is_told_before_anything_is_copied(make_run: MakeRun, on_error: str) -> None:
+    group = FakeGroup(2, gates(1))
+    saves = Saves(make_run, group, on_error=on_error)
+    Path(saves.registry.storage.url).write_text("in the way")
+    if on_error == "stop":
+        with pytest.raises(CheckpointError, match="can't be written: Not a directory"):
+            saves.execute()
+    else:
+        assert saves.execute().urls == [None]
+    assert (len(saves.failed), group.ordered(FreezeSave)) == (1, [])
+
+
+def test_a_fault_of_a_rank_in_the_middle_of_a_save_leaves_nothing(make_run: MakeRun) -> None:
+    group = FakeGroup(2, gates(1))
+    group.scripts[FreezeSave] = lambda worker, order: group.fail(worker)
+    saves = Saves(make_run, group)
     with pytest.raises(TrainingError):
-        save_at_gate(make_run, group, tmp_path)
-    assert left(tmp_path) == []
+        saves.execute()
+    saves.saver.salvage(0.0)
+    assert (saves.left(), saves.committed) == ([], [])
 
 
-def test_a_folder_that_vanishes_is_told_as_a_checkpoint_error(make_run: MakeRun, tmp_path: Path) -> None:
-    group = saving_group(1)
-    write = group.scripts[WriteSave]
+def test_a_folder_that_vanishes_is_told_as_a_checkpoint_error(make_run: MakeRun) -> None:
+    group = FakeGroup(1, gates(1))
+    saves = Saves(make_run, group)
+    save = group.save
 
-    def write_and_lose(worker: int, order: WriteSave) -> None:
-        write(worker, order)
-        for path in sorted(Path(order.folder).rglob("*"), reverse=True):
-            path.unlink() if path.is_file() else path.rmdir()
+    def write_and_lose(worker: int, url: str, *given: Any) -> None:
+        saves.registry.storage.remove("step-00000010.attempt-1")
+        save(worker, url, *given)
 
-    group.scripts[WriteSave] = write_and_lose
-    with pytest.raises(CheckpointError, match=r"checkpoint step-00000010.attempt-1: can't be written: .*No such file"):
-        save_at_gate(make_run, group, tmp_path)
-    assert left(tmp_path) == []
+    group.save = write_and_lose  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError, match="files and receipts differ"):
+        saves.execute()
+    assert saves.left() == []
 
 
+@pytest.mark.parametrize("point", ["commit.received", "commit.indexed", "commit.manifest", "commit.named", "commit.done"])
+def test_whatever_step_of_a_commit_the_disk_refuses_it_is_an_error_of_the_checkpoint(
+    make_run: MakeRun, point: str
+) -> None:
+    saves = Saves(make_run, FakeGroup(2, gates(2)), on_error="continue")
+    failpoints.arm(f"{point}=enospc:1")
+    try:
+        saves.execute()
+    finally:
+        failpoints.arm("")
+    (told,) = saves.failed
+    assert told.endswith("No space left on device")
+    assert [made.manifest.iteration for made in saves.committed] == [20]
+    newest, refused = saves.registry.newest_valid()
+    assert newest is not None
+    assert (newest.manifest.iteration, refused) == (20, [])
+    assert not [name for name in saves.left() if "attempt" in name]
+
+
+@pytest.mark.parametrize("on_error", ["stop", "continue"])
+def test_what_a_listener_can_not_prune_is_an_error_of_a_save_but_not_of_this_checkpoint(
+    make_run: MakeRun, on_error: str
+) -> None:
+    saves = Saves(make_run, FakeGroup(2, gates(2)), on_error=on_error)
+
+    def refuse(checkpoint: Committed) -> None:
+        saves.committed.append(checkpoint)
+        raise CheckpointError.at("step-00000001", "can't be removed: Read-only file system")
+
+    saves.saver.committed = refuse
+    if on_error == "stop":
+        with pytest.raises(CheckpointError, match="can't be removed"):
+            saves.execute()
+    else:
+        saves.execute()
+    assert len(saves.failed) == len(saves.committed) == (1 if on_error == "stop" else 2)
+    assert [made.name for made in saves.registry.committed()] == [made.name for made in saves.committed]
+
+
+@pytest.mark.parametrize("when", ["commit", "prune"])
+def test_who_lost_the_run_commits_nothing_and_ends(make_run: MakeRun, when: str) -> None:
+    saves = Saves(make_run, FakeGroup(2, gates(2)), on_error="continue")
+
+    def fenced(*_: object) -> None:
+        raise FencedError.by("r", "pid 8 on other")
+
+    if when == "commit":
+        saves.at_gate = lambda: setattr(saves.registry, "owned", fenced)
+    else:
+        saves.saver.committed = fenced
+    with pytest.raises(FencedError, match="was taken over by pid 8 on other"):
+        saves.execute()
+    assert len(saves.registry.committed()) == (0 if when == "commit" else 1)
+    assert saves.failed == []
+
+
+def test_words_about_a_save_that_was_given_up_are_not_taken_for_another(make_run: MakeRun) -> None:
+    group = FakeGroup(2, gates(1))
+    saves = Saves(make_run, group)
+    saves.at_gate = lambda: group.save(1, "elsewhere/step-00000003.attempt-1", failure=FULL)
+    saves.execute()
+    group.save(0, "elsewhere/step-00000003.attempt-1", failure=FULL)
+    saves.run.loop.pump()
+    assert (len(saves.committed), saves.failed) == (1, [])
+
+
+# ---------------------------------------------------------------- a run that ends with an error
+def ending(make_run: MakeRun, group: FakeGroup) -> Saves:
+    """A run whose ranks have copied when one of them fails."""
+    saves = Saves(make_run, group)
+    saves.at_gate = lambda: group.inbox.appendleft(lambda: group.fail(0))
+    with pytest.raises(TrainingError):
+        saves.execute()
+    assert saves.committed == []
+    return saves
+
+
+def test_what_is_in_flight_when_a_run_fails_is_still_committed(make_run: MakeRun) -> None:
+    saves = ending(make_run, FakeGroup(2, gates(1)))
+    saves.saver.salvage(10.0)
+    assert [made.name for made in saves.committed] == ["step-00000010"]
+    assert saves.left() == ["step-00000010"]
+
+
+def test_what_is_not_written_in_time_when_a_run_fails_is_removed(make_run: MakeRun) -> None:
+    group = FakeGroup(2, gates(1))
+    saves = ending(make_run, group)
+    assert saves.left() == ["step-00000010.attempt-1"]
+    saves.saver.salvage(0.0)
+    assert saves.left() == []
+    group.inbox.append(lambda: None)
+    saves.saver.salvage(10.0)  # nothing is in flight
+    assert saves.committed == []
+
+
+def test_what_nobody_writes_any_more_when_a_run_fails_is_removed(make_run: MakeRun) -> None:
+    group = FakeGroup(2, gates(1))
+    group.scripts[FreezeSave] = lambda worker, order: group.answer(worker, order, None)
+    saves = ending(make_run, group)
+    saves.saver.salvage(10.0)
+    assert (saves.left(), saves.committed) == ([], [])
+
+
+def test_a_save_that_fails_while_a_run_is_failing_is_not_what_ends_it(make_run: MakeRun) -> None:
+    group = FakeGroup(2, gates(1))
+    refuse_on(group, 0, 1)
+    saves = ending(make_run, group)
+    saves.saver.salvage(10.0)
+    assert (len(saves.failed), saves.left()) == (1, [])
+
+
+# ---------------------------------------------------------------- the manifest
 def test_a_manifest_tells_where_training_stood() -> None:
     state = SimpleNamespace(
         epoch=2, iteration=20, epoch_length=10, metrics={"loss": 0.5, "confusion": [[1, 2], [3, 4]], "best": 7}
@@ -122,3 +388,16 @@ def test_a_package_that_is_not_installed_is_told_so(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("orchestrator.saving.version", version)
     assert versions()["rankfire"] == "not installed"
+
+
+def test_errno_of_the_system_is_what_is_told(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    saves = Saves(make_run, FakeGroup(1, gates(1)))
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("orchestrator.checkpoints.plan.GlobalPlan.write_index", refuse)
+    with pytest.raises(
+        CheckpointError, match=r"^checkpoint step-00000010.attempt-1: can't be written: Read-only file system$"
+    ):
+        saves.execute()
