@@ -39,7 +39,7 @@ ORCHESTRATOR = (
     ("asking.py",),
     ("gatekeeper.py", "handlers/*", "loggers/*"),
     ("driver.py", "ranks.py", "shipping.py"),
-    ("bus.py", "checkpoints/references.py", "group.py", "local.py", "loop.py"),
+    ("bus.py", "checkpoints/references.py", "group.py", "local.py", "loop.py", "signals.py"),
     ("checkpoints/plan.py", "checkpoints/registry.py"),
     ("exchange.py", "launch/*", "placement.py", "reduce.py", "rendezvous.py", "settings.py", "watch.py"),
     ("checkpoints/verify.py",),
