@@ -15,6 +15,7 @@ from orchestrator.errors import SpecError, TrainingError, explain, name_ranks, n
 from orchestrator.gatekeeper import Gatekeeper
 from orchestrator.loop import Loop
 from orchestrator.ranks import Ranks
+from orchestrator.roll_call import Asked
 from orchestrator.settings import pickled
 from orchestrator.verdict import by_failure, tell_failures
 from workers.messages import Answer
@@ -42,10 +43,13 @@ class Asking:
         loop.handle({Answer: self._on_answer})
         gates.cut_reached = self.cut_reached
 
-    def ask(self, make: Callable[[int, int], Order], ranks: Iterable[int] | None = None) -> dict[int, Answer]:
+    def ask(
+        self, what: str, make: Callable[[int, int], Order], ranks: Iterable[int] | None = None
+    ) -> dict[int, Answer]:
         """Give ranks an order with an id, and wait until all have answered.
 
         Args:
+            what: its name, for the error of ranks that part over it.
             make: (order id, rank) → the order.
             ranks: whom to ask; None: all.
 
@@ -53,6 +57,7 @@ class Asking:
             rank → its answer, in the order of ranks.
 
         Raises:
+            GateMismatchError: ranks wait at a gate within it that others will never reach.
             SpecError: no gate is open.
         """
         if not self._gates.open:
@@ -69,11 +74,16 @@ class Asking:
         asked = list(range(world)) if ranks is None else sorted(set(ranks))
         assert all(0 <= rank < world for rank in asked), f"asked {name_ranks(asked)} in a world of {world}"
         number = next(self._numbers)
-        for rank in asked:
-            self._ranks.order(rank, make(number, rank))
-        while len(self._answers.get(number, {})) < len(asked):
-            self._loop.pump()
-        answers = self._answers.pop(number)
+        answers = self._answers[number] = {}
+        self._gates.asked.append(Asked(what=what, ranks=asked, answered=answers.keys(), outer=self._gates.open[-1]))
+        try:
+            for rank in asked:
+                self._ranks.order(rank, make(number, rank))
+            while len(answers) < len(asked):
+                self._loop.pump()
+        finally:
+            self._gates.asked.pop()
+            del self._answers[number]
         return {rank: answers[rank] for rank in asked}
 
     def evaluate(self, engine: str) -> dict[str, Any]:
@@ -82,7 +92,7 @@ class Asking:
             raise SpecError(no_engine("orchestrator.evaluate", engine, self._ranks.engines))
         from orchestrator.reduce import reduce_packs  # imported by `Run` while the ranks start
 
-        answers = self.ask(lambda number, _: Evaluate(order=number, engine=engine))
+        answers = self.ask(f"evaluate({engine!r})", lambda number, _: Evaluate(order=number, engine=engine))
         packs: list[Any] = [answer.value for answer in answers.values()]
         return reduce_packs(packs, self._ranks.empty_metrics(engine))
 
@@ -99,7 +109,7 @@ class Asking:
             TrainingError: it raised on a rank, or returned what can't be pickled.
         """
         call = pickled((function, args, dict(kwargs)), "orchestrator.call")
-        answers = self.ask(lambda number, _: Call(order=number, pickled=call), ranks)
+        answers = self.ask("call", lambda number, _: Call(order=number, pickled=call), ranks)
         failed = {rank: answer.failure for rank, answer in answers.items() if answer.failure is not None}
         if failed:
             ranks_of_first, first = by_failure(failed)[0]
@@ -123,3 +133,4 @@ class Asking:
         if message.order == self._cut and len(answers) == self._ranks.world_size:
             proposals: list[Any] = [answer.value for answer in self._answers.pop(message.order).values()]
             self._ranks.order_all(CutAt(iteration=max(proposals)))
+        self._gates.check()

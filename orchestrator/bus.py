@@ -147,7 +147,7 @@ class EventBus(EventSource):
             self.dispatch(event, count, *extra)
         except RankfireError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit() in a handler is the user's, as on a rank
             what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             raise HandlerError.in_handler(
                 _culprit(error),

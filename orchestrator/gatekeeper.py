@@ -14,7 +14,7 @@ from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.loop import Loop
 from orchestrator.ranks import Ranks
-from orchestrator.roll_call import Observations, RollCall
+from orchestrator.roll_call import Asked, Observations, RollCall, parted
 from workers.events import Events
 from workers.messages import Arrived, Finished, Observed, Report
 from workers.orders import Release
@@ -42,6 +42,7 @@ class Gatekeeper:
         self.at_cut: Callable[[], None] | None = None  # called at a cut, while all ranks wait
         self.cut_reached: Callable[[], None] = lambda: None  # called before it: the next cut is another
         self.open: list[GateKey] = []  # gates whose handlers are running, outermost first
+        self.asked: list[Asked] = []  # orders that are being carried out, outermost first; kept by who gives them
         self.samples = 0  # consumed by all ranks, as of the last report of all of them
         self._loop = loop
         self._ranks = ranks
@@ -88,11 +89,21 @@ class Gatekeeper:
                 "do it at ITERATION_COMPLETED, or at the end of an epoch"
             )
 
+    def check(self) -> None:
+        """See that all ranks can still meet, after one has arrived, answered or finished.
+
+        Raises:
+            GateMismatchError: they can't; names who is where.
+        """
+        places = parted(self._roll_call, self.asked[-1] if self.asked else None, self.finished)
+        if places is not None:
+            raise self._loop.end(GateMismatchError.at(places))
+
     # ---------------------------------------------------------------- what comes
     def _on_arrived(self, message: Arrived) -> None:
         self._roll_call.arrive(message.rank, message.gate, message)
         self._loop.facts.phases[message.worker] = f"waiting at {message.gate}"
-        self._check()
+        self.check()
         if self._roll_call.full:
             self._open(*self._roll_call.take())
 
@@ -103,15 +114,7 @@ class Gatekeeper:
 
     def _on_finished(self, message: Finished) -> None:
         self.finished[message.rank] = message
-        self._check()
-
-    def _check(self) -> None:
-        """Ranks at different gates, or at a gate that others will never reach, can't ever meet."""
-        call = self._roll_call
-        ended = [rank for rank in call.missing if rank in self.finished]
-        if call.mismatch or (call.present and ended):
-            places = call.where() | ({"the end of training": ended} if ended else {})
-            raise self._loop.end(GateMismatchError.at(places))
+        self.check()
 
     # ---------------------------------------------------------------- a gate
     def _open(self, key: GateKey, reports: Mapping[int, Arrived]) -> None:

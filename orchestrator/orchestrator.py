@@ -125,7 +125,7 @@ class Orchestrator(Ordering):
             attach(self)
         except RankfireError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             text = f"handlers {target} raised {type(error).__name__}: {error}"
             raise TrainingError(text, traceback="".join(traceback.format_exception(error))) from error
 

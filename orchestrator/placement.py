@@ -178,11 +178,20 @@ def _knock(address: str) -> None:
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself and ends the process at once; the run wants to end it well."""
+    """Ray takes SIGTERM for itself and ends the process at once; the run ends it well, also while Ray starts."""
+    import ray._private.utils as theirs
+
     mine = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread() and mine is not None:
-        signal.signal(signal.SIGTERM, mine)
+    take: Any = getattr(theirs, "set_sigterm_handler", None)
+    if take is not None:
+        theirs.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        if take is not None:
+            theirs.set_sigterm_handler = take
+        if threading.current_thread() is threading.main_thread() and mine is not None:
+            signal.signal(signal.SIGTERM, mine)  # for a Ray that goes another way
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -12,10 +12,11 @@ from orchestrator.checkpoints.references import find
 from orchestrator.checkpoints.registry import Committed, Registry
 from orchestrator.checkpoints.verify import damage
 from orchestrator.errors import CheckpointError, SpecError, explain
+from orchestrator.limits import Limits
 from workers.parcels import LoadPoint
 from workers.storage import Storage
 
-__all__ = ["Resume", "StartFrom", "changed_versions", "newest", "set_aside", "starting_point"]
+__all__ = ["Resume", "StartFrom", "already_done", "changed_versions", "newest", "set_aside", "starting_point", "way_on"]
 
 OWN = "lease"  # stays where it is when a run is set aside: whoever owns the run's name goes on owning it
 
@@ -130,3 +131,40 @@ def changed_versions(then: Mapping[str, str], now: Mapping[str, str]) -> str | N
     """What is not the version that made a checkpoint, in words; None if nothing is."""
     changed = [f"{name} {then[name]} → {now[name]}" for name in sorted(then) if now.get(name, then[name]) != then[name]]
     return ", ".join(changed) or None
+
+
+def already_done(point: Committed, limits: Limits) -> str | None:
+    """What is done of a run that has nothing left to do, and how it would go on; None if something is left.
+
+    Args:
+        point: the checkpoint that it would go on from.
+        limits: how long to train.
+    """
+    manifest, epochs, length = point.manifest, limits.max_epochs, point.manifest.epoch_length
+    if limits.max_iters is not None:
+        done, goal, what = manifest.iteration, limits.max_iters, "iterations"
+    elif length is None or epochs is None:
+        return None
+    else:
+        done, goal, what = manifest.iteration // length, epochs, "epochs"
+    name = "max_iters" if limits.max_iters is not None else "max_epochs"
+    return None if done < goal else f"{done} of {goal} {what}; raise train.{name}, or take another run id"
+
+
+def way_on(registry: Registry, iteration: int) -> str:
+    """In words, after a run that did not come to its end: where the same command goes on.
+
+    Args:
+        registry: the run's checkpoints.
+        iteration: where it ended.
+    """
+    try:
+        committed = registry.committed()
+    except OSError:  # it may be the storage that ended the run
+        committed = []
+    if not committed:
+        return "nothing was saved"
+    newest = committed[-1]
+    if newest.manifest.iteration == iteration:
+        return f"saved as {newest.name}; the same command goes on from there"
+    return f"the same command goes on from {newest.name}"

@@ -1,17 +1,19 @@
 """Who has arrived where: pure bookkeeping of gates and of watched events, without Ray, clock or network.
 
-A gate blocks, so a rank stands at one gate at most, and two ranks at different gates can never meet. A watched event
-blocks nobody: ranks report it at their own pace, and it counts when all have.
+A gate blocks, so a rank stands at one gate at most, and two ranks at different gates can never meet; nor can a rank at
+a gate and one that has left the order, or the training, within which that gate lies. A watched event blocks nobody:
+ranks report it at their own pace, and it counts when all have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from workers.parcels import GateKey
 
-__all__ = ["Observations", "RollCall"]
+__all__ = ["Asked", "Observations", "RollCall", "parted"]
 
 Report = TypeVar("Report")
 
@@ -72,6 +74,55 @@ class RollCall(Generic[Report]):
         assert self.full, f"a roll call was taken that waits for ranks {self.missing}"
         gathered, self._at = self._at, {}
         return gathered[0][0], {rank: gathered[rank][1] for rank in sorted(gathered)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """An order that ranks are carrying out while all of them wait at a gate.
+
+    Args:
+        what: its name, for an error's text.
+        ranks: who was asked.
+        answered: who is done with it; grows while it is looked at.
+        outer: the gate at which all wait.
+    """
+
+    what: str
+    ranks: Collection[int]
+    answered: Collection[int]
+    outer: GateKey
+
+    def left(self, rank: int) -> str | None:
+        """Where a rank is that takes no part in it any more, or never did; None if it is in the middle of it."""
+        if rank not in self.ranks:
+            return str(self.outer)
+        return f"the end of {self.what}" if rank in self.answered else None
+
+
+def parted(call: RollCall[Report], asked: Asked | None, finished: Collection[int]) -> dict[str, list[int]] | None:
+    """Where the ranks are, if they can't ever meet again; else None.
+
+    Args:
+        call: who waits at which gate.
+        asked: the innermost order that is being carried out.
+        finished: ranks whose training has ended.
+
+    Returns:
+        Place → its ranks: gates, then the places of those that will come to none.
+    """
+    gone: dict[str, list[int]] = {}
+    busy = []
+    for rank in call.missing:
+        place = "the end of training" if rank in finished else None if asked is None else asked.left(rank)
+        if place is None:
+            busy.append(rank)
+        else:
+            gone.setdefault(place, []).append(rank)
+    unanswered = asked is not None and any(rank in finished and asked.left(rank) is None for rank in call.missing)
+    if not (call.mismatch or (call.present and gone) or unanswered):
+        return None
+    inside = {asked.what: busy} if asked is not None and unanswered and busy else {}
+    return call.where() | inside | gone
 
 
 class Observations(Generic[Report]):

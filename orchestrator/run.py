@@ -15,7 +15,7 @@ from typing import Any
 from orchestrator.asking import Asking
 from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Registry
-from orchestrator.errors import FencedError, RankfireError, SpecError, no_engine
+from orchestrator.errors import FencedError, RankfireError, RunInterrupted, SpecError, no_engine
 from orchestrator.exchange import Group, Interrupt, LeaseLost
 from orchestrator.gatekeeper import Gatekeeper
 from orchestrator.journal import Journal
@@ -125,7 +125,7 @@ class Run:
         go = Go(max_epochs=limits.max_epochs, max_iters=limits.max_iters, epoch_length=limits.epoch_length)
         self.gates.clock(runs=True)
         self.ranks.order_all(go)
-        if self.stop_reason is not None:  # Ctrl-C while the ranks were starting
+        if self.stop_reason is not None:  # a handler that looks at the clock ended it while they were starting
             self.asking.cut()
         while not self.gates.all_finished:
             self.loop.pump()
@@ -137,7 +137,13 @@ class Run:
         state.iteration, state.epoch = last.iteration, last.epoch
 
     def _interrupt(self, _: Interrupt) -> None:
-        """End at a cut, also if a gate is open: only there the ranks stand between iterations, and are saved."""
+        """End at a cut, also if a gate is open: only there the ranks stand between iterations, and are saved.
+
+        Raises:
+            RunInterrupted: the ranks are still starting; there is nothing to save.
+        """
+        if self.life.phase in {Phase.PLACING, Phase.BUILDING, Phase.JOINING}:
+            raise RunInterrupted
         self.interrupted = True
         self.stop_reason = self.stop_reason or "interrupted"
         self.gates.then = "interrupt"

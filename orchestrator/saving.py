@@ -83,7 +83,7 @@ class Saver:
 
         planned: dict[int, Planned] = {
             rank: answer.value  # type: ignore[misc]
-            for rank, answer in self._asking.ask(lambda number, _: PlanSave(order=number)).items()
+            for rank, answer in self._asking.ask("checkpoint", lambda number, _: PlanSave(order=number)).items()
         }
         try:
             staging = self._registry.open(manifest.iteration)
@@ -94,7 +94,10 @@ class Saver:
         plan = GlobalPlan({rank: one.plan for rank, one in planned.items()}, first.spread)
         whole = replace(manifest, cursor=first.cursor, data=first.data, state=first.state)
         self._flight = _Flight(staging=staging, manifest=whole, plan=plan)
-        self._asking.ask(lambda number, rank: FreezeSave(order=number, url=staging.storage.url, plan=plan.part(rank)))
+        self._asking.ask(
+            "checkpoint",
+            lambda number, rank: FreezeSave(order=number, url=staging.storage.url, plan=plan.part(rank)),
+        )
         return self._registry.storage.locate(staging.name)
 
     def wait(self) -> None:

@@ -32,7 +32,7 @@ EXPECTED = {
         "pass other things as text, and make them in build(worker)",
     ),
 }
-SHORT = {  # sections that may be a whole number instead
+SHORT: dict[tuple[int | str, ...], str] = {  # sections that may be a whole number instead
     ("workers",): "a whole number, or a mapping with count",
     ("checkpoint", "every"): "a whole number, or a mapping with one of epochs, iterations and seconds",
 }
@@ -79,13 +79,6 @@ def path_of(place: tuple[str | int, ...], data: Mapping[str, object]) -> tuple[s
         return tuple(part for part in place if part not in ("list", "dict", "[key]"))
     short_form = place == ("workers", "count") and not isinstance(data["workers"], Mapping)
     return place[:1] if short_form else place
-
-
-SHORT: dict[tuple[str | int, ...], str] = {
-    ("workers",): "a whole number, or a mapping with count",
-    ("checkpoint", "every"): "a whole number, or a mapping with epochs, iterations or seconds",
-}
-"""Sections that may be written as a whole number alone."""
 
 
 def word(detail: ErrorDetails) -> str:

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, Literal
 
 from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Committed, Registry
-from orchestrator.errors import FencedError, RankfireError, RunInterrupted, SpecError, SystemFailure, explain
+from orchestrator.errors import (
+    FencedError,
+    RankfireError,
+    RunInterrupted,
+    SpecError,
+    SystemFailure,
+    WorkerLostError,
+    explain,
+)
 from orchestrator.exchange import Group, LeaseLost
 from orchestrator.group import RayGroup
 from orchestrator.journal import Journal
@@ -25,10 +30,20 @@ from orchestrator.lease import Lease
 from orchestrator.lifecycle import Phase
 from orchestrator.limits import Limits
 from orchestrator.notice import notice
-from orchestrator.resume import Resume, StartFrom, changed_versions, newest, set_aside, starting_point
+from orchestrator.resume import (
+    Resume,
+    StartFrom,
+    already_done,
+    changed_versions,
+    newest,
+    set_aside,
+    starting_point,
+    way_on,
+)
 from orchestrator.run import Run
 from orchestrator.saving import versions
 from orchestrator.settings import Settings
+from orchestrator.signals import Signals
 from orchestrator.splits import Splits
 from workers.events import EventExpression
 from workers.failpoints import TRACE, VARIABLE, failpoint
@@ -126,8 +141,9 @@ def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     settings, journal = parts.settings, parts.journal
     parts.registry.sweep()
     point, load = _begin_at(parts, resume)
-    if point is not None and _is_done(point, limits):
+    if point is not None and (done := already_done(point, limits)) is not None:
         journal.write("RUN_COMPLETED", already=True, checkpoint=point.name)
+        notice(f"run {settings.run!r} is already done: {done}")
         return _result(parts, "completed", None)
     journal.write(
         "RUN_STARTED", run=settings.run, world_size=settings.world_size, pid=os.getpid(),
@@ -146,31 +162,48 @@ def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     try:
         with contextlib.closing(splits):
             _execute(run, load, None if point is None else point.manifest.data)
-    except BaseException as error:  # a handler's sys.exit() too: however it ends, the record says so
-        run.life.enter(Phase.FAILED)
-        with contextlib.suppress(FencedError):
-            journal.write("RUN_FAILED", error=type(error).__name__, text=str(error))
-        if isinstance(error, KeyboardInterrupt):
-            raise RunInterrupted(f"run {settings.run!r} was interrupted at once") from error
-        raise
+    except BaseException as error:  # however it ends, the record says so
+        ended = _ended_badly(parts, run, error)
+        if ended is error:
+            raise
+        raise ended from error
     if run.interrupted:
         run.life.enter(Phase.STOPPED)
         journal.write("RUN_INTERRUPTED")
-        raise RunInterrupted(f"run {settings.run!r} was interrupted after iteration {journal.iteration}")
+        where, then = f"after iteration {journal.iteration}", way_on(parts.registry, journal.iteration)
+        raise RunInterrupted(f"run {settings.run!r} was interrupted {where}; {then}")
     run.life.enter(Phase.COMPLETED)
     status: Status = "completed" if run.stop_reason is None else "terminated"
     journal.write("RUN_COMPLETED", status=status, reason=run.stop_reason, metrics=parts.buses[TRAINER].state.metrics)
     return _result(parts, status, run.stop_reason)
 
 
+def _ended_badly(parts: Parts, run: Run, error: BaseException) -> BaseException:
+    """Write down what ended a run before its end; gives the error that tells it, with the way on."""
+    name, then = f"run {parts.settings.run!r}", way_on(parts.registry, parts.journal.iteration)
+    if isinstance(error, RunInterrupted):
+        run.life.enter(Phase.STOPPED)
+        parts.journal.write("RUN_INTERRUPTED")
+        return RunInterrupted(f"{name} was interrupted before it trained; {then}")
+    run.life.enter(Phase.FAILED)
+    if isinstance(error, WorkerLostError):
+        error.args = (f"{error}; {then}",)
+    with contextlib.suppress(FencedError):
+        parts.journal.write("RUN_FAILED", error=type(error).__name__, text=str(error))
+    if isinstance(error, KeyboardInterrupt):
+        return RunInterrupted(f"{name} was interrupted at once; {then}")
+    return error
+
+
 def _execute(run: Run, load: LoadPoint | None, data: Mapping[str, Any] | None) -> None:
     """Run, and end the workers in every case: gently if all went well, else at once."""
     grace = 0.0
-    with _interrupts(run.group):
+    with Signals(run.group) as signals:
         try:
             run.execute(load, data)
             grace = 2.0
         finally:
+            signals.stopping()
             try:
                 run.saver.salvage(SALVAGE)
             finally:
@@ -279,42 +312,8 @@ def _begin_at(parts: Parts, resume: Resume) -> tuple[Committed | None, LoadPoint
     return point, LoadPoint(url=point.url, world_size=manifest.world_size)
 
 
-def _is_done(point: Committed, limits: Limits) -> bool:
-    manifest = point.manifest
-    if limits.max_iters is not None:
-        return manifest.iteration >= limits.max_iters
-    length = manifest.epoch_length
-    assert limits.max_epochs is not None, "one of max_epochs and max_iters is set"
-    return length is not None and manifest.iteration >= limits.max_epochs * length
-
-
 def _result(parts: Parts, status: Status, reason: str | None) -> RunResult:
     state = parts.buses[TRAINER].state
     committed = parts.registry.committed()
     last = committed[-1].url if committed else None
     return RunResult(status=status, state=state, metrics=dict(state.metrics), checkpoint=last, reason=reason)
-
-
-@contextlib.contextmanager
-def _interrupts(group: Group) -> Iterator[None]:
-    """Ctrl-C or SIGTERM once asks the loop to stop at the next iteration boundary; twice raises `KeyboardInterrupt`."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    told = 0
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal told
-        told += 1
-        if told > 1:
-            raise KeyboardInterrupt
-        again = "press Ctrl-C again" if number == signal.SIGINT else "send SIGTERM again"
-        notice(f"stopping at the next iteration; {again} to stop now")
-        group.interrupt()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

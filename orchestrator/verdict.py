@@ -98,7 +98,7 @@ def _of_loss(facts: Facts) -> RankfireError:
     error = WorkerLostError.of(
         facts.ranks.get(worker, worker),
         pid=None if place is None else place.pid,
-        node="unknown" if place is None else f"{place.node} ({place.host})",
+        node="unknown" if place is None else f"{place.node[:12]} ({place.host})",
         cause=facts.lost[worker],
     )
     others = sorted(facts.ranks.get(lost, lost) for lost in facts.lost if lost != worker)

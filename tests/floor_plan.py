@@ -43,7 +43,10 @@ ORCHESTRATOR = (
     ("asking.py",),
     ("gatekeeper.py", "handlers/*", "loggers/*"),
     ("driver.py", "ranks.py", "shipping.py", "splits.py"),
-    ("bus.py", "checkpoints/export.py", "checkpoints/references.py", "group.py", "local.py", "loop.py"),
+    (
+        *("bus.py", "checkpoints/export.py", "checkpoints/references.py", "group.py", "local.py", "loop.py"),
+        *("signals.py",),
+    ),
     ("checkpoints/plan.py", "checkpoints/registry.py"),
     ("exchange.py", "launch/*", "placement.py", "reduce.py", "rendezvous.py", "settings.py", "watch.py"),
     ("checkpoints/verify.py",),

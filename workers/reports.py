@@ -7,11 +7,14 @@ state.
 
 from __future__ import annotations
 
+import contextlib
+import numbers
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from workers.engine import Engine
+from workers.errors import ProgramError
 from workers.metrics.attach import AttachedMetric
 from workers.metrics.pack import pack_numbers
 from workers.parcels import Number, Pack
@@ -52,12 +55,22 @@ class Reports:
         }
 
     def packs(self, engine: Engine, *, on_cpu: bool = False) -> dict[str, Pack]:
-        """Metrics by name: attached ones by their states, others in `state.metrics` as numbers of this rank."""
+        """Metrics by name: attached ones by their states, others in `state.metrics` as numbers of this rank.
+
+        Raises:
+            ProgramError: a number is too large to travel; names it.
+        """
         packs: dict[str, Pack] = {}
         for name, value in engine.state.metrics.items():
             returned = name in self._released and value is self._released[name]
             if name not in engine.attached and not returned:
-                packs.update(pack_numbers({name: value}, on_cpu=on_cpu))
+                packed = pack_numbers({name: value}, on_cpu=on_cpu)
+                if not packed and isinstance(value, numbers.Real):
+                    raise ProgramError(
+                        f"state.metrics[{name!r}]: expected a number that a float can hold, received one of type "
+                        f"{type(value).__name__} that is too large; scale it down, or keep it elsewhere"
+                    )
+                packs.update(packed)
         for name, thing in engine.attached.items():
             if isinstance(thing, AttachedMetric) and thing.updated:
                 packs[name] = thing.pack()
@@ -68,7 +81,9 @@ class Reports:
         iteration, now = 0 if engine is None else engine.state.iteration, time.monotonic()
         if iteration != self._progress[0]:
             self._progress = (iteration, now)
-        output: Mapping[str, Number] = {} if engine is None else pack_numbers(engine.state.output, on_cpu=True)
+        output: Mapping[str, Number] = {}
+        with contextlib.suppress(Exception):  # the training thread may be changing it right now
+            output = {} if engine is None else pack_numbers(engine.state.output, on_cpu=True)
         return {
             "iteration": iteration,
             "epoch": 0 if engine is None else engine.state.epoch,

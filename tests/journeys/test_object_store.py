@@ -1,4 +1,4 @@
-"""A run whose folder is a prefix of a real S3: the ranks write there, and a driver that was killed goes on from there."""
+"""A run whose folder is a prefix of a real S3: the ranks write there, and a killed driver goes on from there."""
 
 from __future__ import annotations
 

@@ -101,13 +101,14 @@ def test_handlers_that_do_not_exist_are_told(job: Path) -> None:
     ("body", "kind", "text"),
     [
         ("raise KeyError('curve')", TrainingError, "handlers rf_job_handlers:attach raised KeyError: 'curve'"),
+        ("import sys; sys.exit(0)", TrainingError, "handlers rf_job_handlers:attach raised SystemExit: 0"),
         ("orchestrator.attach(7)", SpecError, "orchestrator.attach: expected an object with attach(orchestrator)"),
     ],
 )
 def test_handlers_that_raise_while_they_are_attached_are_told(
     job: Path, body: str, kind: type[Exception], text: str
 ) -> None:
-    name = f"rf_job_handlers_{kind.__name__.lower()}"
+    name = f"rf_job_handlers_{sum(map(ord, body))}"
     (job.parent / f"{name}.py").write_text(f"def attach(orchestrator):\n    {body}\n")
     job.write_text(job.read_text().replace("rf_job_handlers", name))
     with pytest.raises(kind) as caught:

@@ -239,7 +239,10 @@ def test_ctrl_c_saves_at_the_next_iteration_and_the_run_goes_on_bit_equal(tmp_pa
     text = interrupted(tmp_path, "linear", iteration)
     reached = journal(tmp_path)[-1]["iteration"]
     assert iteration <= reached <= iteration + 1
-    assert text == f"run 'linear' was interrupted after iteration {reached}"
+    assert text == (
+        f"run 'linear' was interrupted after iteration {reached}; saved as {saves(tmp_path)[-1]}; "
+        "the same command goes on from there"
+    )
     assert saves(tmp_path)[-1].startswith(f"step-{reached:08d}")
     assert events(tmp_path)[-1] == "RUN_INTERRUPTED"
     if reached < 9:
@@ -268,12 +271,12 @@ def test_ctrl_c_at_an_epochs_end_saves_once(tmp_path: Path) -> None:
     assert saves(tmp_path) == ["step-00000003", "step-00000006"]
 
 
-def test_ctrl_c_before_training_stops_it_before_its_first_iterations_end(tmp_path: Path) -> None:
+def test_ctrl_c_before_training_stops_it_before_it_begins(tmp_path: Path) -> None:
     def build_and_press(worker: Any) -> Program:
         os.kill(os.getpid(), signal.SIGINT)
         return build(worker)
 
-    with pytest.raises(RankfireError, match=r"run 'linear' was interrupted after iteration [01]$"):
+    with pytest.raises(RankfireError, match=r"run 'linear' was interrupted before it trained; nothing was saved$"):
         Orchestrator(build_and_press, workers=0, run="linear", storage=tmp_path).run(max_epochs=3)
 
 
@@ -295,7 +298,10 @@ def test_ctrl_c_twice_stops_now(tmp_path: Path) -> None:
     orchestrator.on(Events.ITERATION_COMPLETED(once=2), rank=0)(press_twice)
     with pytest.raises(RankfireError) as caught:
         orchestrator.run(max_epochs=3)
-    assert (str(caught.value), exit_code_of(caught.value)) == ("run 'linear' was interrupted at once", 130)
+    assert (str(caught.value), exit_code_of(caught.value)) == (
+        "run 'linear' was interrupted at once; nothing was saved",
+        130,
+    )
     assert (saves(tmp_path), events(tmp_path)[-1]) == ([], "RUN_FAILED")
 
 

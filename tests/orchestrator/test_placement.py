@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+
 import pytest
 
 from orchestrator.errors import StartError
-from orchestrator.placement import Cluster
+from orchestrator.placement import Cluster, _signals_kept
 from orchestrator.spec import ClusterSpec, WorkersSpec
 
 
@@ -24,3 +27,13 @@ def test_no_cluster_is_told_with_the_place_that_named_it(
         f"{where}: expected a Ray cluster at '127.0.0.1:1', received ConnectionRefusedError: [Errno 111] Connection "
         f"refused; see that it runs and that this machine may reach it, or leave {where} out to use this machine"
     )
+
+
+def test_a_handler_of_rays_never_stands_in_place_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import utils
+
+    before = signal.getsignal(signal.SIGTERM)
+    with _signals_kept():
+        utils.set_sigterm_handler(lambda number, frame: sys.exit(number))
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert (signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler.__name__) == (before, "set_sigterm_handler")

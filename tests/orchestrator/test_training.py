@@ -1,6 +1,7 @@
 """One training around its loop: where it resumes, what it tells of its end, and what it gives back."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ from orchestrator import Checkpoint, HandlerError, Orchestrator, RunInterrupted,
 from orchestrator.group import RayGroup
 from orchestrator.journal import Journal
 from orchestrator.local import LocalGroup
-from tests.orchestrator.linear import journal, make
-from workers import Events
+from tests.orchestrator.linear import build, journal, make
+from workers import Events, Program, Worker
 
 
 def lines(storage: Path, event: str) -> list[dict[str, Any]]:
@@ -71,17 +72,83 @@ def test_an_interrupt_in_a_driver_handler_is_an_interrupted_run(tmp_path: Path) 
     def press() -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(RunInterrupted, match=r"^run 'linear' was interrupted at once$"):
+    with pytest.raises(RunInterrupted, match=r"^run 'linear' was interrupted at once; nothing was saved$"):
         orchestrator.run(max_epochs=1)
     assert lines(tmp_path, "RUN_FAILED")[0]["error"] == "KeyboardInterrupt"
 
 
-def test_a_handler_that_exits_is_in_the_journal_too(tmp_path: Path) -> None:
+def test_a_handler_that_exits_is_a_handler_that_raised(tmp_path: Path) -> None:
     orchestrator = make(tmp_path)
-    orchestrator.on(Events.EPOCH_COMPLETED)(lambda run: sys.exit(7))
-    with pytest.raises(SystemExit, match="7"):
+    orchestrator.on(Events.EPOCH_COMPLETED)(lambda run: sys.exit(0))
+    with pytest.raises(HandlerError, match=r"^driver handler <lambda> .* at EPOCH_COMPLETED #1 raised SystemExit: 0$"):
         orchestrator.run(max_epochs=1)
-    assert lines(tmp_path, "RUN_FAILED")[0]["error"] == "SystemExit"
+    assert lines(tmp_path, "RUN_FAILED")[0]["error"] == "HandlerError"
+
+
+def test_a_handler_of_exceptions_that_exits_does_not_hide_what_it_was_told_of(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.on(Events.EXCEPTION_RAISED)(lambda run, error: sys.exit(0))
+    orchestrator.on(Events.EPOCH_COMPLETED)(lambda run: [].pop())
+    with pytest.raises(HandlerError, match="IndexError"):
+        orchestrator.run(max_epochs=1)
+
+
+def test_an_interrupted_run_says_from_where_the_same_command_goes_on(tmp_path: Path) -> None:
+    for saves, text in (
+        (False, "after iteration [12]; nothing was saved"),
+        (
+            True,
+            "after iteration ([12]); saved as "
+            r"step-0000000\1; the same command goes on from there",
+        ),
+    ):
+        orchestrator = make(tmp_path)
+        if saves:
+            orchestrator.attach(Checkpoint())
+        orchestrator.on(Events.ITERATION_COMPLETED(once=1), rank=0)(lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(RunInterrupted, match=f"^run 'linear' was interrupted {text}$"):
+            orchestrator.run(max_epochs=3)
+
+
+def test_an_interrupt_while_the_ranks_start_leaves_at_once(tmp_path: Path) -> None:
+    def press_and_build(worker: Worker) -> Program:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return build(worker)
+
+    orchestrator = Orchestrator(press_and_build, workers=0, run="linear", storage=tmp_path)
+    with pytest.raises(RunInterrupted, match=r"^run 'linear' was interrupted before it trained; nothing was saved$"):
+        orchestrator.run(max_epochs=3)
+    assert journal(tmp_path)[-1]["event"] == "RUN_INTERRUPTED"
+
+
+def test_interrupts_while_the_workers_are_ended_do_not_disturb_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[list[str]] = []
+    stop = LocalGroup.stop
+
+    def pressed(group: LocalGroup, *, grace: float) -> list[str]:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        ended.append(stop(group, grace=grace))
+        return ended[-1]
+
+    monkeypatch.setattr(LocalGroup, "stop", pressed)
+    assert make(tmp_path).run(max_epochs=1).status == "completed"
+    assert ended == [[]]
+
+
+def test_a_run_that_is_done_says_what_is_done_and_how_it_would_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given in ({"max_epochs": 2}, {"max_epochs": 2}, {"max_iters": 5}):
+        orchestrator = make(tmp_path)
+        orchestrator.attach(Checkpoint())
+        orchestrator.run(**given)
+    assert [line for line in capsys.readouterr().err.splitlines() if "already" in line] == [
+        f"rankfire: run 'linear' is already done: {done}, or take another run id"
+        for done in ("2 of 2 epochs; raise train.max_epochs", "6 of 5 iterations; raise train.max_iters")
+    ]
 
 
 def test_what_an_interrupted_save_left_is_swept_away(tmp_path: Path) -> None:

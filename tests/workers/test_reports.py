@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from workers.engine import Engine
+from workers.errors import ProgramError
 from workers.metrics import attach_metric
 from workers.parcels import MetricPack, Number
 from workers.reports import Reports
@@ -92,3 +93,29 @@ def test_what_is_told_in_passing_does_not_wait_for_the_device_either(engine, wor
     report = Reports().of(engine, worker, on_cpu=True)
     assert report["output"] == {"loss": Number(value=2.0, count=3)}
     assert report["packs"] == {"near": Number(value=3.0)}
+
+
+class Treacherous(dict):
+    """As one that the training thread changes while the pulse reads it."""
+
+    def items(self):
+        raise RuntimeError("dictionary changed size during iteration")
+
+
+def test_an_output_that_can_not_be_read_costs_a_pulse_its_numbers_only(engine, worker):
+    engine.state.output, engine.state.iteration = Treacherous(), 5
+    progress = Reports().progress(engine, worker)
+    assert (progress["output"], progress["iteration"]) == ({}, 5)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400)], ids=["large", "small"])
+def test_a_metric_that_is_too_large_is_named_and_an_output_that_is_left_out(engine, worker, value):
+    engine.state.output = {"loss": 1.0, "big": value}
+    assert Reports().of(engine, worker)["output"] == {"loss": Number(value=1.0, count=3)}
+    engine.state.metrics["tokens"] = value
+    with pytest.raises(ProgramError) as caught:
+        Reports().of(engine, worker)
+    assert str(caught.value) == (
+        "state.metrics['tokens']: expected a number that a float can hold, received one of type int that is too large; "
+        "scale it down, or keep it elsewhere"
+    )

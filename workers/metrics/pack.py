@@ -5,8 +5,10 @@ Nothing is reduced here: merging the ranks' packs is the driver's work (`orchest
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["empty_copy", "metrics_in", "pack_metric", "pack_numbers"]
 
-MAX_NUMBERS = 64  # scalar leaves of an output that are looked at; more is data, not numbers
+MAX_NUMBERS = 64  # scalar leaves of an output that are taken; more is data, not numbers
+MAX_LOOKED = 1024  # things in an output that are looked at for them
+MAX_DEPTH = 8  # containers in containers
 
 
 def pack_metric(metric: Metric) -> MetricPack:
@@ -64,26 +68,37 @@ def pack_numbers(values: object, count: float = 1.0, *, on_cpu: bool = False) ->
         {'loss': Number(value=0.5, count=1.0, reduce='mean')}
     """
     packed: dict[str, Number] = {}
-    _collect(values, "", count, on_cpu, packed)
+    for path, value in itertools.islice(_walk(values, "", 0), MAX_LOOKED):
+        number = _number(value, count, on_cpu)
+        if number is not None:
+            packed[path or "output"] = number
+            if len(packed) == MAX_NUMBERS:
+                break
     return packed
 
 
-def _collect(value: object, path: str, count: float, on_cpu: bool, packed: dict[str, Number]) -> None:
-    if len(packed) >= MAX_NUMBERS:
-        return
+def _walk(value: object, path: str, depth: int) -> Iterator[tuple[str, object]]:
+    """Everything in a nest of mappings, tuples and lists, with its path; a nest may contain itself."""
+    yield path, value
+    items: Iterable[tuple[object, object]] = ()
+    if depth < MAX_DEPTH and isinstance(value, Mapping):
+        items = value.items()
+    elif depth < MAX_DEPTH and isinstance(value, tuple | list) and len(value) <= MAX_NUMBERS:
+        items = enumerate(value)
+    for key, item in items:
+        yield from _walk(item, f"{path}/{key}" if path else str(key), depth + 1)
+
+
+def _number(value: object, count: float, on_cpu: bool) -> Number | None:
     if isinstance(value, Number):
-        packed[path or "output"] = value
-    elif isinstance(value, torch.Tensor):
+        return value
+    if isinstance(value, torch.Tensor):
         if value.numel() == 1 and not value.is_complex() and (value.device.type == "cpu" or not on_cpu):
-            packed[path or "output"] = Number(value=float(value.detach()), count=count)
+            return Number(value=float(value.detach()), count=count)
     elif isinstance(value, numbers.Real):  # bool too: the share of ranks, or samples, for which it holds
-        packed[path or "output"] = Number(value=float(value), count=count)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            _collect(item, f"{path}/{key}" if path else str(key), count, on_cpu, packed)
-    elif isinstance(value, tuple | list) and len(value) <= MAX_NUMBERS:
-        for index, item in enumerate(value):
-            _collect(item, f"{path}/{index}" if path else str(index), count, on_cpu, packed)
+        with contextlib.suppress(OverflowError):  # a whole number may be larger than any float
+            return Number(value=float(value), count=count)
+    return None
 
 
 def _to_cpu(state: object) -> object:

@@ -81,3 +81,16 @@ def test_at_most_64_numbers_are_taken():
 def test_tensors_elsewhere_are_left_out_where_reading_would_wait():
     value = {"here": torch.tensor(1.0), "there": torch.tensor(1.0, device="meta")}
     assert numbers_of(value, on_cpu=True) == {"here": 1.0}
+
+
+def test_what_contains_itself_is_looked_at_to_a_bound_only():
+    mapping, sequence = {"loss": 1.0}, [2.0]
+    mapping["me"] = mapping
+    sequence += [sequence] * 60
+    assert pack_numbers(mapping)["loss"] == Number(value=1.0)
+    assert pack_numbers({"wide": sequence, "after": 1.0})["wide/0"] == Number(value=2.0)
+    assert pack_numbers({"text": ["no number", [["no number"] * 64] * 64] * 2}) == {}
+
+
+def test_what_no_float_can_hold_is_left_out():
+    assert numbers_of({"big": 10**400, "loss": 1}) == {"loss": 1.0}
