@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Any
 
 from orchestrator.journal import read_journal
 from tests.journeys.test_resume_exact import job, result, run_command
