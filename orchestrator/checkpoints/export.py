@@ -71,19 +71,19 @@ def _writer(path: Path, entry: str, manifest: Manifest) -> Write:
         return _write_torch
     if suffix == ".safetensors":
         return _safetensors_writer(path, entry, manifest)
-    raise _refused(path, "a name that ends in .safetensors, .pt or .pth", repr(path.name))
+    raise _refused(path, "a name that ends in .safetensors, .pt or .pth", repr(path.name), "choose by it which file to write")
 
 
 def _check_place(path: Path, force: bool) -> None:
     if path.is_dir():
-        raise _refused(path, "the path of a file", "a folder")
+        raise _refused(path, "the path of a file", "a folder", "name the file in it")
     if not path.parent.is_dir():
         raise _refused(path, "a file in a folder of this machine", "no such folder", f"make {path.parent} first")
     if os.path.lexists(path) and not force:
         raise _refused(path, "no such file yet", "one that is there", "choose another name, or add --force")
 
 
-def _refused(path: str | os.PathLike[str], expected: str, received: str, mend: str = "") -> SpecError:
+def _refused(path: str | os.PathLike[str], expected: str, received: str, mend: str) -> SpecError:
     return SpecError(explain(f"export to {os.fspath(path)}", expected=expected, received=received, mend=mend))
 
 

@@ -112,5 +112,5 @@ def test_a_firing_that_one_rank_never_reported_is_left_out(make_run: MakeRun) ->
     run._buses["trainer"].listen(Events.ITERATION_COMPLETED, lambda: seen.append(trainer.iteration))
     run.execute(None)
     assert seen == [2, 3]
-    dropped = [line for line in read_journal(run.journal.path) if line["event"] == "OBSERVATIONS_DROPPED"]
+    dropped = [line for line in lines_of(run) if line["event"] == "OBSERVATIONS_DROPPED"]
     assert [line["count"] for line in dropped] == [1]

@@ -7,6 +7,7 @@ import pytest
 from orchestrator.errors import (
     GateMismatchError,
     HandlerError,
+    RunInterrupted,
     SpecError,
     StartError,
     SystemFailure,
@@ -358,14 +359,13 @@ def test_ctrl_c_cuts_and_interrupts(make_run: MakeRun) -> None:
     assert waiting == [True]  # all ranks wait while the driver saves
 
 
-def test_ctrl_c_before_training_starts_cuts_as_soon_as_it_does(make_run: MakeRun) -> None:
+def test_ctrl_c_before_training_starts_ends_at_once(make_run: MakeRun) -> None:
     group = FakeGroup(2)
     group.interrupt()
-    group.scripts[Go] = lambda worker, _: None
     run = make_run(group)
-    run.execute(None)
-    assert run.interrupted
-    assert kinds(group, 0) == [Build, Join, Go, ProposeCut, CutAt, Release]
+    with pytest.raises(RunInterrupted):
+        run.execute(None)
+    assert Go not in kinds(group, 0)
 
 
 def pressed_at_a_gate(make_run: MakeRun, *before: str) -> tuple[FakeGroup, Run]:

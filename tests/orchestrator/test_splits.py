@@ -74,8 +74,8 @@ def test_a_spare_builds_with_names_that_have_nothing_under_them() -> None:
     ("registered", "hint"),
     [
         ({"train": Rows()}, "; did you mean 'train'?"),
-        ({"x": Rows(), "b": Rows()}, "; it has 'b', 'x'"),
-        ({}, "; it has none"),
+        ({"x": Rows(), "b": Rows()}, "; there are 'b', 'x'"),
+        ({}, "; there are none"),
     ],
 )
 def test_a_name_that_is_not_registered_is_told_with_the_one_that_is(registered: dict[str, Any], hint: str) -> None:
@@ -140,7 +140,7 @@ def test_after_the_start_nothing_is_registered(tmp_path: Path) -> None:
     orchestrator = make(tmp_path)
     orchestrator.dataset("train", Rows())
     orchestrator.run(max_epochs=1)
-    with pytest.raises(RuntimeError) as error:
+    with pytest.raises(SpecError) as error:
         orchestrator.dataset("more", Rows())
     assert str(error.value) == (
         "orchestrator.dataset('more'): expected it before the run, received it when the run has started; register it "

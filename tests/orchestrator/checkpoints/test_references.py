@@ -69,8 +69,7 @@ def test_the_newer_one_of_a_step_is_meant(root: Storage) -> None:
 
 def test_a_run_that_is_not_there_is_told(root: Storage) -> None:
     assert refusal("digit@best", root) == (
-        f"checkpoint 'digit@best': expected a run with checkpoints in {root.url}, received none of that name; "
-        "write RUN, RUN@latest, RUN@best, RUN@STEP, or the path or URL of a checkpoint"
+        f"run 'digit': expected a run in {root.url}, received none of that name; did you mean digits?"
     )
 
 
