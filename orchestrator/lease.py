@@ -28,6 +28,7 @@ __all__ = ["TTL", "Lease", "Owner", "standing"]
 TTL = 15.0  # seconds without a renewal after which an owner of whom nothing else is known counts as gone
 RENEWALS = 4  # in so many seconds as the TTL
 FOLDER = "lease"
+_given_back: set[str] = set()  # owners that were this process, also if the storage did not take the word of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +170,7 @@ class Lease:
             self._thread.join(timeout=self._me.ttl)
             self._thread = None
         if self.token:
+            _given_back.add(self._me.who)
             with contextlib.suppress(FencedError, OSError):
                 self.check()
                 self._write(replace(self._me, released=True))
@@ -223,9 +225,10 @@ class Lease:
 
     def _read(self, token: int) -> Owner | None:
         try:
-            return Owner.parse(self._storage.read(_name(token)))
+            owner = Owner.parse(self._storage.read(_name(token)))
         except FileNotFoundError:
             return None
+        return replace(owner, released=True) if owner is not None and owner.who in _given_back else owner
 
     def _write(self, owner: Owner) -> None:
         self._storage.replace(_name(self.token), self._content(owner))

@@ -243,15 +243,8 @@ def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:
             datasets=splits.of(membership),
         )
 
-    run = Run(
-        group,
-        parts.buses,
-        parts.journal,
-        parts.registry,
-        build=build,
-        limits=limits,
-        world_size=settings.world_size,
-    )
+    world = settings.world_size
+    run = Run(group, parts.buses, parts.journal, parts.registry, build=build, limits=limits, world_size=world)
     return run
 
 

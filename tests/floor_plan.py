@@ -20,7 +20,7 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("saved.py", "steering.py"),
     ("cursor.py", "dispatch.py", "faults.py", "mailbox.py"),
     ("data/fetching.py", "dcp.py", "listeners.py", "messages.py", "orders.py"),
-    ("parcels.py", "signature.py", "state.py"),
+    ("index.py", "parcels.py", "signature.py", "state.py"),
     ("data/processes.py", "data/sampler.py", "events.py", "feed.py", "locations.py", "timers.py"),
     (
         *("collectives.py", "data/randomness.py", "expressions.py", "folder.py", "metadata.py", "objects.py"),

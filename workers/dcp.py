@@ -1,18 +1,17 @@
 """torch's distributed checkpoint format on our storage: files that are hashed while they are written, an index in JSON.
 
 torch's own planner, writer and reader do the work. `.metadata`, the pickle that torch's tools want, is written too, but
-what is loaded is told by `index.json`, which can hold nothing but numbers and names.
+what is loaded is told by `index.json` (`index.py`), which can hold nothing but numbers and names.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
@@ -24,27 +23,18 @@ from torch.distributed.checkpoint.filesystem import (
     FileSystemBase,
     FileSystemReader,
     FileSystemWriter,
-    _StorageInfo,
 )
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-    TensorStorageMetadata,
-)
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlanner, SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from workers.index import INDEX, from_json, to_json
 from workers.parcels import Receipt
 from workers.storage import Storage
 
-__all__ = ["INDEX", "METADATA", "index_files", "read_tensors", "write_file", "write_tensors"]
+__all__ = ["METADATA", "index_files", "read_tensors", "write_file", "write_tensors"]
 
-INDEX = "index.json"
 METADATA = "data/.metadata"
-_VERSION = 1
 
 
 # ---------------------------------------------------------------- writing
@@ -99,7 +89,7 @@ def index_files(metadata: Metadata, results: Sequence[Sequence[Any]]) -> dict[st
     metadata.version = CURRENT_DCP_VERSION
     metadata.storage_data = {result.index: result.storage_data for rank in results for result in rank}
     metadata.storage_meta = StorageMeta()
-    return {INDEX: _to_json(metadata), METADATA: pickle.dumps(metadata)}
+    return {INDEX: to_json(metadata), METADATA: pickle.dumps(metadata)}
 
 
 # ---------------------------------------------------------------- reading
@@ -115,9 +105,9 @@ def read_tensors(storage: Storage, names: Callable[[str], bool] = lambda _: True
 
     Raises:
         OSError: a file can't be read.
-        ValueError: the index can't be used.
+        ValueError: the index can't be used, or a file is not what it says.
     """
-    index = _from_json(storage.read(INDEX))
+    index = from_json(storage.read(INDEX))
     tensors = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in index.state_dict_metadata.items()
@@ -138,7 +128,9 @@ def _plain_errors() -> Iterator[None]:
         yield
     except CheckpointException as error:
         cause, _ = next(iter(error.failures.values()))
-        raise cause from None
+        if isinstance(cause, OSError):
+            raise cause from None
+        raise ValueError(f"a tensor can't be read: {type(cause).__name__}: {cause}") from cause
 
 
 class _Reader(FileSystemReader):
@@ -160,66 +152,6 @@ class _TensorsOnly(DefaultLoadPlanner):
 
     def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
         raise ValueError(f"checkpoint: {read_item.dest_index.fqn}: expected a tensor, received a pickled object")
-
-
-# ---------------------------------------------------------------- the index as JSON
-def _to_json(metadata: Metadata) -> bytes:
-    where: dict[str, list[dict[str, object]]] = {}
-    for index, info in metadata.storage_data.items():
-        part = {"file": str(info.relative_path), "start": int(info.offset), "bytes": int(info.length)}
-        where.setdefault(index.fqn, []).append({"offsets": list(index.offset or ()), **part})
-    tensors = {}
-    for name, entry in metadata.state_dict_metadata.items():
-        assert isinstance(entry, TensorStorageMetadata), f"{name} is no tensor, so it has no place in data/"
-        sizes = {tuple(chunk.offsets): list(chunk.sizes) for chunk in entry.chunks}
-        parts = [{**part, "sizes": sizes[tuple(cast("list[int]", part["offsets"]))]} for part in where[name]]
-        tensors[name] = {
-            "dtype": str(entry.properties.dtype).removeprefix("torch."),
-            "size": list(entry.size),
-            "parts": parts,
-        }
-    return (json.dumps({"version": _VERSION, "tensors": tensors}, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _from_json(content: bytes) -> Metadata:
-    """Read `index.json`.
-
-    Raises:
-        ValueError: it is none, or points outside its folder.
-    """
-    try:
-        read = json.loads(content)
-        if read["version"] != _VERSION:
-            raise ValueError(f"{INDEX}: version {read['version']}, this Rankfire reads {_VERSION}")
-        entries: dict[str, Any] = {}
-        storage: dict[MetadataIndex, _StorageInfo] = {}
-        for name, tensor in read["tensors"].items():
-            entries[name] = _tensor(name, tensor)
-            for part in tensor["parts"]:
-                storage[MetadataIndex(name, part["offsets"])] = _place(part)
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{INDEX}: damaged: {type(error).__name__}: {error}") from error
-    return Metadata(state_dict_metadata=entries, storage_data=storage)
-
-
-def _tensor(name: str, tensor: Mapping[str, Any]) -> TensorStorageMetadata:
-    dtype = getattr(torch, tensor["dtype"], None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"{INDEX}: {name}: {tensor['dtype']!r} is no dtype of torch {torch.__version__}")
-    chunks = [
-        ChunkStorageMetadata(offsets=torch.Size(part["offsets"]), sizes=torch.Size(part["sizes"]))
-        for part in tensor["parts"]
-    ]
-    return TensorStorageMetadata(
-        properties=TensorProperties(dtype=dtype), size=torch.Size(tensor["size"]), chunks=chunks
-    )
-
-
-def _place(part: Mapping[str, Any]) -> _StorageInfo:
-    file = part["file"]
-    if not file or "/" in file or file in {".", ".."}:
-        raise ValueError(f"{INDEX}: a tensor is said to lie in {file!r}, outside the folder")
-    return _StorageInfo(file, int(part["start"]), int(part["bytes"]))
 
 
 # ---------------------------------------------------------------- torch's idea of a file system

@@ -232,7 +232,7 @@ def _plain(value: object, path: str, keep: Callable[[torch.Tensor, str], object]
 
 
 def _plain_key(key: object, path: str) -> object:
-    if type(key) in _SCALARS:
+    if type(key) in _SCALARS and key != _TENSOR:  # a key like our mark would be taken for one
         return key
     raise _refusal(key, f"{path}, key {key!r}")
 

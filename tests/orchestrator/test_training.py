@@ -1,5 +1,6 @@
 """One training around its loop: where it resumes, what it tells of its end, and what it gives back."""
 
+import errno
 import os
 import signal
 import sys
@@ -8,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator import Checkpoint, HandlerError, Orchestrator, RunInterrupted, SpecError
+from orchestrator import Checkpoint, HandlerError, Orchestrator, RankfireError, RunInterrupted, SpecError, SystemFailure
 from orchestrator.group import RayGroup
-from orchestrator.journal import Journal
 from orchestrator.local import LocalGroup
+from orchestrator.saving import Saver
+from orchestrator.spec_problems import make_spec
 from tests.orchestrator.linear import build, journal, make
 from workers import Events, Program, Worker
+from workers.folder import Folder
 
 
 def lines(storage: Path, event: str) -> list[dict[str, Any]]:
@@ -55,14 +58,47 @@ def test_the_run_is_over_for_its_handlers_when_it_has_ended(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("event", [Events.STARTED, Events.COMPLETED])
-def test_the_journal_is_let_go_however_the_run_ends(tmp_path: Path, event: Events) -> None:
+def test_the_run_and_its_files_are_let_go_however_it_ends(tmp_path: Path, event: Events) -> None:
     orchestrator = make(tmp_path)
     orchestrator.on(event)(lambda run: [].pop())
     with pytest.raises(HandlerError, match="IndexError: pop from empty list"):
         orchestrator.run(max_epochs=1)
-    again = Journal(tmp_path / "linear" / "journal.jsonl")
-    again.start()
-    again.close()
+    opened = [path for path in map(os.path.realpath, Path("/proc/self/fd").iterdir()) if str(tmp_path) in path]
+    assert opened == []
+    assert make(tmp_path).run(max_epochs=1).status == "completed"
+
+
+@pytest.mark.parametrize("error", [SystemFailure("no"), ZeroDivisionError("no"), KeyboardInterrupt()])
+def test_workers_are_ended_though_the_last_save_can_not_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    ended: list[float] = []
+    monkeypatch.setattr(LocalGroup, "stop", lambda group, *, grace: ended.append(grace) or [])
+
+    def fail(saver: Saver, seconds: float) -> None:
+        raise error
+
+    monkeypatch.setattr(Saver, "salvage", fail)
+    with pytest.raises((RankfireError, ZeroDivisionError)):
+        make(tmp_path).run(max_epochs=1)
+    assert len(ended) == 1
+
+
+@pytest.mark.parametrize("verb", ["claim", "replace"])
+def test_a_storage_that_refuses_at_the_start_is_told_and_the_run_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    def refuse(storage: Folder, path: str, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    spec = make_spec({"run": "linear", "program": "m:b", "train": {"max_epochs": 1}, "workers": 0})
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, verb, refuse)
+        orchestrator = Orchestrator.from_spec(spec.model_copy(update={"storage": str(tmp_path)}))
+        with pytest.raises(SystemFailure) as caught:
+            orchestrator.run()
+    assert str(caught.value) == f"storage: {tmp_path}/linear can't be written: No space left on device"
+    assert make(tmp_path).run(max_epochs=1).status == "completed"
 
 
 def test_an_interrupt_in_a_driver_handler_is_an_interrupted_run(tmp_path: Path) -> None:

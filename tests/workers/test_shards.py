@@ -1,4 +1,4 @@
-"""One rank's part of a checkpoint: what is frozen, written and loaded again, and what is refused."""
+"""One rank's part of a checkpoint: what is copied, written and loaded again, and what is refused."""
 
 import hashlib
 from collections import OrderedDict
@@ -9,23 +9,20 @@ import pytest
 import torch
 
 from orchestrator.checkpoints.plan import GlobalPlan
+from tests.checkpoints import written
 from workers.errors import ProgramError
-from workers.shards import FrozenState, load_state, rank_file, read_rank_file
+from workers.locations import storage_at
+from workers.shards import SHARED, Shards, load_state, rank_file, read_rank_file, read_structure
 
 
-def save(folder, *states):
-    """What driver and ranks do together; gives what each rank wrote."""
-    for name in ("data", "ranks"):
-        (folder / name).mkdir()
-    plan = GlobalPlan(folder, {state.rank: state.plan() for state in states})
-    written = {state.rank: state.write(str(folder), plan.part(state.rank)) for state in states}
-    plan.finish({rank: part.results for rank, part in written.items()})
-    return written
+@pytest.fixture
+def place(tmp_path):
+    return storage_at(tmp_path / "staging")
 
 
-def round_trip(folder, shared):
-    save(folder, FrozenState(shared, {}, 0))
-    return load_state(str(folder), read_rank_file(str(folder), 0)["structure"])
+def round_trip(place, shared):
+    written(place, [Shards(shared, {}, 0)])
+    return load_state(place)
 
 
 def equal(a, b):
@@ -51,13 +48,14 @@ def trained(optimizer_kind, **options):
     return {"model": model, "optimizer": optimizer, "scheduler": scheduler}
 
 
+# ---------------------------------------------------------------- there and back
 KINDS = [(torch.optim.Adam, {"amsgrad": True}), (torch.optim.SGD, {"momentum": 0.9}), (torch.optim.SGD, {})]
 
 
 @pytest.mark.parametrize(("kind", "options"), KINDS)
-def test_models_optimizers_and_schedulers_come_back(tmp_path, kind, options):
+def test_models_optimizers_and_schedulers_come_back(place, kind, options):
     entries = trained(kind, **options)
-    loaded = round_trip(tmp_path, {name: entry.state_dict() for name, entry in entries.items()})
+    loaded = round_trip(place, {name: entry.state_dict() for name, entry in entries.items()})
     fresh = trained(kind, **options)
     torch.nn.init.zeros_(fresh["model"][0].weight)
     for name, entry in fresh.items():
@@ -66,25 +64,42 @@ def test_models_optimizers_and_schedulers_come_back(tmp_path, kind, options):
 
 
 STATES = [
-    {"a": (1, [2.5, (None, True)], "text", b"bytes"), 3: {}, "empty": [(), [], ""]},
-    {"a": [torch.arange(3), (torch.zeros(2, 2), torch.tensor(4.0))], 0: {1: torch.ones(1)}},
+    {"a": (1, [2.5, (None, True)], "text", b"bytes"), "3": {3: {}}, "empty": [(), [], ""]},
+    {"a": [torch.arange(3), (torch.zeros(2, 2), torch.tensor(4.0))], "0": {1: torch.ones(1)}},
     {"a.b": {"c": torch.zeros(1)}, "a": {"b.c": torch.ones(1)}, "a.b.c": torch.full((1,), 2.0)},
     {"half": torch.ones(2, dtype=torch.bfloat16), "bool": torch.tensor([True]), "empty": torch.zeros(0, 3)},
+    {"strided": torch.arange(6.0).reshape(2, 3).t(), "slice": torch.arange(9)[::2], "view": torch.ones(4, 4)[1]},
+    {"nan": torch.tensor([float("nan")]).nan_to_num(3.0), "complex": torch.ones(2, dtype=torch.complex64)},
+    {"scalar": torch.tensor(1.5, dtype=torch.float64), "deep": {"scalars": [torch.tensor(1), torch.tensor(True)]}},
     {},
 ]
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_nested_containers_come_back_as_they_were(tmp_path, state):
-    assert equal(round_trip(tmp_path, state), state)
+def test_nested_containers_come_back_as_they_were(place, state):
+    assert equal(round_trip(place, state), state)
 
 
-def test_other_mappings_and_numpy_come_back_as_plain_values(tmp_path):
+def test_other_mappings_and_numpy_come_back_as_plain_values(place):
     state = {"ordered": OrderedDict(a=1), "number": np.float64(0.5), "count": np.int32(3), "array": np.arange(3)}
     expected = {"ordered": {"a": 1}, "number": 0.5, "count": 3, "array": torch.arange(3)}
-    assert equal(round_trip(tmp_path, state), expected)
+    assert equal(round_trip(place, state), expected)
 
 
+def test_parameters_come_back_as_tensors_that_need_no_gradient(place):
+    loaded = round_trip(place, {"w": torch.nn.Parameter(torch.ones(2))})
+    assert type(loaded["w"]) is torch.Tensor
+    assert not loaded["w"].requires_grad
+
+
+def test_only_the_entries_that_are_asked_for_are_read(place):
+    written(place, [Shards({"model": {"w": torch.ones(2)}, "optimizer": {"m": torch.zeros(2)}, "step": 3}, {}, 0)])
+    assert equal(load_state(place, {"model"}.__contains__), {"model": {"w": torch.ones(2)}})
+    assert load_state(place, {"step"}.__contains__) == {"step": 3}
+    assert list(read_structure(place)) == ["model", "optimizer", "step"]
+
+
+# ---------------------------------------------------------------- what is refused
 class Mode(IntEnum):
     FAST = 1
 
@@ -101,7 +116,7 @@ REFUSED = [
 @pytest.mark.parametrize(("state", "path", "kind"), REFUSED)
 def test_what_could_not_be_read_again_is_refused_with_its_path(state, path, kind):
     with pytest.raises(ProgramError) as error:
-        FrozenState(state, {}, 0)
+        Shards(state, {}, 0)
     assert str(error.value) == (
         f"checkpoint: state {path!r}: expected tensors, numbers, texts and containers of them, "
         f"received {kind}; leave it out of state_dict(), or give its parts"
@@ -110,37 +125,99 @@ def test_what_could_not_be_read_again_is_refused_with_its_path(state, path, kind
 
 def test_what_is_a_ranks_own_is_told_apart_in_a_refusal():
     with pytest.raises(ProgramError, match=r"^checkpoint: state 'own\.engines': "):
-        FrozenState({}, {"engines": object()}, 0)
+        Shards({}, {"engines": object()}, 0)
 
 
-def test_what_all_ranks_share_is_written_once_and_what_is_their_own_by_each(tmp_path):
+def test_a_key_that_is_our_mark_is_refused():
+    with pytest.raises(ProgramError, match=r"model\.x, key .*__tensor__"):
+        Shards({"model": {"x": {"__tensor__": "w"}}}, {}, 0)
+
+
+def test_a_ranks_file_that_is_not_plain_is_not_read(place):
+    for path, read in ((rank_file(0), lambda: read_rank_file(place, 0)), (SHARED, lambda: read_structure(place))):
+        with place.create(path) as file:
+            torch.save({"structure": Mode.FAST}, file)
+        with pytest.raises(Exception, match="Weights only load failed"):
+            read()
+
+
+# ---------------------------------------------------------------- the copy
+def frozen(shared, buffers, rank=0):
+    shards = Shards(shared, {"rank": rank}, rank)
+    plan = GlobalPlan({rank: shards.plan()}) if rank == 0 else None
+    return plan, shards.freeze(plan.part(rank), buffers)
+
+
+def test_what_training_does_after_the_copy_is_not_in_the_checkpoint(place):
+    weight, scalar, array = torch.ones(3), torch.tensor(5.0), np.zeros(2)
+    nested = {"count": 1}
+    plan, share = frozen({"w": weight, "s": scalar, "a": array, "n": nested}, {})
+    weight.zero_()
+    scalar.zero_()
+    array += 7
+    nested["count"] = 2
+    plan.write_index(place, {0: share.write(place).results})
+    assert equal(load_state(place), {
+        "w": torch.ones(3), "s": torch.tensor(5.0), "a": torch.zeros(2, dtype=torch.float64), "n": {"count": 1},
+    })  # fmt: skip
+
+
+def test_own_values_are_those_of_the_moment_of_the_copy(place):
+    seen = torch.ones(2)
+    shards = Shards({"w": torch.ones(1)}, {"seen": seen}, 0)
+    plan = GlobalPlan({0: shards.plan()})
+    share = shards.freeze(plan.part(0), {})
+    seen.zero_()
+    share.write(place)
+    assert equal(read_rank_file(place, 0), {"seen": torch.ones(2)})
+
+
+def test_the_copies_of_the_last_time_are_used_again_where_they_fit():
+    buffers = {}
+    frozen({"same": torch.ones(3), "grows": torch.ones(2), "kind": torch.ones(2), "gone": torch.ones(2)}, buffers)
+    before = {name: buffer.data_ptr() for name, buffer in buffers.items()}
+    frozen({"same": torch.zeros(3), "grows": torch.ones(4), "kind": torch.ones(2, dtype=torch.int32)}, buffers)
+    assert set(buffers) == {"same@(0,)", "grows@(0,)", "kind@(0,)"}
+    assert buffers["same@(0,)"].data_ptr() == before["same@(0,)"]
+    assert buffers["same@(0,)"].tolist() == [0, 0, 0]
+    assert (len(buffers["grows@(0,)"]), buffers["kind@(0,)"].dtype) == (4, torch.int32)
+
+
+def test_what_was_copied_may_be_written_again_after_a_try_that_failed(place):
+    plan, share = frozen({"w": torch.arange(4.0)}, {})
+    share.write(place)
+    plan.write_index(place, {0: share.write(place).results})
+    assert equal(load_state(place), {"w": torch.arange(4.0)})
+
+
+def test_the_sizes_of_the_entries_are_told():
+    shards = Shards({"model": {"w": torch.ones(3), "b": [torch.ones(2, dtype=torch.int64)]}, "step": 1}, {}, 0)
+    assert shards.sizes == {"model": 28, "step": 0}
+
+
+# ---------------------------------------------------------------- the files
+def test_what_all_ranks_share_is_written_once_and_what_is_their_own_by_each(storage):
     shared = {"w": torch.arange(4.0)}
-    written = save(tmp_path, *(FrozenState(shared, {"rank": rank, "t": torch.ones(2)}, rank) for rank in (0, 1, 2)))
-    assert [[receipt.path for receipt in written[rank].receipts] for rank in written] == [
-        ["data/__0_0.distcp", "ranks/rank-0000.pt"],
+    ranks = [Shards(shared, {"rank": rank, "t": torch.ones(2)}, rank) for rank in (0, 1, 2)]
+    parts, _ = written(storage, ranks)
+    assert [[receipt.path for receipt in parts[rank].receipts] for rank in parts] == [
+        ["data/__0_0.distcp", "ranks/rank-0000.pt", "shared.pt"],
         ["ranks/rank-0001.pt"],
         ["ranks/rank-0002.pt"],
     ]
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [".metadata", "__0_0.distcp"]
-    assert [read_rank_file(str(tmp_path), rank)["own"]["rank"] for rank in written] == [0, 1, 2]
-    structure = read_rank_file(str(tmp_path), 2)["structure"]
-    assert equal(load_state(str(tmp_path), structure), shared)
+    assert storage.names("data") == [".metadata", "__0_0.distcp"]
+    assert [read_rank_file(storage, rank)["rank"] for rank in parts] == [0, 1, 2]
+    assert equal(load_state(storage), shared)
 
 
-def test_receipts_tell_size_and_hash_of_every_file(tmp_path):
-    written = save(tmp_path, FrozenState({"w": torch.arange(4.0)}, {}, 0))
-    for receipt in written[0].receipts:
-        content = (tmp_path / receipt.path).read_bytes()
+def test_receipts_tell_size_and_hash_of_every_file(storage):
+    parts, index = written(storage, [Shards({"w": torch.arange(4.0), "big": torch.ones(3 << 20)}, {}, 0)])
+    for receipt in [*parts[0].receipts, *index]:
+        content = storage.read(receipt.path)
         assert (receipt.size, receipt.sha256) == (len(content), hashlib.sha256(content).hexdigest())
 
 
-def test_python_3_10_hashes_the_same(tmp_path, monkeypatch):
-    monkeypatch.delattr(hashlib, "file_digest", raising=False)
-    test_receipts_tell_size_and_hash_of_every_file(tmp_path)
-
-
-def test_a_ranks_file_that_is_not_plain_is_not_read(tmp_path):
-    (tmp_path / "ranks").mkdir()
-    torch.save({"structure": Mode.FAST}, tmp_path / rank_file(0))
-    with pytest.raises(Exception, match="Weights only load failed"):
-        read_rank_file(str(tmp_path), 0)
+def test_a_state_without_tensors_has_no_data_file(storage):
+    parts, _ = written(storage, [Shards({"step": 7}, {}, 0)])
+    assert [receipt.path for receipt in parts[0].receipts] == ["ranks/rank-0000.pt", "shared.pt"]
+    assert load_state(storage) == {"step": 7}

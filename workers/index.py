@@ -1,0 +1,106 @@
+"""The index of a checkpoint's tensors: which part of which one lies where in `data/`, in JSON that anyone may have made.
+
+torch keeps the same as a pickle, which runs what is in it. What is read here is checked: every part lies in the folder,
+and the parts are the whole tensor. Used by `dcp.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+__all__ = ["INDEX", "from_json", "to_json"]
+
+INDEX = "index.json"
+_VERSION = 1
+
+
+def to_json(metadata: Metadata) -> bytes:
+    """The content of `index.json`."""
+    where: dict[str, list[dict[str, object]]] = {}
+    for index, info in metadata.storage_data.items():
+        part = {"file": str(info.relative_path), "start": int(info.offset), "bytes": int(info.length)}
+        where.setdefault(index.fqn, []).append({"offsets": list(index.offset or ()), **part})
+    tensors = {}
+    for name, entry in metadata.state_dict_metadata.items():
+        assert isinstance(entry, TensorStorageMetadata), f"{name} is no tensor, so it has no place in data/"
+        sizes = {tuple(chunk.offsets): list(chunk.sizes) for chunk in entry.chunks}
+        tensors[name] = {
+            "dtype": str(entry.properties.dtype).removeprefix("torch."),
+            "size": list(entry.size),
+            "parts": [{**part, "sizes": sizes[tuple(cast("list[int]", part["offsets"]))]} for part in where[name]],
+        }
+    return (json.dumps({"version": _VERSION, "tensors": tensors}, indent=1, sort_keys=True) + "\n").encode()
+
+
+def from_json(content: bytes) -> Metadata:
+    """Read `index.json`.
+
+    Raises:
+        ValueError: it is none, points outside its folder, or its parts do not make whole tensors.
+    """
+    try:
+        read = json.loads(content)
+        if read["version"] != _VERSION:
+            raise ValueError(f"{INDEX}: version {read['version']}, this Rankfire reads {_VERSION}")
+        entries: dict[str, Any] = {}
+        storage: dict[MetadataIndex, _StorageInfo] = {}
+        for name, tensor in read["tensors"].items():
+            entries[name] = _tensor(name, tensor)
+            for part in tensor["parts"]:
+                storage[MetadataIndex(name, part["offsets"])] = _place(part)
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{INDEX}: damaged: {type(error).__name__}: {error}") from error
+    return Metadata(state_dict_metadata=entries, storage_data=storage)
+
+
+def _tensor(name: str, tensor: Mapping[str, Any]) -> TensorStorageMetadata:
+    dtype = getattr(torch, tensor["dtype"], None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{INDEX}: {name}: {tensor['dtype']!r} is no dtype of torch {torch.__version__}")
+    size = _whole_numbers(tensor["size"])
+    chunks = [
+        ChunkStorageMetadata(offsets=_whole_numbers(part["offsets"]), sizes=_whole_numbers(part["sizes"]))
+        for part in tensor["parts"]
+    ]
+    room = sum(_whole_numbers([part["bytes"]])[0] for part in tensor["parts"])
+    if not _cover(chunks, size) or math.prod(size) * dtype.itemsize > room:
+        raise ValueError(f"{INDEX}: {name}: its parts are not the whole of a tensor of size {list(size)}")
+    return TensorStorageMetadata(properties=TensorProperties(dtype=dtype), size=size, chunks=chunks)
+
+
+def _cover(chunks: Sequence[ChunkStorageMetadata], size: torch.Size) -> bool:
+    """Whether the parts lie within the tensor, at different places, and are as large as it is."""
+    for chunk in chunks:
+        if not len(chunk.offsets) == len(chunk.sizes) == len(size):
+            return False
+        if any(at + length > end for at, length, end in zip(chunk.offsets, chunk.sizes, size, strict=True)):
+            return False
+    places = {tuple(chunk.offsets) for chunk in chunks}
+    return len(places) == len(chunks) and sum(math.prod(chunk.sizes) for chunk in chunks) == math.prod(size)
+
+
+def _place(part: Mapping[str, Any]) -> _StorageInfo:
+    file = part["file"]
+    if not file or "/" in file or file in {".", ".."}:
+        raise ValueError(f"{INDEX}: a tensor is said to lie in {file!r}, outside the folder")
+    start, length = _whole_numbers([part["start"], part["bytes"]])
+    return _StorageInfo(file, start, length)
+
+
+def _whole_numbers(values: Sequence[Any]) -> torch.Size:
+    if not isinstance(values, list) or any(type(value) is not int or value < 0 for value in values):
+        raise TypeError(f"expected whole numbers, received {values!r}")
+    return torch.Size(values)
