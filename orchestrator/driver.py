@@ -27,6 +27,11 @@ class Driver(Protocol):
         """The reduced metrics."""
         ...
 
+    @property
+    def evaluated(self) -> Mapping[str, int]:
+        """Metric of an evaluation → iteration at which it was measured last."""
+        ...
+
     def evaluate(self, engine: str, *, prefix: str | None = None) -> Mapping[str, Any]:
         """Evaluate on all ranks."""
         ...

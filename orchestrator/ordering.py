@@ -40,6 +40,7 @@ class Ordering(Registrations):
         self.registry = Registry(settings.home.child("checkpoints"), self._lease.check)
         self._journal = Journal(settings.home, self._lease.check)
         self._run: Run | None = None
+        self.evaluated: dict[str, int] = {}  # metric of an evaluation → iteration at which it was measured last
         self._saved_at: int | None = None  # iteration of this run's last checkpoint
         self._at_boundary: list[Callable[[], None]] = []  # what waits for the next cut
 
@@ -68,7 +69,9 @@ class Ordering(Registrations):
         run = self._running("evaluate")
         metrics = run.asking.evaluate(engine)
         prefix = prefix if prefix is not None else ("validation" if engine == "evaluator" else engine)
-        self.state.metrics.update({f"{prefix}/{name}": value for name, value in metrics.items()})
+        named = {f"{prefix}/{name}": value for name, value in metrics.items()}
+        self.state.metrics.update(named)
+        self.evaluated.update(dict.fromkeys(named, self.state.iteration))
         self.note("EVALUATION_COMPLETED", engine=engine, metrics=metrics)
         return metrics
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import pickle
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from workers.data.loader import GlobalLoader
 from workers.data.sources import NoPart, TorchBatches
@@ -26,6 +29,9 @@ from workers.rng import seed_rng
 from workers.worker import Worker
 
 __all__ = ["build_program", "fingerprint_of", "make_worker", "metrics_of", "state_bytes"]
+
+_logger = logging.getLogger(__name__)
+_WHOLE = {BatchSampler, RandomSampler, SequentialSampler, type(None)}  # torch's samplers of all that there is
 
 
 def make_worker(order: Build) -> Worker:
@@ -50,11 +56,15 @@ def build_program(order: Build, worker: Worker) -> Program:
         worker: what the function receives.
 
     Raises:
-        ProgramError: the function can't be found, or does not return a program that can be run.
+        ProgramError: the function can't be found, or does not return a program that these ranks can run together.
     """
     build, where = _build_function(order)
     seed_rng(order.seed)
     program = check_program(build(worker), where)
+    if worker.world_size > 1:
+        _check_prepared(program, worker, where)
+        if worker.rank == 0:
+            _tell_of_whole_data(program, worker)
     worker.program = program
     for engine in program.engines.values():
         engine.worker = worker  # for handlers that run on ranks and want more than the engine
@@ -87,6 +97,26 @@ def fingerprint_of(program: Program) -> dict[str, Any]:
 def state_bytes(program: Program) -> dict[str, int]:
     """Bytes of tensors in every entry of the state, for the record."""
     return {name: _bytes_in(entry.state_dict()) for name, entry in program.state.items()}
+
+
+def _check_prepared(program: Program, worker: Worker, where: str) -> None:
+    """See that no model would be trained by every rank on its own, ever farther from the others'."""
+    for name, entry in program.state.items():
+        own = worker.models.unprepared(entry) if isinstance(entry, nn.Module) else None
+        if own is not None:
+            raise ProgramError(
+                f"{where}: state[{name!r}]: expected a model that worker.prepare returned, which {worker.world_size} "
+                f"ranks train as one, received {type(entry).__name__} with the trainable parameter {own!r} of its own; "
+                "write model = worker.prepare(model), freeze it with requires_grad_(False), or leave it out of `state`"
+            )
+
+
+def _tell_of_whole_data(program: Program, worker: Worker) -> None:
+    """Warn of loaders that give every rank all samples; a sampler that is not torch's own may share them out."""
+    for name, data in program.data.items():
+        if isinstance(data, DataLoader) and {type(data.sampler), type(data.batch_sampler)} <= _WHOLE:
+            text = "data[%r]: every one of %d ranks reads all of it; use worker.loader, which gives each rank its share"
+            _logger.warning(text, name, worker.world_size)
 
 
 def _parts(datasets: Mapping[str, bytes]) -> dict[str, TorchBatches]:

@@ -90,6 +90,15 @@ class DataParallel:
         """Whether a thing is one of these models: its handle, or the plain module."""
         return isinstance(module, nn.Module) and any(module.__dict__ is route.module.__dict__ for route in self._routes)
 
+    def unprepared(self, module: nn.Module) -> str | None:
+        """Name of the first parameter of a module that is trained, but in none of these models; None if there is none.
+
+        Parts of these models, and what is made of them, have no such parameter.
+        """
+        known = {id(parameter) for route in self._routes for parameter in route.module.parameters()}
+        own = (name for name, p in module.named_parameters() if p.requires_grad and id(p) not in known)
+        return next(own, None)
+
     def share_buffers(self) -> None:
         """Make rank 0's buffers (the running statistics of BatchNorm …) everybody's; a collective.
 

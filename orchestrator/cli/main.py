@@ -6,11 +6,12 @@ and ray. Errors of our own tree become `error: TEXT` and their exit code here, a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import click
 
@@ -57,14 +58,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: the command line after the program's name; None: that of the process.
     """
-    sys.exit(exit_code(arguments))
+    code = exit_code(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        let_go(stream)
+    sys.exit(code)
 
 
 def exit_code(arguments: Sequence[str] | None) -> int:
     """Run the command, tell its error if any, and give the exit code."""
     try:
         rankfire.main(args=arguments, prog_name="rankfire", standalone_mode=False)
-        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -73,7 +76,6 @@ def exit_code(arguments: Sequence[str] | None) -> int:
     except RankfireError as error:
         return tell(error)
     except BrokenPipeError:  # the reader of our output has gone, as in `rankfire validate --schema | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SystemFailure.exit_code
     except Exception:  # a defect of ours: its traceback is wanted, and no code that blames the user
         traceback.print_exc()
@@ -83,8 +85,20 @@ def exit_code(arguments: Sequence[str] | None) -> int:
 
 def tell(error: RankfireError) -> int:
     """Print an error, after the user's own traceback if their code raised it, and give its exit code."""
-    if isinstance(error, TrainingError) and error.traceback:
-        click.echo(error.traceback.rstrip("\n"), err=True)
-    for line in str(error).splitlines() or [type(error).__name__]:
-        click.echo(f"error: {line}", err=True)
+    with contextlib.suppress(OSError):  # nobody may be there to read it; the exit code tells too
+        if isinstance(error, TrainingError) and error.traceback:
+            click.echo(error.traceback.rstrip("\n"), err=True)
+        for line in str(error).splitlines() or [type(error).__name__]:
+            click.echo(f"error: {line}", err=True)
     return exit_code_of(error)
+
+
+def let_go(stream: TextIO | None) -> None:
+    """Flush a stream; what its reader did not wait for goes nowhere, else Python complains of it at its end."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.cli.job import roots_of, set_option
+from orchestrator.notice import Steady
 
 if TYPE_CHECKING:
     from orchestrator.orchestrator import RunResult
 
 __all__ = ["run"]
+
+MAX_SHOWN = 60  # characters of a metric
 
 
 @click.command()
@@ -46,7 +50,7 @@ def run(job: str, sets: tuple[str, ...], workers: int | None, resume: str, fresh
 
 
 def show_result(name: str, result: RunResult) -> None:
-    """Print the summary table of a finished run."""
+    """Print the summary table of a finished run, if anybody reads it."""
     from rich.console import Console
     from rich.table import Table
 
@@ -57,6 +61,12 @@ def show_result(name: str, result: RunResult) -> None:
     table.add_row("epoch", str(result.state.epoch))
     table.add_row("iteration", str(result.state.iteration))
     for metric, value in sorted(result.metrics.items()):
-        table.add_row(metric, f"{value:.6g}")
+        table.add_row(metric, _word(value))
     table.add_row("checkpoint", result.checkpoint or "none")
-    Console(markup=False, highlight=False).print(table)
+    Console(file=Steady(sys.stdout), markup=False, highlight=False).print(table)  # type: ignore[arg-type]  # a text stream
+
+
+def _word(value: object) -> str:
+    """A metric in one line: a matrix or a mapping is cut short."""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"

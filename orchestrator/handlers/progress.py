@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from orchestrator.driver import Driver
+from orchestrator.notice import Steady
 from workers.events import Events
 from workers.messages import Pulse
 from workers.parcels import Number
@@ -39,7 +41,7 @@ class Progress:
     def __init__(self, max_epochs: int | None, max_iters: int | None, *, console: Console | None = None) -> None:
         self.max_epochs = max_epochs
         self.max_iters = max_iters
-        self.console = console if console is not None else Console(stderr=True, highlight=False)
+        self.console = console if console is not None else Console(file=Steady(sys.stderr), highlight=False)  # type: ignore[arg-type]  # a text stream
         self._bars: Bars | None = None
         self._task: TaskID | None = None
         self._run: _Measured | None = None
@@ -56,10 +58,10 @@ class Progress:
         self._run = run
         if self.console.is_terminal:
             self._bars = Bars(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                TextColumn("{task.completed}/{task.total}"),
-                TextColumn("{task.fields[numbers]}"),
+                TextColumn("{task.completed}/{task.total}", markup=False),
+                TextColumn("{task.fields[numbers]}", markup=False),
                 TimeRemainingColumn(),
                 console=self.console,
                 transient=True,
@@ -93,7 +95,12 @@ class Progress:
         speed = ""
         if took > 0:
             speed = f"  {seen / took:.0f} samples/s" if seen > 0 else f"  {steps / took:.1f} iterations/s"
-        metrics = "".join(f"  {name} {_word(value)}" for name, value in state.metrics.items())
+        measured = orchestrator.evaluated
+        metrics = "".join(
+            f"  {name} {_word(value)}"
+            for name, value in state.metrics.items()
+            if measured.get(name, iteration) == iteration  # what an earlier epoch was evaluated to is no news
+        )
         self.console.print(
             f"epoch {state.epoch}{self._of()}  iteration {iteration}{metrics}{speed}  {took:.2f} s",
             markup=False,

@@ -46,7 +46,7 @@ def build(program, **fields):
 def example(worker):
     engine = Engine(lambda engine, batch: batch)
     attach_metric(engine, "loss", "mean")
-    model = torch.nn.Linear(2, 1)
+    model = worker.prepare(torch.nn.Linear(2, 1))
     return Program(engines={"trainer": engine}, state={"model": model})
 
 
@@ -152,3 +152,85 @@ def test_what_returns_something_else_is_named(root):
 def test_what_the_function_raises_comes_out_as_it_is(root):
     with pytest.raises(ValueError, match=r"^no data$"):
         build("user_program:broken", roots=(root,))
+
+
+# ---------------------------------------------------------------- ranks that would train apart
+ALONE = Membership(generation=0, rank=0, world_size=1)
+FIRST = Membership(generation=0, rank=0, world_size=2)
+
+
+def with_state(make, **data):
+    def build(worker):
+        engines = {name: Engine(lambda engine, batch: batch) for name in ("trainer", "evaluator")}
+        return Program(engines=engines, state={"model": make(worker)}, data=data)
+
+    return cloudpickle.dumps(build)
+
+
+def frozen(worker):
+    return torch.nn.Linear(2, 1).requires_grad_(False)
+
+
+def within(worker):
+    return torch.nn.Sequential(worker.prepare(torch.nn.Linear(2, 1)), torch.nn.ReLU())
+
+
+def part(worker):
+    return worker.prepare(torch.nn.Sequential(torch.nn.Linear(2, 1)))[0]
+
+
+def forgotten(worker):
+    return torch.nn.Linear(2, 1)
+
+
+def test_a_model_that_was_not_prepared_is_refused_where_ranks_train_it_together():
+    with pytest.raises(ProgramError) as error:
+        build(with_state(forgotten))
+    assert str(error.value) == (
+        "with_state.<locals>.build(worker): state['model']: expected a model that worker.prepare returned, which 2 "
+        "ranks train as one, received Linear with the trainable parameter 'weight' of its own; write model = "
+        "worker.prepare(model), freeze it with requires_grad_(False), or leave it out of `state`"
+    )
+
+
+@pytest.mark.parametrize("make", [frozen, within, part, lambda worker: worker.prepare(forgotten(worker))])
+def test_models_that_ranks_train_as_one_or_not_at_all_are_accepted(make):
+    build(with_state(make))
+
+
+def test_a_rank_alone_may_leave_its_model_as_it_is():
+    build(with_state(forgotten), membership=ALONE)
+
+
+def loader_of(**options):
+    return torch.utils.data.DataLoader(range(4), **options)
+
+
+def told(caplog, data, membership=FIRST):
+    build(with_state(frozen, **data), membership=membership)
+    return [record.getMessage() for record in caplog.records if record.name == "workers.building"]
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": True, "batch_size": 2}])
+def test_data_that_every_rank_reads_whole_is_told_once(caplog, options):
+    assert told(caplog, {"trainer": loader_of(**options), "evaluator": [1]}) == [
+        "data['trainer']: every one of 2 ranks reads all of it; use worker.loader, which gives each rank its share"
+    ]
+
+
+def shared():
+    return torch.utils.data.distributed.DistributedSampler(range(4), num_replicas=2, rank=0)
+
+
+@pytest.mark.parametrize(
+    ("data", "membership"),
+    [
+        ({"trainer": loader_of()}, ALONE),
+        ({"trainer": loader_of()}, MEMBER),
+        ({"trainer": loader_of(sampler=shared())}, FIRST),
+        ({"trainer": loader_of(batch_sampler=[[0], [1]])}, FIRST),
+        ({"trainer": [1, 2], "evaluator": None}, FIRST),
+    ],
+)
+def test_data_that_may_be_shared_and_other_ranks_are_not_told_of(caplog, data, membership):
+    assert told(caplog, data, membership) == []

@@ -16,6 +16,7 @@ from workers.state import State
 class FakeDriver:
     def __init__(self) -> None:
         self.state = State()
+        self.evaluated: dict[str, int] = {}
         self.listened: list[tuple[str, dict[str, object]]] = []
 
     def listen(self, event: object, handler: object, **how: object) -> None:
@@ -146,3 +147,36 @@ def test_a_run_counted_in_epochs_tells_how_many() -> None:
     assert progress._bars is not None
     assert progress._bars.tasks[0].description == "epoch 1/3"
     progress.close()
+
+
+@pytest.mark.parametrize("name", ["loss[/b]", "acc[top5]", "a/[/]"])
+def test_names_in_brackets_are_no_markup_on_a_bar_either(name: str) -> None:
+    progress = on_a_terminal()
+    progress.begin(SimpleNamespace(samples=0, training_seconds=0.0))
+    progress.pulse({0: pulse(**{name: Number(value=1.0)})})
+    assert progress._bars is not None
+    progress._bars.refresh()
+    progress.close()
+    assert f"{name} 1" in shown(progress)
+
+
+def test_a_terminal_that_has_gone_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stderr", Gone())
+    progress = Progress(3, None)
+    progress.begin(SimpleNamespace(samples=0, training_seconds=0.0))
+    progress(FakeDriver().at(1, 10, loss=1.0))
+    progress.close()
+
+
+def test_metrics_of_an_evaluation_are_shown_in_the_epoch_that_measured_them() -> None:
+    progress, driver = plain(), FakeDriver()
+    progress.begin(SimpleNamespace(samples=0, training_seconds=0.0))
+    for epoch, measured in ((1, 10), (2, 10), (3, 30)):
+        driver.evaluated = {"validation/accuracy": measured}
+        progress(driver.at(epoch, 10 * epoch, **{"loss": 1.0, "validation/accuracy": 1}))
+    assert ["validation/accuracy" in line for line in shown(progress).splitlines()] == [True, False, True]
+    assert shown(progress).count("loss 1.0000") == 3
