@@ -1,6 +1,6 @@
-"""The index of a checkpoint's tensors: which part of which one lies where in `data/`, in JSON that anyone may have made.
+"""The index of a checkpoint's tensors: which part of which one lies where in `data/`, as JSON.
 
-torch keeps the same as a pickle, which runs what is in it. What is read here is checked: every part lies in the folder,
+torch keeps the same as a pickle, which runs what is in it. Anyone may have made the JSON. What is read here is checked: every part lies in the folder,
 and the parts are the whole tensor. Used by `dcp.py`.
 """
 

@@ -71,9 +71,7 @@ def _writer(path: Path, entry: str, manifest: Manifest) -> Write:
         return _write_torch
     if suffix == ".safetensors":
         return _safetensors_writer(path, entry, manifest)
-    raise _refused(
-        path, "a name that ends in .safetensors, .pt or .pth", repr(path.name), "choose by it which file to write"
-    )
+    raise _refused(path, "a name that ends in .safetensors, .pt or .pth", repr(path.name), "choose the one you want")
 
 
 def _check_place(path: Path, force: bool) -> None:

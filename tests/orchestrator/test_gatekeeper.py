@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from orchestrator.journal import read_journal
 from orchestrator.run import Run
 from tests.orchestrator.conftest import MakeRun, lines_of
 from tests.orchestrator.fake_group import FakeGroup, gate

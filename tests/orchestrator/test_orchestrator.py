@@ -161,7 +161,9 @@ def test_handlers_run_where_their_phase_says(tmp_path: Path) -> None:
     )
     orchestrator.attach(Evaluate())
     orchestrator.run(max_epochs=2)
-    assert seen == [(True, []), (True, ["step-00000003"])]
+    # the save of the first epoch was begun behind this handler; it may be committed by now, or still be written
+    (evaluated, before), (again, (name,)) = seen
+    assert (evaluated, before, again, name.partition(".")[0]) == (True, [], True, "step-00000003")
 
 
 def test_notes_of_ones_own_go_into_the_journal(tmp_path: Path) -> None:

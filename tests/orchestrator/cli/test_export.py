@@ -114,9 +114,9 @@ def test_an_entry_that_is_not_there_is_told_with_those_that_are(runs: Path, rank
     [
         (
             "m.bin",
-            "expected a name that ends in .safetensors, .pt or .pth, received 'm.bin'; choose by it which file to write",
+            "expected a name that ends in .safetensors, .pt or .pth, received 'm.bin'; choose the one you want",
         ),
-        ("m", "expected a name that ends in .safetensors, .pt or .pth, received 'm'; choose by it which file to write"),
+        ("m", "expected a name that ends in .safetensors, .pt or .pth, received 'm'; choose the one you want"),
         ("no/m.pt", "expected a file in a folder of this machine, received no such folder; make no first"),
         ("s3://b/m.pt", "expected a path on this machine, received a URL; export to a file, then copy it"),
         ("f.pt", "expected the path of a file, received a folder; name the file in it"),
