@@ -67,7 +67,9 @@ def object_store_in(folder: Path) -> Iterator[Mapping[str, str]]:
         process.wait()
         shutil.rmtree(folder)
         for left in Path("/tmp").glob("seaweedfs-*.sock"):
-            if any(f"-{port}." in left.name for port in (master, volume, filer, s3, *_above(master, volume, filer, s3))):
+            if any(
+                f"-{port}." in left.name for port in (master, volume, filer, s3, *_above(master, volume, filer, s3))
+            ):
                 left.unlink(missing_ok=True)
 
 

@@ -32,9 +32,7 @@ def problems(storage: Storage, manifest: Manifest) -> Iterator[str]:
     """Everything that is wrong with a checkpoint's files, in the order of the manifest."""
     largest_first = sorted(manifest.files, key=lambda entry: -entry.size)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="rankfire-verify") as pool:
-        found = dict(
-            zip(_paths(largest_first), pool.map(partial(_wrong, storage), largest_first), strict=True)
-        )
+        found = dict(zip(_paths(largest_first), pool.map(partial(_wrong, storage), largest_first), strict=True))
     for path in _paths(manifest.files):
         if (wrong := found[path]) is not None:
             yield wrong

@@ -51,7 +51,14 @@ class FakeGroup:
         self.shares = [Share(worker) for worker in range(size)]
         self.scripts: dict[type[Order], Script] = {
             Build: lambda worker, order: self.send(
-                Built, worker, device="cpu", seconds=0.0, engines=("trainer", "evaluator"), state_bytes={}, metrics={}, data={}
+                Built,
+                worker,
+                device="cpu",
+                seconds=0.0,
+                engines=("trainer", "evaluator"),
+                state_bytes={},
+                metrics={},
+                data={},
             ),
             Join: lambda worker, order: self.send(Joined, worker, iteration=0),
             Go: lambda worker, order: self.go_on(worker),

@@ -60,9 +60,7 @@ def test_lines_stay_in_the_order_in_which_they_were_written_over_owners(journal:
     assert [line["number"] for line in lines(storage)] == [10, 11, 12, 20, 21, 22, 30, 31, 32]
 
 
-def test_a_long_journal_has_all_its_lines(
-    journal: Journal, storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_journal_has_all_its_lines(journal: Journal, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SEGMENT", 500)
     journal.start(7)
     for number in range(20):

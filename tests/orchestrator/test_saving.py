@@ -243,7 +243,9 @@ def test_a_folder_that_vanishes_is_told_as_a_checkpoint_error(make_run: MakeRun)
     assert saves.left() == []
 
 
-@pytest.mark.parametrize("point", ["commit.received", "commit.indexed", "commit.manifest", "commit.named", "commit.done"])
+@pytest.mark.parametrize(
+    "point", ["commit.received", "commit.indexed", "commit.manifest", "commit.named", "commit.done"]
+)
 def test_whatever_step_of_a_commit_the_disk_refuses_it_is_an_error_of_the_checkpoint(
     make_run: MakeRun, point: str
 ) -> None:

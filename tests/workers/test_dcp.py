@@ -118,7 +118,10 @@ DAMAGED = [
     (set_tensor(size=[-1, 3]), r"^index\.json: damaged: "),
     (set_tensor(size=[10**9, 10**9]), r"^index\.json: model\.w: its parts are not the whole of a tensor of size"),
     (set_tensor(parts=7), r"^index\.json: damaged: TypeError: "),
-    (set_part(file="../../../etc/passwd"), r"^index\.json: a tensor is said to lie in '\.\./\.\./\.\./etc/passwd', outside"),
+    (
+        set_part(file="../../../etc/passwd"),
+        r"^index\.json: a tensor is said to lie in '\.\./\.\./\.\./etc/passwd', outside",
+    ),
     (set_part(file="/etc/passwd"), r"^index\.json: a tensor is said to lie in '/etc/passwd', outside the folder$"),
     (set_part(file=".."), r"^index\.json: a tensor is said to lie in '\.\.', outside the folder$"),
     (set_part(file=""), r"^index\.json: a tensor is said to lie in '', outside the folder$"),

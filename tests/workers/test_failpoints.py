@@ -100,7 +100,9 @@ def test_a_text_is_read_with_all_its_parts() -> None:
     assert parse("") == parse(" ; ") == {}
 
 
-@pytest.mark.parametrize("text", ["commit.done", "commit.done=", "commit.done=explode", "commit.don=kill", "=kill", "a b"])
+@pytest.mark.parametrize(
+    "text", ["commit.done", "commit.done=", "commit.done=explode", "commit.don=kill", "=kill", "a b"]
+)
 def test_a_text_that_can_not_be_read_is_refused_with_all_that_can(text: str) -> None:
     with pytest.raises(ValueError, match=rf"^{VARIABLE}: expected name=action.* received {text!r}$") as caught:
         arm(text)

@@ -12,7 +12,21 @@ from workers.locations import storage_at
 from workers.objects import Objects
 from workers.storage import Storage
 
-ODD = ["a b", "ü日本", "a%20b", "q'u\"o", "x:y", "star*[1]?", "{a}", "~t", "a+b&c=d", "#1", "...", "new\nline", ".hidden"]
+ODD = [
+    "a b",
+    "ü日本",
+    "a%20b",
+    "q'u\"o",
+    "x:y",
+    "star*[1]?",
+    "{a}",
+    "~t",
+    "a+b&c=d",
+    "#1",
+    "...",
+    "new\nline",
+    ".hidden",
+]
 
 
 def put(storage: Storage, path: str, content: bytes = b"x") -> None:

@@ -84,7 +84,9 @@ def test_every_message_and_order_survives_a_pickle(kind):
     assert pickle.loads(pickle.dumps(value)) == value
 
 
-@pytest.mark.parametrize("value", [GATE, FAILURE, HANDLER, RECEIPT, PLANNED, EXAMPLES["load"], *EXAMPLES["packs"].values()])
+@pytest.mark.parametrize(
+    "value", [GATE, FAILURE, HANDLER, RECEIPT, PLANNED, EXAMPLES["load"], *EXAMPLES["packs"].values()]
+)
 def test_every_parcel_survives_a_pickle(value):
     assert pickle.loads(pickle.dumps(value)) == value
 

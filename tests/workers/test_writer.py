@@ -51,7 +51,9 @@ def write(writer: ShardWriter, share: Any, url: str) -> None:
     writer.join(30)
 
 
-def test_a_share_is_written_on_a_thread_of_its_own_and_told(writer: ShardWriter, told: list[Any], tmp_path: Path) -> None:
+def test_a_share_is_written_on_a_thread_of_its_own_and_told(
+    writer: ShardWriter, told: list[Any], tmp_path: Path
+) -> None:
     share = Share()
     write(writer, share, str(tmp_path))
     assert told == [(str(tmp_path), WRITTEN, None)]
