@@ -29,7 +29,7 @@ EXPECTED = {
     "model_type": ("a mapping", "write key: value pairs"),
     "invalid-json-value": ("plain values: text, numbers, true, false, null, lists, mappings", ""),
 }
-SHORT = {  # sections that may be a whole number instead
+SHORT: dict[tuple[str | int, ...], str] = {  # sections that may be a whole number instead
     ("workers",): "a whole number, or a mapping with count",
     ("checkpoint", "every"): "a whole number, or a mapping with one of epochs, iterations and seconds",
 }

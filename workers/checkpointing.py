@@ -144,7 +144,7 @@ def _check_names(
 
 def _check_places(program: Program, own: Mapping[str, Any], saved_by: int, world_size: int) -> None:
     """The place of a Stateful loader is that of one rank in its own part of the data; no other world has such parts."""
-    for name in _stateful_data(program).keys() & own["data"].keys():
+    for name in filter(own["data"].__contains__, _stateful_data(program)):
         done = name != TRAINER and own["engines"][name]["completed"]  # begins anew at its next run anyway
         if saved_by != world_size and not done:
             raise ProgramError(

@@ -1,4 +1,4 @@
-"""The index of a checkpoint's tensors: which part of which one lies where in `data/`, in JSON that anyone may have made.
+"""The index of a checkpoint's tensors: which part of which one lies where in `data/`; JSON that anyone may have made.
 
 torch keeps the same as a pickle, which runs what is in it. What is read here is checked: every part lies in the folder,
 and the parts are the whole tensor. Used by `dcp.py`.
