@@ -53,8 +53,8 @@ bset: 1
         "job.yaml:5: workers: expected a whole number, or a mapping with count, received 'two' (str); "
         "write a whole number such as 2",
         "job.yaml:7: seed: duplicate key, first given on line 6; keep one",
-        "job.yaml:9: checkpoint.every: expected a whole number, or a mapping with one of epochs, iterations and seconds, "
-        "received 1.5 (float); write a whole number such as 2",
+        "job.yaml:9: checkpoint.every: expected a whole number, or a mapping with one of epochs, iterations and "
+        "seconds, received 1.5 (float); write a whole number such as 2",
         "job.yaml:10: checkpoint.best.metric: missing key, add it: Name of the reduced metric to compare, "
         "such as validation/accuracy.",
         "job.yaml:12: bset: unknown key; the keys here are run, program, handlers, config, train, workers, "

@@ -138,7 +138,7 @@ def test_files_that_nobody_vouches_for_are_refused(registry: Registry) -> None:
 def test_a_place_that_was_given_up_can_not_be_committed(registry: Registry) -> None:
     staging, receipts = staged(registry, 5)
     assert registry.sweep() == [staging.folder]  # as a new owner of the run does
-    with pytest.raises(CheckpointError, match="files and receipts differ|was given up by another process meanwhile"):
+    with pytest.raises(CheckpointError, match=r"files and receipts differ|was given up by another process meanwhile"):
         registry.commit(staging, manifest(), receipts)
     with pytest.raises(CheckpointError, match=r"can't be committed|was given up by another process meanwhile"):
         registry.commit(staging, manifest(), [])
