@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 import threading
@@ -74,9 +75,14 @@ class Owner:
     def parse(cls, content: bytes) -> Owner | None:
         """Read a lease; None if it is damaged, and so nobody's."""
         try:
-            return cls(**json.loads(content))
+            owner = cls(**json.loads(content))
         except (ValueError, TypeError):
             return None
+        texts, numbers = (owner.who, owner.host, owner.machine, owner.born), (owner.pid, owner.beat)
+        times = (owner.since, owner.ttl)
+        whole = all(isinstance(text, str) for text in texts) and all(isinstance(number, int) for number in numbers)
+        sound = whole and all(isinstance(seconds, int | float) and math.isfinite(seconds) for seconds in times)
+        return owner if sound and isinstance(owner.released, bool) else None
 
     def __str__(self) -> str:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))

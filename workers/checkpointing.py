@@ -133,7 +133,7 @@ def _begin_as_stranger(worker: Worker, program: Program) -> None:
 
 
 def _check_names(
-    kind: str, wanted: Mapping[str, Any] | tuple[str, ...], held: Mapping[str, Any], where: str = "it"
+    kind: str, wanted: Mapping[str, Any] | tuple[str, ...], held: Mapping[str, Any], where: str = "the checkpoint"
 ) -> None:
     if missing := sorted(set(wanted) - set(held)):
         raise ProgramError(

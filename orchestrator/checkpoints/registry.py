@@ -140,6 +140,7 @@ class Registry:
         entries = tuple(sorted(files, key=lambda entry: entry.path))
         inside = staging.storage
         with self._words(staging.folder, "can't be committed"):
+            self.owned()  # else what a new owner has swept would be told as missing
             present = [path for path in inside.files() if path not in (NAME, ".claim")]
             if present != [entry.path for entry in entries]:
                 strange = sorted(set(present) ^ {entry.path for entry in entries})

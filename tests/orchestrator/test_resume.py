@@ -1,201 +1,87 @@
-"""Where a run begins: what goes on, what is refused, what is set aside, what is taken from another run."""
-
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
+"""Where a run begins."""
 
 import pytest
 
-from orchestrator import Checkpoint, CheckpointError, Orchestrator, SpecError
-from orchestrator.resume import changed_versions
-from tests.orchestrator import linear
-from tests.orchestrator.linear import journal, make, parameters, trained
-from workers import Events
+from orchestrator.checkpoints.registry import Registry
+from orchestrator.errors import CheckpointError, SpecError
+from orchestrator.resume import Resume, StartFrom, changed_versions, newest, set_aside, starting_point
+from tests.checkpoints import committed
+from workers.parcels import LoadPoint
+from workers.storage import Storage
 
 
-def run(storage: Path, epochs: int = 2, name: str = "linear", **given: Any) -> list[list[float]]:
-    orchestrator = make(storage, name)
-    orchestrator.attach(Checkpoint(every={"iterations": 2}, keep=2))
-    return trained(orchestrator, epochs, **given)
+@pytest.fixture
+def root(storage: Storage) -> Storage:
+    """Runs: one of them has a checkpoint."""
+    committed(Registry(storage.child("base/checkpoints")), 5, state={"model": 44, "optimizer": 0})
+    return storage
 
 
-def names(storage: Path, name: str = "linear") -> list[str]:
-    return [known.name for known in make(storage, name).registry.committed()]
-
-
-def spoil(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-
-
-def events(storage: Path, name: str = "linear") -> list[str]:
-    return [line["event"] for line in journal(storage, name)]
-
-
-def test_a_run_goes_on_from_the_middle_of_an_epoch_and_says_from_where(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole = run(tmp_path / "calm")
-    orchestrator = make(tmp_path)
-    orchestrator.attach(Checkpoint(every={"iterations": 2}))
-    orchestrator.on(Events.ITERATION_COMPLETED(once=5), blocking=True)(lambda run: [].pop())
-    with pytest.raises(Exception, match="pop from empty list"):
-        orchestrator.run(max_epochs=2)
-    assert run(tmp_path) == whole
-    assert "run 'linear' goes on from checkpoint step-00000004, epoch 2" in capsys.readouterr().err
-    assert events(tmp_path).count("RESUMED") == 1
-
-
-def test_what_came_after_the_last_save_is_saved_at_the_end(tmp_path: Path) -> None:
-    orchestrator = make(tmp_path)
-    orchestrator.attach(Checkpoint(every={"iterations": 4}))
-    orchestrator.run(max_epochs=2)
-    assert names(tmp_path) == ["step-00000004", "step-00000006"]
-
-
-def test_once_only_events_do_not_fire_again(tmp_path: Path) -> None:
-    heard: list[str] = []
-    for epochs in (1, 2):
-        orchestrator = make(tmp_path)
-        orchestrator.attach(Checkpoint())
-        for event in (Events.STARTED, Events.RESUMED, Events.EPOCH_COMPLETED(once=1)):
-            orchestrator.on(event, repr(event))(lambda run, name: heard.append(name))
-        orchestrator.run(max_epochs=epochs)
-    assert heard == ["STARTED", "EPOCH_COMPLETED(once=1)", "RESUMED"]
-
-
-def test_never_refuses_a_run_that_exists_and_leaves_it_alone(tmp_path: Path) -> None:
-    run(tmp_path)
-    before = sorted(path for path in (tmp_path / "linear").rglob("*") if "lease" not in path.parts)
+def test_to_resume_is_auto_or_never() -> None:
+    assert (Resume().mode, Resume(mode="never").strict) == ("auto", False)
     with pytest.raises(SpecError) as caught:
-        make(tmp_path).run(max_epochs=3, resume="never")
+        Resume(mode="maybe")
     assert str(caught.value) == (
-        f"run 'linear': expected a run that does not exist yet, since resume is never, received one in "
-        f"{tmp_path}/linear; choose another run id, or start anew with --fresh, which moves the old one aside"
+        "orchestrator.run: resume: expected 'auto' or 'never', received 'maybe'; "
+        "leave it out to go on from the newest checkpoint"
     )
-    assert sorted(path for path in (tmp_path / "linear").rglob("*") if "lease" not in path.parts) == before
 
 
-def test_fresh_moves_the_old_run_aside_and_starts_anew(tmp_path: Path) -> None:
-    old = run(tmp_path)
-    assert run(tmp_path, fresh=True, resume="never") == old
-    assert names(tmp_path, "linear.old-1") == names(tmp_path) == ["step-00000004", "step-00000006"]
-    assert events(tmp_path)[0] == events(tmp_path, "linear.old-1")[0] == "RUN_STARTED"
-    run(tmp_path, fresh=True)
-    assert names(tmp_path, "linear.old-2") == names(tmp_path)
+def test_a_run_without_checkpoints_begins_at_nothing(storage: Storage) -> None:
+    assert newest(Registry(storage), Resume(strict=True), pytest.fail) is None
 
 
-def test_fresh_on_nothing_is_a_start(tmp_path: Path) -> None:
-    run(tmp_path, fresh=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["linear"]
+# ---------------------------------------------------------------- from another run
+def test_a_new_run_starts_from_entries_of_another(root: Storage) -> None:
+    point = starting_point(StartFrom(checkpoint="base"), root)
+    assert point == LoadPoint(url=root.locate("base/checkpoints/step-00000005"), world_size=2, entries=("model",))
 
 
-def test_a_damaged_checkpoint_is_passed_over_loudly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = run(tmp_path / "calm", epochs=3)
-    run(tmp_path)
-    spoil(tmp_path / "linear" / "checkpoints" / "step-00000006" / "data" / "__0_0.distcp")
-    assert run(tmp_path, epochs=3) == whole
-    told = capsys.readouterr().err
-    assert "step-00000006: data/__0_0.distcp is not what was written: its sha256 differs; trying the one before" in told
-    assert "goes on from checkpoint step-00000004" in told
-    assert "CHECKPOINT_REFUSED" in events(tmp_path)
-
-
-def test_strict_refuses_a_damaged_checkpoint(tmp_path: Path) -> None:
-    run(tmp_path)
-    spoil(tmp_path / "linear" / "checkpoints" / "step-00000006" / "shared.pt")
-    with pytest.raises(CheckpointError, match=r"shared.pt is not what was written.*leave out --strict to go on from"):
-        run(tmp_path, epochs=3, strict=True)
-
-
-def test_nothing_valid_is_an_error_and_no_silent_start(tmp_path: Path) -> None:
-    run(tmp_path)
-    for name in names(tmp_path):
-        spoil(tmp_path / "linear" / "checkpoints" / name / "manifest.json")
-    with pytest.raises(CheckpointError, match="nothing is left to go on from, or start anew with --fresh"):
-        run(tmp_path, epochs=3)
-
-
-def test_other_data_is_refused_with_words(tmp_path: Path) -> None:
-    run(tmp_path)
-    other = make(tmp_path, seed=4)
-    with pytest.raises(
-        SpecError, match=r"^run: data: seed: expected 0, as in the checkpoint, received 4; give the same"
-    ):
-        other.run(max_epochs=3)
-
-
-def test_a_new_run_starts_from_a_part_of_another_one(tmp_path: Path) -> None:
-    run(tmp_path)
-    old = make(tmp_path)
-    old.on(Events.RESUMED)(lambda run: found.append(run.call(parameters, rank=0)))
-    new = make(tmp_path, "fine")
-    new.start_from("linear@latest", state=["model"])
-    new.on(Events.STARTED)(lambda run: found.append(run.call(parameters, rank=0)))
-    found: list[Any] = []
-    new.run(max_epochs=1)
-    old.run(max_epochs=3)
-    assert found[0] == found[1]
-    assert "STARTED_FROM" in events(tmp_path, "fine")
-
-
-@pytest.mark.parametrize(
-    ("reference", "state", "words"),
-    [
-        ("nobody@best", ["model"], "run 'nobody': expected a run in"),
-        ("linear@best", ["model"], "a run that says which metric tells its best checkpoint"),
-        (
-            "linear@7",
-            ["model"],
-            "expected the step of a checkpoint, received '7'; there are step-00000004, step-00000006",
-        ),
-        (
-            "linear",
-            ["ema"],
-            "start_from.state: expected entries that linear holds, received 'ema'; it holds 'model', 'opt",
-        ),
-    ],
-)
-def test_a_start_from_what_is_not_there_is_refused(
-    tmp_path: Path, reference: str, state: list[str], words: str
-) -> None:
-    run(tmp_path)
-    new = make(tmp_path, "fine")
-    new.start_from(reference, state=state)
+def test_an_entry_that_the_other_run_lacks_is_named(root: Storage) -> None:
     with pytest.raises(SpecError) as caught:
-        new.run(max_epochs=1)
-    assert words in str(caught.value)
+        starting_point(StartFrom(checkpoint="base@5", state=("model", "head")), root)
+    assert str(caught.value) == (
+        "start_from.state: expected entries that base@5 holds, received 'head'; it holds 'model', 'optimizer'"
+    )
 
 
-def test_a_damaged_start_is_refused(tmp_path: Path) -> None:
-    run(tmp_path)
-    spoil(tmp_path / "linear" / "checkpoints" / "step-00000006" / "index.json")
-    new = make(tmp_path, "fine")
-    new.start_from("linear@latest")
-    with pytest.raises(CheckpointError, match=r"index.json is not what was written.*name another one in start_from"):
-        new.run(max_epochs=1)
+def test_a_damaged_checkpoint_of_the_other_run_is_not_taken(root: Storage) -> None:
+    root.remove("base/checkpoints/step-00000005/shared.pt")
+    with pytest.raises(CheckpointError) as caught:
+        starting_point(StartFrom(checkpoint="base@5"), root)
+    assert str(caught.value) == ("checkpoint base@5: shared.pt is missing; name another one in start_from.checkpoint")
 
 
-def test_saves_by_the_clock_come_at_boundaries_and_training_goes_on(tmp_path: Path) -> None:
-    now = [0.0]
-    orchestrator = Orchestrator(linear.build, workers=0, run="linear", storage=tmp_path)
-    orchestrator.attach(Checkpoint(every={"seconds": 10}, keep=9, clock=lambda: now[0]))
-    orchestrator.on(Events.EPOCH_STARTED)(lambda run: now.__setitem__(0, now[0] + 11))
-    tick = orchestrator._attached[0].tick
-    orchestrator.on(Events.ITERATION_STARTED, blocking=True)(lambda run: tick(run))
-    calm = trained(make(tmp_path / "calm"), 3)
-    assert trained(orchestrator, 3) == calm
-    assert names(tmp_path) == [f"step-{step:08d}" for step in (1, 4, 7, 9)]  # the last is that of the end
+# ---------------------------------------------------------------- aside
+def test_what_a_run_has_is_moved_aside_and_its_lease_stays(root: Storage) -> None:
+    for number in (1, 2):
+        root.claim(f"base/lease/{number:08d}.json", b"x")
+        root.replace("base/spec.yaml", b"spec")
+        assert set_aside(root, "base") == f"base.old-{number}"
+    assert [path for path in root.files("base")] == ["lease/00000001.json", "lease/00000002.json"]
+    assert root.files("base.old-2") == ["spec.yaml"]
+    found, refused = Registry(root.child("base.old-1/checkpoints")).newest_valid()
+    assert found is not None
+    assert refused == []
 
 
+def test_a_run_that_has_nothing_is_not_moved(storage: Storage) -> None:
+    assert set_aside(storage, "none") is None
+    storage.claim("none/lease/00000001.json", b"x")
+    assert set_aside(storage, "none") is None
+    assert storage.names() == ["none"]
+
+
+# ---------------------------------------------------------------- versions
 @pytest.mark.parametrize(
-    ("then", "now", "words"),
+    ("then", "now", "told"),
     [
-        ({"torch": "1"}, {"torch": "1", "ray": "2"}, None),
-        ({"torch": "1", "ray": "2"}, {"torch": "2", "ray": "2"}, "torch 1 → 2"),
+        ({"torch": "2.12", "ray": "2.60"}, {"torch": "2.13", "ray": "2.60"}, "torch 2.12 → 2.13"),
+        ({"torch": "2.12", "ray": "2.59"}, {"torch": "2.13", "ray": "2.60"}, "ray 2.59 → 2.60, torch 2.12 → 2.13"),
+        ({"torch": "2.12"}, {"torch": "2.12", "ray": "2.60"}, None),
+        ({"gone": "1"}, {}, None),
+        ({}, {"torch": "2.12"}, None),
     ],
 )
-def test_changed_versions_are_told(then: dict[str, str], now: dict[str, str], words: str | None) -> None:
-    assert changed_versions(then, now) == words
+def test_versions_that_changed_are_told(then: dict[str, str], now: dict[str, str], told: str | None) -> None:
+    assert changed_versions(then, now) == told

@@ -5,10 +5,11 @@ import random
 import pytest
 import torch
 
-from tests.workers.test_shards import save
-from workers.checkpointing import freeze, restore
+from tests.checkpoints import written
+from workers.checkpointing import cursor_of, restore, shards_of, spread_entries
 from workers.engine import Engine
 from workers.errors import ProgramError
+from workers.locations import storage_at
 from workers.metrics import attach_metric
 from workers.parcels import LoadPoint
 from workers.program import Program
@@ -78,6 +79,12 @@ class Rank:
         self.trainer.run(self.program.data["trainer"], max_iters=iterations)
 
 
+def save(folder, *ranks):
+    """What ranks and driver do together."""
+    written(storage_at(folder), [shards_of(rank.worker, rank.program) for rank in ranks])
+    return LoadPoint(url=str(folder), world_size=len(ranks))
+
+
 @pytest.fixture
 def point(tmp_path):
     """A checkpoint of two ranks in the middle of their second epoch, and the ranks."""
@@ -85,9 +92,9 @@ def point(tmp_path):
     for rank in (0, 1):
         ranks.append(Rank(rank, 2))
         ranks[-1].run(3)
-        ranks[-1].frozen = freeze(ranks[-1].worker, ranks[-1].program)
-    save(tmp_path, *(rank.frozen for rank in ranks))
-    return LoadPoint(folder=str(tmp_path), world_size=2), ranks
+        ranks[-1].shards = shards_of(ranks[-1].worker, ranks[-1].program)  # its random numbers are those of now
+    written(storage_at(tmp_path), [rank.shards for rank in ranks])
+    return LoadPoint(url=str(tmp_path), world_size=2), ranks
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -128,7 +135,7 @@ def test_a_state_that_the_checkpoint_lacks_is_named(point):
     with pytest.raises(ProgramError) as error:
         restore(changed.worker, changed.program, load)
     assert str(error.value) == (
-        "checkpoint: state 'head', 'tail' of the program is not in it, which holds 'model'; "
+        "checkpoint: state 'head', 'tail': expected the checkpoint to hold it, received 'model'; "
         "give the run another name to start afresh"
     )
 
@@ -138,7 +145,8 @@ def test_an_engine_that_the_checkpoint_lacks_is_named(point):
     changed = Rank(0, 2)
     changed.program.engines["third"] = Engine(print)
     with pytest.raises(
-        ProgramError, match=r"^checkpoint: engine 'third' of the program is not in it, which holds 'side'"
+        ProgramError,
+        match=r"^checkpoint: engine 'third': expected the checkpoint to hold it, received 'side', 'trainer'; give",
     ):
         restore(changed.worker, changed.program, load)
 
@@ -158,8 +166,7 @@ def test_the_place_of_stateful_data_is_refused_at_another_world_size(tmp_path):
         rank.program.data["trainer"] = rank.worker.loader(Stream())
         rank.trainer.process_function = lambda engine, batch: 1.0
         rank.trainer.run(rank.program.data["trainer"], max_iters=3, epoch_length=5)
-    save(tmp_path, *(freeze(rank.worker, rank.program) for rank in ranks))
-    load = LoadPoint(folder=str(tmp_path), world_size=2)
+    load = save(tmp_path, *ranks)
     for number in (0, 2):
         other = Rank(number, 3)
         other.program.data["trainer"] = other.worker.loader(Stream())
@@ -180,11 +187,77 @@ def test_stateful_data_goes_on_where_each_rank_was(tmp_path):
         rank.trainer = Engine(lambda engine, batch: batch)
         rank.program.engines["trainer"] = rank.trainer
         rank.trainer.run(rank.program.data["trainer"], max_iters=3, epoch_length=5)
-    save(tmp_path, *(freeze(rank.worker, rank.program) for rank in ranks))
+    load = save(tmp_path, *ranks)
     for number in (0, 1):
         again, seen = Rank(number, 2), []
         loader = again.program.data["trainer"] = again.worker.loader(Stream())
         again.program.engines["trainer"] = Engine(lambda engine, batch, seen=seen: seen.append(batch))
-        restore(again.worker, again.program, LoadPoint(folder=str(tmp_path), world_size=2))
+        restore(again.worker, again.program, load)
         again.program.engines["trainer"].run(loader, max_iters=5)
         assert seen == [10 * number + 4, 10 * number + 5]
+
+
+# ---------------------------------------------------------------- what is told beside the state
+def test_the_cursor_tells_seed_position_and_whose_data_it_is():
+    rank = Rank(1, 2)
+    rank.run(3)
+    cursor, data = cursor_of(rank.program)
+    assert cursor == {"seed": 3, "position": 12}
+    assert data
+    assert data == cursor_of(Rank(0, 2).program)[1]
+
+
+def test_data_without_a_global_order_has_no_cursor():
+    rank = Rank(0, 1)
+    rank.program.data["trainer"] = [1, 2]
+    assert cursor_of(rank.program) == ({}, {})
+
+
+def test_prepared_models_and_optimizers_may_be_shared_out_and_nothing_else():
+    rank = Rank(0, 2, other=torch.nn.Linear(1, 1))
+    model = rank.worker.prepare(torch.nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(model.parameters())
+    rank.program.state.update(prepared=model, optimizer=optimizer)
+    assert spread_entries(rank.worker, rank.program) == ("prepared", "optimizer")
+
+
+# ---------------------------------------------------------------- only a part of it
+def test_a_new_program_takes_only_the_entries_that_it_names(point):
+    load, ranks = point
+    fresh = Rank(0, 1, head=torch.nn.Linear(1, 1))
+    before = torch.get_rng_state()
+    restore(fresh.worker, fresh.program, LoadPoint(url=load.url, world_size=2, entries=("model",)))
+    assert torch.equal(fresh.model.weight, ranks[0].model.weight)
+    assert (fresh.trainer.state.iteration, fresh.worker.samples, fresh.stream.place) == (0, 0, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        (("head",), "checkpoint: state 'head': expected the checkpoint to hold it, received 'model'; "),
+        (("gone",), "checkpoint: state 'gone': expected the checkpoint to hold it, received 'model'; "),
+    ],
+)
+def test_an_entry_that_the_checkpoint_lacks_is_named(point, entries, told):
+    load, _ = point
+    fresh = Rank(0, 1, head=torch.nn.Linear(1, 1))
+    with pytest.raises(ProgramError, match=told):
+        restore(fresh.worker, fresh.program, LoadPoint(url=load.url, world_size=2, entries=entries))
+
+
+def test_an_entry_that_the_program_lacks_is_named(point):
+    load, _ = point
+    fresh = Rank(0, 1)
+    fresh.program.state["other"] = fresh.program.state.pop("model")
+    with pytest.raises(ProgramError, match=r"state 'model': expected the program to hold it, received 'other'"):
+        restore(fresh.worker, fresh.program, LoadPoint(url=load.url, world_size=2, entries=("model",)))
+
+
+def test_a_stranger_without_what_rank_0_has_attached_keeps_its_own(point):
+    load, _ = point
+    stranger = Rank(2, 3)
+    attach_metric(stranger.trainer, "more", "sum")
+    restore(stranger.worker, stranger.program, load)
+    assert set(stranger.trainer.attached) == {"sum", "more"}
+    assert stranger.trainer.state.iteration == 3

@@ -1,6 +1,7 @@
 """One rank's life, driven by hand: every order's answer, gates, faults, and a way out of everything."""
 
 import sys
+import threading
 
 import cloudpickle
 import pytest
@@ -10,13 +11,16 @@ from orchestrator.checkpoints.plan import GlobalPlan
 from orchestrator.reduce import reduce_packs
 from tests.waiting import wait_until
 from tests.workers.hand_driver import PLACE, HandDriver
+from workers.building import fingerprint_of
 from workers.engine import Engine
 from workers.events import Events
-from workers.messages import Answer, Arrived, Built, Fault, Finished, Hello, Joined, Observed
+from workers.locations import storage_at
+from workers.messages import Answer, Arrived, Built, Fault, Finished, Hello, Joined, Observed, Saved
 from workers.metrics import attach_metric
-from workers.orders import CutAt, PlanSave, ProposeCut, Release, WriteSave
+from workers.orders import CutAt, FreezeSave, PlanSave, ProposeCut, Release
 from workers.parcels import GateKey, LoadPoint, Number, RankHandler
 from workers.program import Program
+from workers.shards import Frozen, load_state
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 EPOCH, ITERATION = Events.EPOCH_COMPLETED, Events.ITERATION_COMPLETED
@@ -175,20 +179,30 @@ def test_a_call_that_raises_answers_so_and_the_rank_goes_on(driver, error):
     end(driver, arrived)
 
 
-def save(driver, folder):
-    for name in ("data", "ranks"):
-        (folder / name).mkdir()
+def begin_save(driver, url):
+    """Plan and copy; what is written is told later."""
     driver.order(PlanSave(order=1))
-    plan = GlobalPlan(folder, {0: driver.expect(Answer).value})
-    driver.order(WriteSave(order=2, folder=str(folder), plan=plan.part(0)))
-    written = driver.expect(Answer).value
-    plan.finish({0: written.results})
-    return written
+    planned = driver.expect(Answer).value
+    plan = GlobalPlan({0: planned.plan}, planned.spread)
+    driver.order(FreezeSave(order=2, url=url, plan=plan.part(0)))
+    messages = [driver.next(), driver.next()]  # the answer and the word of the writing thread, in any order
+    (answer,) = [message for message in messages if isinstance(message, Answer)]
+    assert (answer.order, answer.value, answer.failure) == (2, None, None)
+    (saved,) = [message for message in messages if isinstance(message, Saved)]
+    return planned, plan, saved
+
+
+def save(driver, folder):
+    _, plan, saved = begin_save(driver, str(folder))
+    assert (saved.url, saved.failure) == (str(folder), None)
+    plan.write_index(storage_at(folder), {0: saved.written.results})
+    return saved.written
 
 
 def test_a_checkpoint_that_was_saved_at_a_gate_is_where_another_session_goes_on(tmp_path, driver):
     arrived = at_gate(driver)
-    assert [receipt.path for receipt in save(driver, tmp_path).receipts] == ["data/__0_0.distcp", "ranks/rank-0000.pt"]
+    paths = [receipt.path for receipt in save(driver, tmp_path).receipts]
+    assert paths == ["data/__0_0.distcp", "ranks/rank-0000.pt", "shared.pt"]
     release(driver, arrived)
     end(driver, driver.expect(Arrived))
     weight = driver.session.program.state["model"].weight
@@ -196,7 +210,7 @@ def test_a_checkpoint_that_was_saved_at_a_gate_is_where_another_session_goes_on(
         other.expect(Hello)
         other.build(build)
         other.expect(Built)
-        other.join(load=LoadPoint(folder=str(tmp_path), world_size=1))
+        other.join(load=LoadPoint(url=str(tmp_path), world_size=1))
         other.expect(Joined)
         assert other.session.trainer.state.iteration == 3
         other.go(max_epochs=2)
@@ -206,12 +220,69 @@ def test_a_checkpoint_that_was_saved_at_a_gate_is_where_another_session_goes_on(
 
 def test_a_folder_that_can_not_be_written_is_the_drivers_to_judge(tmp_path, driver):
     arrived = at_gate(driver)
-    driver.order(PlanSave(order=1))
-    plan = GlobalPlan(tmp_path, {0: driver.expect(Answer).value})
     (tmp_path / "file").write_text("no folder")
-    driver.order(WriteSave(order=2, folder=str(tmp_path / "file"), plan=plan.part(0)))
-    assert driver.expect(Answer).failure.type_name in {"NotADirectoryError", "FileExistsError", "FileNotFoundError"}
+    _, _, saved = begin_save(driver, str(tmp_path / "file"))
+    assert (saved.written, saved.failure.type_name) == (None, "NotADirectoryError")
+    assert len(save(driver, tmp_path / "elsewhere").receipts) == 3
     end(driver, arrived)
+
+
+def test_a_rank_tells_what_only_it_knows_of_a_checkpoint(tmp_path, driver):
+    arrived = at_gate(driver)
+    planned, _, _ = begin_save(driver, str(tmp_path))
+    assert (planned.cursor, planned.state) == ({"seed": 0, "position": 5}, {"model": 4})
+    assert planned.spread == ()  # nothing here was prepared
+    assert planned.data == fingerprint_of(driver.session.program)
+    end(driver, arrived)
+
+
+def test_training_goes_on_while_a_share_is_written(tmp_path, driver, monkeypatch):
+    arrived, write, hold = at_gate(driver), Frozen.write, threading.Event()
+
+    def slowly(frozen, storage):
+        assert hold.wait(30)
+        return write(frozen, storage)
+
+    monkeypatch.setattr(Frozen, "write", slowly)
+    driver.order(PlanSave(order=1))
+    plan = GlobalPlan({0: driver.expect(Answer).value.plan})
+    driver.order(FreezeSave(order=2, url=str(tmp_path), plan=plan.part(0)))
+    driver.expect(Answer)
+    weight = driver.session.program.state["model"].weight.item()
+    release(driver, arrived)
+    second = driver.expect(Arrived)  # an epoch later
+    assert driver.session.program.state["model"].weight.item() != weight
+    hold.set()
+    plan.write_index(storage_at(tmp_path), {0: driver.expect(Saved).written.results})
+    assert load_state(storage_at(tmp_path))["model"]["weight"].item() == weight
+    end(driver, second)
+
+
+def test_a_rank_that_leaves_finishes_the_share_that_it_writes(tmp_path):
+    with HandDriver() as driver:
+        driver.expect(Hello)
+        at_gate(driver)
+        begin_save(driver, str(tmp_path))
+    assert not [thread for thread in threading.enumerate() if thread.name == "rankfire-save"]
+
+
+def test_a_state_that_can_not_be_saved_is_a_fault_that_names_it(driver):
+    def odd(worker):
+        program = build(worker)
+        program.state["odd"] = Odd()
+        return program
+
+    at_gate(driver, program=odd)
+    driver.order(PlanSave(order=1))
+    assert "checkpoint: state 'odd.set': expected tensors" in driver.expect(Fault).failure.text
+
+
+class Odd:
+    def state_dict(self):
+        return {"set": {1}}
+
+    def load_state_dict(self, state):
+        pass
 
 
 @pytest.mark.parametrize(("then", "epochs", "last"), [("terminate", 1, "TERMINATE"), ("interrupt", 1, "INTERRUPT")])

@@ -34,6 +34,12 @@ def put(storage: Storage, path: str, content: bytes = b"x") -> None:
         file.write(content)
 
 
+def interrupted(storage: Storage, content: bytes) -> None:
+    with storage.create("a") as file:
+        file.write(content)
+        raise ZeroDivisionError
+
+
 # ---------------------------------------------------------------- reading and writing
 def test_a_file_is_read_as_it_was_created(storage: Storage) -> None:
     put(storage, "deep/er/file", b"hello")
