@@ -18,6 +18,7 @@ from orchestrator.handlers.evaluate import Evaluate
 from orchestrator.handlers.progress import Progress
 from orchestrator.limits import Limits
 from orchestrator.ordering import Ordering
+from orchestrator.ranks import Ranks
 from orchestrator.resume import Resume, StartFrom
 from orchestrator.run import Run
 from orchestrator.settings import Settings
@@ -215,6 +216,7 @@ class Orchestrator(Ordering):
         self.state.seed = self.settings.seed
         run.loop.on_pulse = self._progress.pulse
         run.gates.at_cut = self._at_cut
+        run.built = partial(self._check_names, run.ranks)
         run.saver.committed, run.saver.failed = self._committed, self._save_failed
         for handler in self._attached:
             if isinstance(handler, Checkpoint):
@@ -222,3 +224,14 @@ class Orchestrator(Ordering):
             if (tick := getattr(handler, "tick", None)) is not None:
                 run.loop.on_tick.append(partial(tick, self))
         self._progress.begin(run.gates)
+
+    def _check_names(self, ranks: Ranks) -> None:
+        """See that the handlers attached here name what the program has, as far as that is known before it runs."""
+        for handler in self._attached:
+            if isinstance(handler, Evaluate):
+                handler.check(ranks.engines)
+        evaluated = {handler.prefix: handler.engine for handler in self._attached if isinstance(handler, Evaluate)}
+        measured = {prefix: list(ranks.empty_metrics(engine)) for prefix, engine in evaluated.items()}
+        for handler in self._attached:
+            if isinstance(handler, Checkpoint):
+                handler.check(measured)
