@@ -6,7 +6,6 @@ Handlers are kept in `registrations.py`; what happens around and in a run is in 
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from orchestrator.spec import JobSpec, WorkersSpec
 from orchestrator.specfile import load_spec
 from orchestrator.target import load_target
 from orchestrator.training import Parts, RunResult, train
+from workers.tracebacks import text_of
 
 __all__ = ["Orchestrator", "RunResult"]
 
@@ -128,7 +128,7 @@ class Orchestrator(Ordering):
             raise
         except (Exception, SystemExit) as error:
             text = f"handlers {target} raised {type(error).__name__}: {error}"
-            raise TrainingError(text, traceback="".join(traceback.format_exception(error))) from error
+            raise TrainingError(text, traceback=text_of(error)) from error
 
     # ---------------------------------------------------------------- running
     def start_from(self, checkpoint: str, *, state: Sequence[str] = ("model",)) -> None:

@@ -224,7 +224,7 @@ def _mend(count: int, bundle: Mapping[str, float], nodes: list[Mapping[str, floa
                 return f"ask for fewer {_KEYS[name]}, or add nodes that have them"
             return f"ask for less of {name!r}, or add nodes that have it"
     for name, amount in bundle.items():
-        if sum(node.get(name, 0.0) for node in nodes) < count * amount:
+        if name != "CPU" and sum(node.get(name, 0.0) for node in nodes) < count * amount:
             return f"ask for fewer workers or {_KEYS.get(name, repr(name))}, or add nodes"
     return "ask for fewer workers or add nodes"
 

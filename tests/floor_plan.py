@@ -24,7 +24,7 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("collectives.py", "expressions.py", "folder.py", "metadata.py", "objects.py", "process_group.py", "rng.py"),
     (
         *("data/fingerprint.py", "data/permutation.py", "errors.py", "failpoints.py", "filters.py", "rank.py"),
-        *("retry.py", "storage.py"),
+        *("retry.py", "storage.py", "tracebacks.py"),
     ),
 )
 
@@ -106,6 +106,7 @@ SHARED = {
         "workers.retry",
         "workers.state",
         "workers.storage",
+        "workers.tracebacks",
     ),
     "orchestrator/checkpoints/plan.py": ("workers.dcp",),
     "orchestrator/group.py": ("workers.actor",),

@@ -1,6 +1,7 @@
 """A job file from end to end in one process: `Orchestrator.from_spec`, and the command as users type it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -133,7 +134,9 @@ def test_a_users_error_ends_the_command_with_1_and_its_traceback_once(job: Path)
     assert ended.returncode == 1
     assert ended.stderr.count("Traceback (most recent call last)") == 1
     assert ended.stderr.count('raise ValueError("wrong shape")') == 1
-    assert ended.stderr.splitlines()[-1] == "error: rank 0 raised ValueError: wrong shape"
+    assert re.fullmatch(
+        r"error: rank 0 raised ValueError: wrong shape \(linear.py:\d+\)", ended.stderr.splitlines()[-1]
+    )
 
 
 def test_a_metric_that_does_not_exist_ends_the_command_with_2(job: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_handler_of_rays_never_stands_in_place_of_the_runs(monkeypatch: pytest
         ({"gpus": 1}, [{"CPU": 8}], "ask for fewer gpus, or add nodes that have them"),
         ({"gpus": 1}, [{"CPU": 8, "GPU": 1}], "ask for fewer workers or gpus, or add nodes"),
         ({"resources": {"disk": 2}}, [{"CPU": 8}], "ask for less of 'disk', or add nodes that have it"),
-        ({"cpus": 8}, [{"CPU": 8, "GPU": 8}], "ask for fewer workers or cpus, or add nodes"),
+        ({"cpus": 8}, [{"CPU": 8, "GPU": 8}], "ask for fewer workers or add nodes"),
         ({"cpus": 9, "gpus": 9}, [{"CPU": 8, "GPU": 8}], "ask for fewer cpus, or add nodes that have them"),
         ({"placement": "STRICT_SPREAD"}, [{"CPU": 8}], "ask for fewer workers or add nodes"),
     ],
