@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import HandlerError, RankfireError, SpecError, too_late
 from workers.dispatch import EventSource, RemovableEventHandle
 from workers.events import Event, EventExpression, Events, counts_only
+from workers.tracebacks import is_ours, text_of
 
 __all__ = ["EventBus"]
 
@@ -28,8 +28,6 @@ BLOCKING = frozenset(
     )
 )  # fmt: skip
 """Events at which the ranks wait for driver handlers unless told otherwise; at all others they only report."""
-
-_OURS = tuple(str(Path(__file__).resolve().parent.parent / package) for package in ("orchestrator", "workers"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +151,7 @@ class EventBus(EventSource):
                 _culprit(error),
                 f"{event!r} #{count}",
                 what,
-                traceback="".join(traceback.format_exception(error)),
+                traceback=text_of(error),
             ) from error
 
     def _covers(self, need: _Need) -> bool:
@@ -178,6 +176,6 @@ def _any(expressions: list[EventExpression]) -> EventExpression | None:
 def _culprit(error: BaseException) -> str:
     """The outermost function in the traceback that is not ours: the handler."""
     for frame in traceback.extract_tb(error.__traceback__):
-        if not frame.filename.startswith(_OURS):
+        if not is_ours(frame.filename):
             return f"{frame.name} ({frame.filename}:{frame.lineno})"
     return "of Rankfire"

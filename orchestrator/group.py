@@ -29,6 +29,7 @@ from workers.rank import Place
 
 __all__ = ["RayGroup"]
 
+_GUESSES = " Some common causes include"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -187,9 +188,9 @@ class RayGroup:
 
 
 def _cause(error: BaseException) -> str:
-    """The last line of Ray's error, which tells; before it stand tracebacks, ids, and what they belong to."""
+    """The last line of Ray's error, which tells, without its guesses; before it stand tracebacks and ids."""
     lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}".rstrip(": ")
+    return f"{type(error).__name__}: {lines[-1].partition(_GUESSES)[0] if lines else ''}".rstrip(": ")
 
 
 def _alive(pid: int) -> bool:

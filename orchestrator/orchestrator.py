@@ -6,7 +6,6 @@ Handlers are kept in `registrations.py`; what happens around and in a run is in 
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from orchestrator.handlers.evaluate import Evaluate
 from orchestrator.handlers.progress import Progress
 from orchestrator.limits import Limits
 from orchestrator.ordering import Ordering
+from orchestrator.ranks import Ranks
 from orchestrator.resume import Resume, StartFrom
 from orchestrator.run import Run
 from orchestrator.settings import Settings
@@ -25,6 +25,7 @@ from orchestrator.spec import JobSpec, WorkersSpec
 from orchestrator.specfile import load_spec
 from orchestrator.target import load_target
 from orchestrator.training import Parts, RunResult, train
+from workers.tracebacks import text_of
 
 __all__ = ["Orchestrator", "RunResult"]
 
@@ -127,7 +128,7 @@ class Orchestrator(Ordering):
             raise
         except (Exception, SystemExit) as error:
             text = f"handlers {target} raised {type(error).__name__}: {error}"
-            raise TrainingError(text, traceback="".join(traceback.format_exception(error))) from error
+            raise TrainingError(text, traceback=text_of(error)) from error
 
     # ---------------------------------------------------------------- running
     def start_from(self, checkpoint: str, *, state: Sequence[str] = ("model",)) -> None:
@@ -216,6 +217,7 @@ class Orchestrator(Ordering):
         self.state.seed = self.settings.seed
         run.loop.on_pulse = self._progress.pulse
         run.gates.at_cut = self._at_cut
+        run.built = partial(self._check_names, run.ranks)
         run.saver.committed, run.saver.failed = self._committed, self._save_failed
         for handler in self._attached:
             if isinstance(handler, Checkpoint):
@@ -223,3 +225,14 @@ class Orchestrator(Ordering):
             if (tick := getattr(handler, "tick", None)) is not None:
                 run.loop.on_tick.append(partial(tick, self))
         self._progress.begin(run.gates)
+
+    def _check_names(self, ranks: Ranks) -> None:
+        """See that the handlers attached here name what the program has, as far as that is known before it runs."""
+        for handler in self._attached:
+            if isinstance(handler, Evaluate):
+                handler.check(ranks.engines)
+        evaluated = {handler.prefix: handler.engine for handler in self._attached if isinstance(handler, Evaluate)}
+        measured = {prefix: list(ranks.empty_metrics(engine)) for prefix, engine in evaluated.items()}
+        for handler in self._attached:
+            if isinstance(handler, Checkpoint):
+                handler.check(measured)

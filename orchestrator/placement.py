@@ -25,6 +25,7 @@ __all__ = ["Cluster", "bundle_of", "check_capacity"]
 
 OVERSUBSCRIBE = 8  # ranks per core that a laptop may be asked for
 KNOCK = 5.0  # seconds to reach a cluster's port
+_KEYS = {"CPU": "cpus", "GPU": "gpus"}  # resource → its key in a job file
 OBJECT_STORE = 256 << 20  # bytes; messages are small, and tensors do not travel through it
 
 
@@ -59,7 +60,7 @@ def check_capacity(workers: WorkersSpec, nodes: list[Mapping[str, float]]) -> No
     else:
         enough = sum(rooms) >= count
     if not enough:
-        raise CapacityError.of(asked=asked, there=_there(nodes, bundle))
+        raise CapacityError.of(asked=asked, there=_there(nodes, bundle), mend=_mend(count, bundle, nodes))
 
 
 class Cluster:
@@ -213,6 +214,19 @@ def _local_cpus(workers: WorkersSpec) -> int:
 
 def _words(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
+
+
+def _mend(count: int, bundle: Mapping[str, float], nodes: list[Mapping[str, float]]) -> str:
+    """What to ask less of: what no node has enough of for one worker, else what all together are short of."""
+    for name, amount in bundle.items():
+        if all(node.get(name, 0.0) < amount for node in nodes):
+            if name in _KEYS:
+                return f"ask for fewer {_KEYS[name]}, or add nodes that have them"
+            return f"ask for less of {name!r}, or add nodes that have it"
+    for name, amount in bundle.items():
+        if name != "CPU" and sum(node.get(name, 0.0) for node in nodes) < count * amount:
+            return f"ask for fewer workers or {_KEYS.get(name, repr(name))}, or add nodes"
+    return "ask for fewer workers or add nodes"
 
 
 def _there(nodes: list[Mapping[str, float]], bundle: Mapping[str, float]) -> str:

@@ -6,6 +6,7 @@ States of torchmetrics are stacked and reduced by each state's own rule, then co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,10 +63,9 @@ def _reduce_one(numbers: Sequence[Number]) -> float:
     values = [number.value for number in numbers]
     if rule == "sum":
         return float(sum(values))
-    if rule == "min":
-        return float(min(values))
-    if rule == "max":
-        return float(max(values))
+    if rule in ("min", "max"):
+        extreme = min(values) if rule == "min" else max(values)
+        return float("nan") if any(map(math.isnan, values)) else float(extreme)  # min() of nan depends on the order
     weight = sum(number.count for number in numbers)
     if weight == 0:
         return float("nan")

@@ -65,6 +65,7 @@ class Run:
         self.life = Lifecycle()
         self.stop_reason: str | None = None
         self.interrupted = False
+        self.built: Callable[[], None] = lambda: None  # called when the program is known, before anything is trained
         self._buses = buses
         self._build = build
         self._limits = limits
@@ -97,6 +98,7 @@ class Run:
             for bus in self._buses.values():
                 bus.seal()
             self._check_engines()
+            self.built()
             self._check_data(data)
             store = stack.enter_context(Rendezvous(self.group.address())) if self.group.needs_store else None
             self.ranks.join(store, timeout=self._limits.collective_timeout, load=load)

@@ -33,6 +33,8 @@ __all__ = [
     "WorkersSpec",
 ]
 
+FINEST = 1e-4  # of a resource: Ray counts in ten thousandths
+MOST_WORKERS = 100_000  # more is a slip: nobody waits for so many processes
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\s:]+")
 
@@ -67,16 +69,36 @@ def check_gpus(number: float) -> float:
 
 
 def check_resources(resources: dict[str, float]) -> dict[str, float]:
-    """Accept resource names of the user's own; CPU and GPU have keys of their own."""
+    """Accept resource names of the user's own; CPU and GPU have keys of their own, memory is Ray's business."""
     for name in resources:
+        if name.lower() in ("memory", "object_store_memory"):
+            refuse(
+                "resource names other than those that Ray keeps (CPU, GPU, memory, object_store_memory)",
+                f"leave {name} out: nothing is reserved for it",
+            )
         if name.upper() in ("CPU", "GPU"):
             refuse("resource names other than CPU and GPU", f"use the key {name.lower()}s beside resources")
     return resources
 
 
+def check_fineness(amount: float) -> float:
+    """Accept an amount that Ray can count."""
+    if 0 < amount < FINEST:
+        refuse(f"an amount of at least {FINEST:g}, which is as finely as Ray counts", "write for example 0.5")
+    return amount
+
+
+def check_storage(text: str) -> str:
+    """Accept what can be a path; a character that can't be printed is a slip of the pen, or of a script."""
+    if not text.isprintable():
+        refuse("a path or URL of printable characters", "write for example runs")
+    return text
+
+
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(check_fineness)]
+Workers = Annotated[int, Field(ge=0, le=MOST_WORKERS)]
 RunId = Annotated[str, AfterValidator(check_run_id), Field(json_schema_extra={"pattern": f"^{RUN_ID.pattern}$"})]
 Target = Annotated[str, AfterValidator(check_target_form), Field(json_schema_extra={"pattern": "^[^\\s:]+:[^\\s:]+$"})]
 
@@ -108,11 +130,11 @@ class TrainSpec(Section):
 class WorkersSpec(Section):
     """The ranks: how many, and what each one needs. A whole number alone is short for `count`."""
 
-    count: Annotated[int, Field(ge=0)]
+    count: Workers
     """Number of ranks (the world size); 0 runs the program in the calling process, for a debugger."""
-    spares: Annotated[int, Field(ge=0)] = 0
+    spares: Workers = 0
     """Further workers that are built and wait to take a lost rank's place."""
-    cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    cpus: Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(check_fineness)] = 1.0
     """CPUs reserved for each worker."""
     gpus: Annotated[Amount, AfterValidator(check_gpus)] = 0.0
     """GPUs reserved for each worker: a share below 1, or a whole number."""
@@ -247,7 +269,7 @@ class JobSpec(Section):
     """Start a new run with a part of another run's state, as for fine-tuning; null: start afresh."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the data order and of all random numbers."""
-    storage: Text = "runs"
+    storage: Annotated[Text, AfterValidator(check_storage)] = "runs"
     """Folder (or URL) under which each run has its folder."""
     cluster: ClusterSpec = ClusterSpec()
     """Where the workers live."""

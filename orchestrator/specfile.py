@@ -115,13 +115,17 @@ class Draft:
 
     def set(self, override: str) -> None:
         """Lay one `KEY=VALUE` over the values."""
-        label = f"--set {override}"
+        label = f"--set {override}" if override.isprintable() else f"--set {ascii(override)[1:-1]}"
         self.labels.append(label)
         key, equals, text = override.partition("=")
         path = tuple(key.strip().split("."))
         if not equals or not all(path):
             mend = "write for example --set train.max_epochs=3"
             self.complain(label, (), explain("", expected="KEY=VALUE", received=repr(override), mend=mend))
+            return
+        if strange := next((sign for sign in key if not sign.isprintable()), None):
+            expected, received = "a key of printable text", f"the character U+{ord(strange):04X}"
+            self.complain(label, (), explain("", expected=expected, received=received, mend="remove it"))
             return
         try:
             document = read(text)

@@ -22,6 +22,7 @@ from orchestrator.errors import SpecError, explain
 
 __all__ = ["check_target", "load_target"]
 
+ENCODE = "save it as UTF-8, or name its encoding in its first line: # -*- coding: latin-1 -*-"
 MAX_SHOWN = 8  # names of a module that an error lists
 
 
@@ -33,8 +34,8 @@ def check_target(text: str, roots: Sequence[str]) -> str | None:
         roots: folders that are searched before Python's own path.
 
     Returns:
-        The problem in words, or None. A module whose names can't be read off its source (compiled, with
-        `from x import *` or its own `__getattr__`) is accepted.
+        The problem in words, or None. A module whose names can't be read off its source (compiled, too deeply nested,
+        with `from x import *` or its own `__getattr__`) is accepted.
     """
     module, _, name = text.partition(":")
     spec, missing = find_module(module, roots)
@@ -48,11 +49,14 @@ def check_target(text: str, roots: Sequence[str]) -> str | None:
             source = file.read()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the import itself will warn
-            tree = ast.parse(source, path)
-    except (OSError, SyntaxError, ValueError, RecursionError) as error:
+            names = top_level_names(ast.parse(source, path))
+    except (MemoryError, RecursionError):  # nested beyond what the parser's stack holds: the import will tell
+        return None
+    except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, SyntaxError) and "codec can't decode" in str(error.msg):
+            return explain("", expected=f"the module {module}", received=f"{path}, which is not UTF-8", mend=ENCODE)
         received = word_exception(error, path)
         return explain("", expected=f"the module {module}", received=received, mend="mend that file first")
-    names = top_level_names(tree)
     if names is None or name.partition(".")[0] in names:
         return None
     return no_attribute(module, name, names)

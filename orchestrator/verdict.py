@@ -81,8 +81,11 @@ def by_failure(failures: Mapping[int, Failure]) -> list[tuple[list[int], Failure
 
 
 def tell_failures(failures: Mapping[int, Failure]) -> str:
-    """Say which ranks raised what, each failure once: `ranks 0-1, 3 raised ValueError: no; rank 2 raised OSError`."""
-    return "; ".join(f"{name_ranks(ranks)} raised {failure}" for ranks, failure in by_failure(failures))
+    """Say which ranks raised what and where, each failure once: `ranks 0-1 raised ValueError: no (train.py:28)`."""
+    return "; ".join(
+        f"{name_ranks(ranks)} raised {failure}" + (f" ({failure.place})" if failure.place else "")
+        for ranks, failure in by_failure(failures)
+    )
 
 
 def _of_user(faults: list[Fault]) -> TrainingError:

@@ -29,6 +29,7 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     (
         *("data/carried.py", "data/fingerprint.py", "data/permutation.py", "data/sources.py"),
         *("errors.py", "failpoints.py", "filters.py", "rank.py", "retry.py", "storage.py"),
+        *("tracebacks.py",),
     ),
 )
 
@@ -113,6 +114,7 @@ SHARED = {
         "workers.retry",
         "workers.state",
         "workers.storage",
+        "workers.tracebacks",
     ),
     "orchestrator/checkpoints/export.py": ("workers.shards",),
     "orchestrator/checkpoints/plan.py": ("workers.dcp",),

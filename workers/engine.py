@@ -273,7 +273,7 @@ class Engine(Resumable):
         state = self.state
         self._terminating_epoch = False
         self.fire_event(Events.TERMINATE_SINGLE_EPOCH)
-        last = epoch * (state.epoch_length or 0)
+        last = self._last_iteration(epoch)
         if state.iteration < last and self._feed is not None:
             self._first_iteration += last - state.iteration
             state.iteration = last

@@ -257,12 +257,14 @@ def _number(event: str, name: str, value: object) -> int:
 
 def _seconds(event: str, name: str, value: object) -> float:
     wanted = f"{event}({name}=...): expected a positive number of seconds, received {value!r}"
-    if isinstance(value, (bool, str)):
+    if isinstance(value, (bool, str, bytes, bytearray)):
         raise TypeError(f"{wanted} ({type(value).__name__}); write {name}=60")
     try:
         seconds = float(value)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{wanted} ({type(value).__name__}); write {name}=60") from None
+    except OverflowError:
+        seconds = math.inf
     if not 0 < seconds < math.inf:
         raise ValueError(f"{wanted}; write {name}=60")
     return seconds

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from workers.events import EventExpression
+from workers.tracebacks import place_of, text_of
 
 __all__ = [
     "CUT",
@@ -45,11 +46,19 @@ Where = int | Sequence[int] | Literal["all", "local_rank_0"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """An exception as text: what crosses the wire, also when the exception itself can't be pickled."""
+    """An exception as text: what crosses the wire, also when the exception itself can't be pickled.
+
+    Args:
+        type_name: name of its class.
+        text: what it says.
+        traceback: with its causes, from the user's first frame on.
+        place: the user's line that raised it, as `file.py:28`; None if none of theirs did.
+    """
 
     type_name: str
     text: str
     traceback: str
+    place: str | None = None
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
@@ -59,10 +68,10 @@ class Failure:
         except Exception as broken:  # a user's __str__ may raise; the report must get through
             text = f"<no text: str() raised {type(broken).__name__}>"
         try:
-            lines = "".join(traceback.format_exception(error))
+            lines = text_of(error)
         except Exception:  # the same for a broken __str__ inside the chain
             lines = "".join(traceback.format_tb(error.__traceback__)) + f"{type(error).__qualname__}: {text}\n"
-        return cls(type_name=type(error).__qualname__, text=text, traceback=lines)
+        return cls(type_name=type(error).__qualname__, text=text, traceback=lines, place=place_of(error))
 
     def __str__(self) -> str:
         return f"{self.type_name}: {self.text}" if self.text else self.type_name

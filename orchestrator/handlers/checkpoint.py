@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from workers.events import Events
 
 __all__ = ["Best", "Checkpoint"]
 
+SLIP = 0.8  # how much alike two names are if one was probably meant to be the other
 _UNITS = ("epochs", "iterations", "seconds")
 
 
@@ -87,6 +88,24 @@ class Checkpoint:
         event = Events.EPOCH_COMPLETED if self.unit == "epochs" else Events.ITERATION_COMPLETED
         orchestrator.listen(event(every=count), self, phase="gate", blocking=True)
 
+    def check(self, measured: Mapping[str, Sequence[str]]) -> None:
+        """Look for a slip in the name of the best one's metric, before anything is trained.
+
+        Only what is very like a metric that will be there is refused: handlers may set metrics that nobody knows yet.
+
+        Args:
+            measured: what stands before the metrics' names, of each evaluation that will be made → its metrics.
+
+        Raises:
+            SpecError: there is such a slip; names what was probably meant.
+        """
+        if self.best is None:
+            return
+        prefix, _, name = self.best.metric.partition("/")
+        known = measured.get(prefix, ())
+        if name not in known and (near := difflib.get_close_matches(name, known, n=1, cutoff=SLIP)):
+            raise SpecError(_no_metric(self.best.metric, f"did you mean {f'{prefix}/{near[0]}'!r}?"))
+
     def tick(self, orchestrator: Driver) -> None:
         """Called a few times a second: when it is time, save at the next boundary that all ranks reach."""
         if self.unit != "seconds":
@@ -132,7 +151,12 @@ class Checkpoint:
         name, known = self.best.metric, sorted(metrics)
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, known)) or 'none'}"
-        raise SpecError(f"checkpoint.best.metric: expected the name of a reduced metric, received {name!r}; {hint}")
+        raise SpecError(_no_metric(name, hint))
+
+
+def _no_metric(name: str, mend: str) -> str:
+    expected = "the name of a reduced metric"
+    return explain("checkpoint.best.metric", expected=expected, received=repr(name), mend=mend)
 
 
 def _interval(every: object) -> tuple[str, float]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from orchestrator.driver import Driver
+from orchestrator.errors import SpecError, no_engine
 from workers.events import Events
 
 __all__ = ["Evaluate"]
@@ -28,6 +31,15 @@ class Evaluate:
     def attach(self, orchestrator: Driver) -> None:
         """Register; before the user's own handlers of the same event, so that they see the metrics."""
         orchestrator.listen(Events.EPOCH_COMPLETED(every=self.every), self, phase="metrics")
+
+    def check(self, engines: Sequence[str]) -> None:
+        """See that the program has the engine, as soon as the program is known.
+
+        Raises:
+            SpecError: it has not.
+        """
+        if self.engine not in engines:
+            raise SpecError(no_engine("evaluate.engine", self.engine, engines))
 
     def __call__(self, orchestrator: Driver) -> None:
         """Evaluate now."""

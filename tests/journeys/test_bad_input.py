@@ -64,7 +64,9 @@ def runs(pid: int) -> bool:
 
 
 def test_build_that_raises_on_one_rank_names_it_with_its_traceback(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"^rank 1 raised ValueError: no such colour: mauve$") as caught:
+    with pytest.raises(
+        TrainingError, match=r"^rank 1 raised ValueError: no such colour: mauve \(programs.py:\d+\)$"
+    ) as caught:
         make(programs.raises_in_build, tmp_path).run(max_epochs=1)
     assert caught.value.ranks == (1,)
     assert caught.value.traceback.count('raise ValueError("no such colour: mauve")') == 1
@@ -80,7 +82,9 @@ def test_build_that_returns_no_program_is_told_once_for_all_ranks(tmp_path: Path
 
 
 def test_an_exception_in_the_step_stops_all_ranks_and_is_told_once(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"""^rank 1 raised KeyError: "column 'age'"$""") as caught:
+    with pytest.raises(
+        TrainingError, match=r"""^rank 1 raised KeyError: "column 'age'" \(programs.py:\d+\)$"""
+    ) as caught:
         make(programs.raises_in_step, tmp_path).run(max_epochs=2)
     assert caught.value.traceback.count("""raise KeyError("column 'age'")""") == 1
     assert caught.value.exit_code == 1
@@ -108,7 +112,9 @@ def test_an_exception_in_a_handler_on_rank_0_names_the_rank(tmp_path: Path) -> N
     def open_file() -> None:
         Path("/no/such/file").read_text()
 
-    with pytest.raises(TrainingError, match=r"^rank 0 raised FileNotFoundError: .*'/no/such/file'$"):
+    with pytest.raises(
+        TrainingError, match=r"^rank 0 raised FileNotFoundError: .*'/no/such/file' \(test_bad_input.py:\d+\)$"
+    ):
         orchestrator.run(max_epochs=3)
     assert ranks_are_gone(tmp_path)
 
@@ -182,7 +188,7 @@ def test_a_killed_rank_ends_the_run_with_rank_pid_and_node(tmp_path: Path) -> No
     journal = journal_of(tmp_path)
     joined = {line["rank"]: line for line in journal if line["event"] == "WORKER_JOINED"}
     lost = next(line for line in journal if line["event"] == "WORKER_LOST")
-    assert re.match(rf"rank 1 \(pid {joined[1]['pid']} on node {joined[1]['node']}", str(caught.value))
+    assert re.match(rf"rank 1 \(pid {joined[1]['pid']} on node {joined[1]['node'][:12]} ", str(caught.value))
     assert (lost["rank"], lost["pid"], lost["node"]) == (1, joined[1]["pid"], joined[1]["node"])
     assert caught.value.exit_code == 3
     assert ranks_are_gone(tmp_path)
@@ -218,7 +224,8 @@ def test_a_call_that_raises_on_a_rank_raises_where_it_was_called(tmp_path: Path)
             caught.append(str(error))
 
     assert orchestrator.run(max_epochs=1).status == "completed"
-    assert caught == ["orchestrator.call: rank 1 raised RuntimeError: not today"]
+    where = f"test_bad_input.py:{refuse.__code__.co_firstlineno + 1}"
+    assert caught == [f"orchestrator.call: rank 1 raised RuntimeError: not today ({where})"]
 
 
 def refuse(worker: Any) -> None:

@@ -57,3 +57,9 @@ def test_a_stream_that_breaks_is_a_lost_rank_with_the_line_that_tells_why(group:
     assert drained(group, error=ValueError(text)) == [
         Lost(worker=0, cause="ValueError: RuntimeError: dictionary changed size")
     ]
+
+
+def test_what_ray_guesses_of_a_dead_process_is_left_out(group: RayGroup) -> None:
+    text = "The actor died.\n\tpid: 7\nThe actor is dead. Exit detail: End of file. Some common causes include: (1) the"
+    (lost,) = drained(group, error=OSError(text))
+    assert lost == Lost(worker=0, cause="OSError: The actor is dead. Exit detail: End of file.")

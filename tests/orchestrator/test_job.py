@@ -1,6 +1,7 @@
 """A job file from end to end in one process: `Orchestrator.from_spec`, and the command as users type it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from orchestrator import Orchestrator, SpecError, TrainingError
 from orchestrator.specfile import load_spec
 from tests.orchestrator.linear import journal
 from tests.waiting import wait_until
+from workers import Events
 
 JOB = """\
 run: job
@@ -132,7 +134,9 @@ def test_a_users_error_ends_the_command_with_1_and_its_traceback_once(job: Path)
     assert ended.returncode == 1
     assert ended.stderr.count("Traceback (most recent call last)") == 1
     assert ended.stderr.count('raise ValueError("wrong shape")') == 1
-    assert ended.stderr.splitlines()[-1] == "error: rank 0 raised ValueError: wrong shape"
+    assert re.fullmatch(
+        r"error: rank 0 raised ValueError: wrong shape \(linear.py:\d+\)", ended.stderr.splitlines()[-1]
+    )
 
 
 def test_a_metric_that_does_not_exist_ends_the_command_with_2(job: Path) -> None:
@@ -161,3 +165,34 @@ def test_ctrl_c_ends_the_command_with_130_after_a_checkpoint(job: Path) -> None:
     assert "Traceback" not in told
     reached = journal(job.parent / "runs", "job")[-1]["iteration"]
     assert (job.parent / "runs" / "job" / "checkpoints" / f"step-{reached:08d}").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        (
+            "evaluate.engine=evaluater",
+            "evaluate.engine: expected an engine of the program ('trainer', 'evaluator'), received 'evaluater'; did "
+            "you mean 'evaluator'?",
+        ),
+        (
+            "checkpoint.best.metric=validation/los",
+            "checkpoint.best.metric: expected the name of a reduced metric, received 'validation/los'; did you mean "
+            "'validation/loss'?",
+        ),
+    ],
+)
+def test_a_wrong_name_is_told_before_anything_is_trained(job: Path, override: str, text: str) -> None:
+    spec = load_spec(str(job), sets=[override])
+    with pytest.raises(SpecError) as caught:
+        Orchestrator.from_spec(spec, roots=[str(job.parent)]).run()
+    assert str(caught.value) == text
+    assert [line["event"] for line in journal(job.parent / "runs", "job")][1:] == ["WORKER_BUILT", "RUN_FAILED"]
+
+
+@pytest.mark.parametrize("metric", ["validation/score", "validation/loss", "loss", "validation/loss/part", "train/los"])
+def test_a_name_that_may_yet_come_is_not_refused_before_training(job: Path, metric: str) -> None:
+    spec = load_spec(str(job), sets=[f"checkpoint.best.metric={metric}"])
+    orchestrator = Orchestrator.from_spec(spec, roots=[str(job.parent)])
+    orchestrator.on(Events.EPOCH_COMPLETED)(lambda run: run.metrics.__setitem__(metric, 1.0))
+    assert orchestrator.run(max_epochs=1).status == "completed"

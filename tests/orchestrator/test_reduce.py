@@ -14,13 +14,13 @@ from torchmetrics import (
     MeanSquaredError,
     Metric,
     MetricCollection,
-    MinMaxMetric,
     MinMetric,
     PearsonCorrCoef,
     R2Score,
     SumMetric,
 )
 from torchmetrics.classification import BinaryAUROC, MulticlassAccuracy
+from torchmetrics.wrappers import LambdaInputTransformer
 
 from orchestrator.errors import TrainingError
 from orchestrator.reduce import reduce_numbers, reduce_packs
@@ -98,7 +98,7 @@ CASES = {
     "cat": (CatMetric, values),
     "custom": (MeanOfBatchMeans, values),
     "spread": (Spread, values),
-    "wrapper": (lambda: MinMaxMetric(MeanSquaredError()), pair),
+    "wrapper": (lambda: LambdaInputTransformer(MeanSquaredError(), torch.square), pair),
     "collection": (lambda: MetricCollection([MeanSquaredError(), PearsonCorrCoef()]), pair),
     "sum of two": (lambda: SumMetric() + MaxMetric(), values),
 }
@@ -223,3 +223,9 @@ def test_numbers_that_only_some_ranks_have_are_reduced_over_those():
         "a": 2.0,
         "b": 5.0,
     }
+
+
+@pytest.mark.parametrize("rule", ["min", "max"])
+def test_a_nan_of_any_rank_is_that_of_the_extreme(rule):
+    for pairs in (((math.nan, 1), (2.0, 1)), ((2.0, 1), (math.nan, 1))):
+        assert math.isnan(reduced_numbers(rule, *pairs))

@@ -262,3 +262,44 @@ def test_a_bad_value_is_named_with_what_was_expected_received_and_the_mend(
 @pytest.mark.parametrize("gpus", [0, 0.25, 1, 2, 4.0])
 def test_a_share_of_a_gpu_or_whole_gpus_are_accepted(gpus: float) -> None:
     assert make_spec(SMALLEST | workers(gpus=gpus)).workers.gpus == gpus
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            workers(resources={"memory": 5}),
+            "workers.resources: expected resource names other than those that Ray keeps (CPU, GPU, memory, "
+            "object_store_memory), received a mapping; leave memory out: nothing is reserved for it",
+        ),
+        (
+            workers(cpus=0.00001),
+            "workers.cpus: expected an amount of at least 0.0001, which is as finely as Ray counts, received 1e-05 "
+            "(float); write for example 0.5",
+        ),
+        (
+            workers(gpus=0.00001),
+            "workers.gpus: expected an amount of at least 0.0001, which is as finely as Ray counts, received 1e-05 "
+            "(float); write for example 0.5",
+        ),
+        (
+            workers(resources={"disk": 0.00001}),
+            "workers.resources.disk: expected an amount of at least 0.0001, which is as finely as Ray counts, received "
+            "1e-05 (float); write for example 0.5",
+        ),
+        (
+            {"storage": "a\0b"},
+            "storage: expected a path or URL of printable characters, received 'a\\x00b' (str); write for example runs",
+        ),
+        (
+            {"workers": 100_001},
+            "workers: expected a number of at most 100000, received 100001 (int); write 100000 or less",
+        ),
+        (
+            workers(spares=10**30),
+            f"workers.spares: expected a number of at most 100000, received {10**30} (int); write 100000 or less",
+        ),
+    ],
+)
+def test_a_value_that_no_cluster_or_storage_could_take_is_refused(changes: dict[str, object], text: str) -> None:
+    assert problem_with(**changes) == text

@@ -252,3 +252,12 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
     assert load_spec(os.fspath(job)).run == "digits"
+
+
+@pytest.mark.parametrize("override", ["k\udcff=1", "config.k\udcff=1", "config.\udcff.a=1"])
+def test_an_override_of_a_key_that_is_no_text_is_told(override: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec("run: a\nprogram: m:b\ntrain: {max_epochs: 1}\nworkers: 1\n", sets=[override])
+    assert str(caught.value) == (
+        f"--set {ascii(override)[1:-1]}: expected a key of printable text, received the character U+DCFF; remove it"
+    )

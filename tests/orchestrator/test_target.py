@@ -189,3 +189,20 @@ def test_loading_tells_what_the_module_raised_and_where(source: str, received: s
 def test_the_key_of_the_reference_can_be_named(root: Path) -> None:
     with pytest.raises(SpecError, match=r"^handlers: expected a module that exists"):
         load_target("rf_missing:attach", [str(root)], where="handlers")
+
+
+@pytest.mark.parametrize("source", ["x = " + "-" * 100_000 + "1\n", "x = " + "+".join("1" * 50_000) + "\n"])
+def test_a_module_that_is_too_deep_to_be_read_is_accepted(source: str, root: Path) -> None:
+    (root / "rf_deep.py").write_text(source)
+    assert check_target("rf_deep:build", [str(root)]) is None
+
+
+def test_source_that_is_not_utf_8_is_told_with_what_to_do(root: Path) -> None:
+    (root / "rf_latin.py").write_bytes(b"name = 'caf\xe9'\ndef build(worker): ...\n")
+    problem = check_target("rf_latin:build", [str(root)])
+    assert problem == (
+        f"expected the module rf_latin, received {root}/rf_latin.py, which is not UTF-8; save it as UTF-8, or name its "
+        "encoding in its first line: # -*- coding: latin-1 -*-"
+    )
+    (root / "rf_latin.py").write_bytes(b"# -*- coding: latin-1 -*-\nname = 'caf\xe9'\ndef build(worker): ...\n")
+    assert check_target("rf_latin:build", [str(root)]) is None

@@ -279,3 +279,12 @@ def test_requests_come_from_any_thread():
     trainer.join(30)
     assert places == [4]
     assert engine.state.iteration == 3
+
+
+def test_terminate_epoch_does_not_go_beyond_the_goal():
+    engine = Engine(lambda engine, batch: batch)
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=6), engine.terminate_epoch)
+    assert engine.run([1] * 5, max_iters=7).iteration == 7
+    assert engine.state.counters["EPOCH_COMPLETED"] == 1
+    with pytest.warns(FastForwardWarning, match="2 batches"):  # in the middle of an epoch, then
+        assert engine.run(engine.state.dataloader, max_iters=12).iteration == 12

@@ -79,3 +79,14 @@ def test_an_event_filter_takes_the_engine_and_the_count():
     with pytest.raises(ValueError, match=r"received one with the signature \(count\)"):
         STEP(event_filter=lambda count: True)
     assert STEP(event_filter=max).matches(STEP, 3, 2)
+
+
+@pytest.mark.parametrize("name", ["throttle", "timeout"])
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [(10**400, ValueError), (b"5", TypeError), (bytearray(b"5"), TypeError)],
+    ids=["large", "bytes", "bytearray"],
+)
+def test_seconds_that_no_clock_can_count_are_refused_with_words(name, value, error):
+    with pytest.raises(error, match=rf"\({name}=...\): expected a positive number of seconds, .*; write {name}=60$"):
+        Events.STARTED(**{name: value})

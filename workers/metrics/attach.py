@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from workers.engine import Engine
+from workers.errors import ProgramError
 from workers.events import Events
 from workers.metrics.pack import metrics_in, pack_metric
 from workers.parcels import MetricPack
@@ -40,17 +41,19 @@ class AttachedMetric:
         self.shared: Callable[[], bool] = lambda: False  # whether other ranks have parts of the same data
         self._output = output
         self._is_mean = _is_mean(metric)
+        self._seen = False  # some wrappers do not count their updates
 
     def reset(self) -> None:
         """Forget what was seen."""
         self.metric.reset()
+        self._seen = False
 
     def update(self, engine: Engine) -> None:
         """Take in the output of the iteration that just ended."""
         samples = 1 if self.samples is None else self.samples()
         if samples == 0:  # a stand-in batch, there only so that this rank takes part in the step
             return
-        seen = engine.state.output if self._output is None else self._output(engine.state.output)
+        seen, self._seen = self._measured(engine.state.output), True
         if isinstance(seen, Mapping):
             self.metric.update(**{key: self._placed(value) for key, value in seen.items()})
         elif isinstance(seen, tuple):
@@ -63,7 +66,7 @@ class AttachedMetric:
     @property
     def updated(self) -> bool:
         """Whether it has seen data since the last reset; of what is composed, the parts with states know."""
-        return any(module._update_count for _, module in metrics_in(self.metric) if module._defaults)
+        return self._seen or self._counted()
 
     def compute(self, engine: Engine) -> None:
         """Put this rank's value into `engine.state.metrics`; where there are other ranks, only if there is one."""
@@ -79,7 +82,10 @@ class AttachedMetric:
 
     def pack(self) -> MetricPack:
         """This rank's state of the metric."""
-        return pack_metric(self.metric)
+        pack = pack_metric(self.metric)
+        if self._seen and not self._counted():  # what was updated must not be taken for empty where it is merged
+            return MetricPack(parts={path: (states, 1) for path, (states, _) in pack.parts.items()})
+        return pack
 
     def state_dict(self) -> dict[str, object]:
         """The accumulated states, so that an epoch's metric survives a resume in its middle."""
@@ -93,6 +99,22 @@ class AttachedMetric:
                     setattr(module, name, self._placed(copy.deepcopy(value)))  # updates work in place
                 module._update_count = state[path]["updates"]
                 module._computed = None
+
+    def _measured(self, output: object) -> object:
+        """What `output=` makes of an output."""
+        if self._output is None:
+            return output
+        try:
+            return self._output(output)
+        except Exception as error:
+            what = "None; does it end with return?" if output is None else f"a value of type {type(output).__name__}"
+            raise ProgramError(
+                f"metric {self.name!r}: output= raised {type(error).__name__}: {error}, on what the step returned: "
+                f"{what}"
+            ) from error
+
+    def _counted(self) -> bool:
+        return any(module._update_count for _, module in metrics_in(self.metric) if module._defaults)
 
     def _placed(self, value: Any) -> Any:
         """Tensors where the metric lives; everything else as it is."""
@@ -117,7 +139,8 @@ def attach_metric(
 
     Raises:
         TypeError: `metric` is none of these.
-        ValueError: the word is not known, or the engine already has something of that name.
+        ValueError: the word is not known, the metric depends on the order of updates (`Running`, `MinMaxMetric`), or
+            the engine already has something of that name.
 
     Example:
         >>> trainer = Engine(lambda engine, batch: {"loss": batch})
@@ -132,6 +155,7 @@ def attach_metric(
             attach_metric(engine, f"{name}/{member}", inner.clone(), output=output)
         return
     attached = AttachedMetric(name, _as_metric(name, metric), output)
+    _refuse_ordered(name, attached.metric)
     for _, module in metrics_in(attached.metric):
         module.sync_on_compute = module._to_sync = False  # the first alone takes effect only after a forward()
     engine.attach(name, attached)
@@ -157,6 +181,19 @@ def _is_mean(metric: Metric) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+
+
+def _refuse_ordered(name: str, metric: Metric) -> None:
+    """Refuse what would have to know the order of all ranks' updates: a window of the last ones, extremes over time."""
+    from torchmetrics.wrappers import MinMaxMetric, Running
+
+    for _, module in metrics_in(metric):
+        if isinstance(module, MinMaxMetric | Running):
+            raise ValueError(
+                f"attach_metric({name!r}): metric: expected one whose states of several ranks can be merged exactly, "
+                f"received {type(module).__name__}, which depends on the order of all updates; attach the metric "
+                "inside, and follow its values in a handler of EPOCH_COMPLETED"
+            )
 
 
 def _as_metric(name: str, metric: Metric | str) -> Metric:

@@ -9,15 +9,19 @@ from torchmetrics import (
     MaxMetric,
     MeanMetric,
     MeanSquaredError,
+    Metric,
     MetricCollection,
     MinMaxMetric,
     PearsonCorrCoef,
     R2Score,
     SumMetric,
 )
+from torchmetrics.aggregation import RunningMean, RunningSum
 from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.wrappers import LambdaInputTransformer, Running
 
 from workers.engine import Engine
+from workers.errors import ProgramError
 from workers.events import Events
 from workers.metrics import attach_metric
 
@@ -128,8 +132,8 @@ def test_an_epoch_of_stand_ins_gives_no_value():
 
 
 def test_a_wrapper_gives_its_values():
-    engine = engine_with(MinMaxMetric(MeanMetric()))
-    assert engine.run(DATA).metrics["m"] == {"raw": 4.0, "min": 4.0, "max": 4.0}
+    engine = engine_with(LambdaInputTransformer(MeanMetric(), float))
+    assert engine.run(DATA).metrics["m"] == 4.0
     assert engine.attached["m"].updated
 
 
@@ -140,7 +144,9 @@ def test_a_sum_of_metrics_gives_its_value_and_forgets_it():
     assert not engine.attached["m"].updated
 
 
-@pytest.mark.parametrize("metric", [MeanMetric(), MinMaxMetric(MeanMetric()), MaxMetric() + MeanMetric()])
+@pytest.mark.parametrize(
+    "metric", [MeanMetric(), LambdaInputTransformer(MeanMetric(), float), MaxMetric() + MeanMetric()]
+)
 def test_no_metric_inside_starts_a_collective(metric):
     engine = engine_with(metric)
     inner = [module for module in engine.attached["m"].metric.modules() if hasattr(module, "_to_sync")]
@@ -165,7 +171,7 @@ def test_a_part_too_small_for_a_value_is_an_error_only_where_it_is_the_whole():
 RESUMABLE = [
     (MeanMetric(), None),
     (CatMetric(), None),
-    (MinMaxMetric(MeanMetric()), None),
+    (LambdaInputTransformer(MeanMetric(), float), None),
     (SumMetric() + MaxMetric(), None),
     (PearsonCorrCoef(), correlated),
     (MulticlassAccuracy(3), lambda x: (torch.tensor([int(x) % 3]), torch.tensor([0]))),
@@ -228,3 +234,63 @@ def test_a_name_that_is_taken_is_an_error():
     engine = engine_with("mean")
     with pytest.raises(ValueError, match=r"^attach\('m'\): expected a name that is free, .*; choose another$"):
         attach_metric(engine, "m", "sum")
+
+
+class Silent(Metric):
+    """A metric that never counts its updates, as some wrappers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.update = self.quietly
+
+    def update(self, value): ...
+
+    def quietly(self, value):
+        self.total += value
+
+    def compute(self):
+        return self.total
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric Silent:UserWarning")
+def test_a_metric_that_does_not_count_its_updates_has_its_value_all_the_same():
+    engine = engine_with(Silent())
+    assert engine.run([1.0, 2.0]).metrics == {"m": 3.0}
+    saved = engine.attached["m"].state_dict()
+    engine.attached["m"].reset()
+    assert not engine.attached["m"].updated
+    engine.attached["m"].load_state_dict(saved)
+    assert engine.attached["m"].updated
+
+
+@pytest.mark.parametrize(
+    ("metric", "kind"),
+    [
+        (RunningMean(3), "RunningMean"),
+        (Running(SumMetric(), 3), "Running"),
+        (MinMaxMetric(MeanMetric()), "MinMaxMetric"),
+        (LambdaInputTransformer(RunningSum(3), float), "RunningSum"),
+        (SumMetric() + RunningSum(3), "RunningSum"),
+    ],
+)
+def test_what_depends_on_the_order_of_updates_is_refused(metric, kind):
+    with pytest.raises(ValueError, match="merged exactly") as caught:
+        engine_with(metric)
+    assert str(caught.value) == (
+        "attach_metric('m'): metric: expected one whose states of several ranks can be merged exactly, received "
+        f"{kind}, which depends on the order of all updates; attach the metric inside, and follow its values in a "
+        "handler of EPOCH_COMPLETED"
+    )
+
+
+def test_an_output_function_that_fails_is_told_with_its_metric_and_what_the_step_returned():
+    engine = Engine(lambda engine, batch: None)
+    attach_metric(engine, "loss", "mean", output=lambda out: out["loss"])
+    with pytest.raises(ProgramError) as caught:
+        engine.run([1.0])
+    assert str(caught.value) == (
+        "metric 'loss': output= raised TypeError: 'NoneType' object is not subscriptable, on what the step returned: "
+        "None; does it end with return?"
+    )
+    assert isinstance(caught.value.__cause__, TypeError)
