@@ -74,13 +74,6 @@ def test_to_create_again_is_to_replace(storage: Storage) -> None:
     assert storage.read("a") == b"short"
 
 
-def interrupted(storage: Storage, content: bytes) -> None:
-    """Write, and be interrupted; nobody completes it later."""
-    with storage.create("a") as file:
-        file.write(content)
-        raise ZeroDivisionError
-
-
 @pytest.mark.parametrize("size", [10, 60 << 20])
 def test_what_an_exception_interrupts_is_never_taken_for_a_file_of_an_object_store(
     object_store: object, size: int

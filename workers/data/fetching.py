@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from workers.data.carried import Carried
-from workers.data.processes import LoaderProcess, end_with, forkserver
+from workers.data.processes import LoaderProcess, end_with, forget_names, forkserver
 from workers.data.randomness import Fetch, during
 from workers.data.sampler import GlobalBatches
 
@@ -58,7 +58,15 @@ class Fetcher:
         if iterator is not self._seen and self.loader.num_workers:
             end_with(iterator)
             self._seen = iterator if self.loader.persistent_workers else None
+            return self._begin(iterator, self.loader.num_workers)
         return iterator
+
+    def _begin(self, iterator: Iterator[object], processes: int) -> Iterator[object]:
+        """The batches of a new iterator; its processes take turns, so after one from each all are at work."""
+        for number, batch in enumerate(iterator, start=1):
+            if number == processes:
+                forget_names(iterator)
+            yield batch
 
     def _make(self) -> DataLoader[object]:
         options = dict(self._options)

@@ -6,22 +6,26 @@ that has imported torch forks them instead, so that one more costs a tenth of a 
 
 from __future__ import annotations
 
+import _multiprocessing  # type: ignore[import-not-found]
+import contextlib
 import multiprocessing
 import os
 import select
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
-from multiprocessing.util import Finalize
+from multiprocessing.util import Finalize, _finalizer_registry  # type: ignore[attr-defined]
 from types import FrameType
+from typing import Any
 
 from torch.utils.data import get_worker_info
 
 from workers.data.carried import Carried
 
-__all__ = ["LoaderProcess", "end_with", "forkserver"]
+__all__ = ["LoaderProcess", "end_with", "forget_names", "forkserver"]
 
 PRELOAD = ["torch.utils.data", "workers.data.fetching"]
 
@@ -72,6 +76,44 @@ def end_with(iterator: object) -> None:
     processes = tuple(getattr(iterator, "_workers", ()))
     if processes:
         Finalize(iterator, _kill, args=(processes,), exitpriority=0)
+
+
+def forget_names(iterator: object) -> None:
+    """Take the names of a loader's semaphores away; all of its processes must have been seen at work.
+
+    Python keeps a semaphore in /dev/shm by its name until its maker ends in order, or a helper process sees that the
+    maker is gone. A cluster kills that helper together with the rank, and the names would stay for ever. Without a
+    name a semaphore lives just as long as those who use it.
+    """
+    for semaphore in _semaphores(iterator):
+        name = semaphore.name
+        if name is not None:
+            _cancel_removal(name)
+            with contextlib.suppress(FileNotFoundError):
+                _multiprocessing.sem_unlink(name)
+            resource_tracker.unregister(name, "semaphore")
+
+
+def _semaphores(iterator: object) -> Iterator[Any]:
+    """The named semaphores in a loader's queues and events."""
+    parts = [getattr(iterator, name, None) for name in ("_worker_result_queue", "_workers_done_event")]
+    waiting, seen = [*parts, *getattr(iterator, "_index_queues", ())], set()
+    while waiting:
+        part = waiting.pop()
+        if part is None or id(part) in seen:
+            continue
+        seen.add(id(part))
+        if (semaphore := getattr(part, "_semlock", None)) is not None and getattr(semaphore, "name", None):
+            yield semaphore
+        if type(part).__module__.startswith("multiprocessing."):
+            waiting += vars(part).values()
+
+
+def _cancel_removal(name: str) -> None:
+    """What would remove the name at the end finds it gone."""
+    for finalizer in list(_finalizer_registry.values()):
+        if getattr(finalizer, "_args", None) == (name,):
+            finalizer.cancel()
 
 
 def _kill(processes: Iterable[BaseProcess]) -> None:

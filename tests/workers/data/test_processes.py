@@ -18,6 +18,7 @@ from workers.data.carried import SHARED_FROM, Carried
 from workers.data.loader import GlobalLoader
 from workers.data.processes import LoaderProcess
 from workers.data.sampler import GlobalBatches
+from workers.worker import Worker
 
 OWNER = """
 import os, sys, threading
@@ -274,3 +275,17 @@ def test_an_owner_that_is_gone_already_ends_the_process_at_once(monkeypatch):
     with pytest.raises(SystemExit):
         LoaderProcess()(0)
     assert codes == [1]
+
+
+def test_loader_processes_at_work_leave_no_name_that_a_kill_could_leave_behind() -> None:
+    def names() -> set[str]:
+        return {name for name in os.listdir("/dev/shm") if name.startswith("sem.mp-")}
+
+    before = names()
+    loader = Worker().loader(list(range(12)), global_batch_size=2, num_workers=2)
+    seen = []
+    for batch in loader:
+        seen.append((batch.tolist(), len(names() - before)))
+    assert [batch for batch, _ in seen] == [[i, i + 1] for i in range(0, 12, 2)]
+    assert [count > 0 for _, count in seen] == [True, *[False] * 5]
+    assert [batch.tolist() for batch in loader] == [batch for batch, _ in seen]  # and they go on working
