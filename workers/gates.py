@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from workers.dispatch import RemovableEventHandle
 from workers.engine import Engine
 from workers.events import Event, EventExpression
+from workers.feed import is_stateful
 from workers.parcels import RankHandler
 from workers.program import Program
 from workers.rank import Membership
@@ -77,13 +78,18 @@ def _firing(engine: Engine) -> tuple[Event, int]:
 def attach_shipped(
     program: Program, handlers: tuple[RankHandler, ...], membership: Membership
 ) -> list[RemovableEventHandle]:
-    """Attach the shipped handlers that name this rank; their handles take them off again."""
+    """Attach the shipped handlers that name this rank; their handles take them off again.
+
+    One with `state_dict` and `load_state_dict` is saved with its engine.
+    """
     handles = []
-    for shipped in handlers:
+    for number, shipped in enumerate(handlers):
         if runs_here(shipped, membership):
             handler, args, kwargs = pickle.loads(shipped.pickled)
             engine = program.engine(shipped.engine)
             handles.append(engine.add_event_handler(shipped.event, handler, *args, **kwargs))
+            if is_stateful(handler):
+                engine.attached[f"handler {number}: {type(handler).__name__}"] = handler
     return handles
 
 

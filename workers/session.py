@@ -177,19 +177,20 @@ class Session:
             process_group.form(
                 order.membership, order.store, self.worker.device, self.place.address, timeout=order.timeout
             )
+        for handle in self._shipped:
+            handle.remove()
+        assert self._build_order is not None, "Join came before Build"
+        self._shipped = attach_shipped(self.program, self._build_order.handlers, order.membership)
         if order.load is not None:
             from workers.checkpointing import restore  # a second of imports that most starts can spare
 
             self._note("loading the checkpoint")
             restore(self.worker, self.program, order.load)
+        afresh = order.load is None or order.load.entries is not None
         if order.membership.world_size > 1:
-            self.worker.models.wrap(first=order.load is None)
-        if order.load is None:
+            self.worker.models.wrap(first=afresh)
+        if afresh:
             seed_rng(self.worker.seed, order.membership.rank)
-        for handle in self._shipped:
-            handle.remove()
-        assert self._build_order is not None, "Join came before Build"
-        self._shipped = attach_shipped(self.program, self._build_order.handlers, order.membership)
         self.send(Joined)
 
     def _go(self, order: Go) -> None:

@@ -199,3 +199,30 @@ def test_saves_by_the_clock_come_at_boundaries_and_training_goes_on(tmp_path: Pa
 )
 def test_changed_versions_are_told(then: dict[str, str], now: dict[str, str], words: str | None) -> None:
     assert changed_versions(then, now) == words
+
+
+class Counting:
+    """A handler for ranks that has a state."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, engine: Any) -> None:
+        self.calls += 1
+        engine.state.metrics["calls"] = self.calls
+
+    def state_dict(self) -> dict[str, int]:
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.calls = state["calls"]
+
+
+def test_a_handler_that_runs_on_ranks_keeps_its_state(tmp_path: Path) -> None:
+    counted = []
+    for epochs in (2, 3):
+        orchestrator = make(tmp_path)
+        orchestrator.attach(Checkpoint())
+        orchestrator.on(Events.EPOCH_COMPLETED, rank="all")(Counting())
+        counted.append(orchestrator.run(max_epochs=epochs).metrics["calls"])
+    assert counted == [2, 3]
