@@ -5,6 +5,7 @@ Everything a rank does once, before it joins anybody. Called by the session.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pickle
 import sys
@@ -100,14 +101,20 @@ def _build_function(order: Build) -> tuple[Callable[[Worker], object], str]:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # the module is there; something that it imports is not
         raise ProgramError(
-            f"program {order.program!r}: there is no module {error.name!r} on this rank; looked in "
+            f"program {order.program!r}: expected a module {error.name!r} on this rank, received none in "
             f"{', '.join(order.roots) or 'sys.path'}; install it there, or put the folder on shared storage"
         ) from None
     if not hasattr(module, attribute):
-        raise ProgramError(f"program {order.program!r}: module {module_name} has no {attribute!r}")
+        near = difflib.get_close_matches(attribute, dir(module), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "write it there, or name another"
+        raise ProgramError(
+            f"program {order.program!r}: expected a function of the module {module_name}, received no {attribute!r} "
+            f"there; {hint}"
+        )
     function = getattr(module, attribute)
     if not callable(function):
         raise ProgramError(
-            f"program {order.program!r}: expected a function build(worker), received {type(function).__name__}"
+            f"program {order.program!r}: expected a function build(worker), received {type(function).__name__}; name "
+            "one that returns a Program"
         )
     return function, f"{order.program}(worker)"

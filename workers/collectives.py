@@ -37,7 +37,7 @@ def all_reduce(value: Value, op: Op = "sum", *, device: torch.device) -> Value:
         ValueError: an operation that is not known.
     """
     if op not in _OPS:
-        raise ValueError(f"all_reduce: op: expected one of {', '.join(_OPS)}, received {op!r}")
+        raise ValueError(f"all_reduce(op): expected one of {', '.join(_OPS)}, received {op!r}; leave it out for a sum")
     tensor, world_size = _as_tensor(value, device).clone(), 1
     if dist.is_initialized():
         dist.all_reduce(tensor, _OPS[op])
@@ -75,7 +75,10 @@ def _as_tensor(value: torch.Tensor | float, device: torch.device) -> torch.Tenso
     if isinstance(value, torch.Tensor):
         return value.detach()
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"a collective takes a tensor, an int or a float, received {value!r} ({type(value).__name__})")
+        raise TypeError(
+            f"collective: expected a tensor, an int or a float, received {value!r} ({type(value).__name__}); make a "
+            "tensor of it"
+        )
     if isinstance(value, int):
         return torch.tensor(value, dtype=torch.int64, device=device)
     dtype = torch.float32 if device.type == "mps" else torch.float64  # Metal has no float64

@@ -131,14 +131,15 @@ def whole_number(where: str, name: str, value: Any, *, least: int) -> int | None
     if value is None:
         return None
     wanted = f"{where}({name}=...): expected a whole number from {least}, received {value!r}"
+    mend = f"write for example {name}={max(least, 1)}"
     try:
         if isinstance(value, bool):
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{wanted} ({type(value).__name__})") from None
+        raise TypeError(f"{wanted} ({type(value).__name__}); {mend}") from None
     if number < least:
-        raise ValueError(wanted)
+        raise ValueError(f"{wanted}; {mend}")
     return number
 
 
@@ -152,8 +153,8 @@ def _asked_start(asked_epoch: Any, asked_iteration: Any, epoch_length: int | Non
     length = length_of(data) if length is None else length
     if length is None and epoch > 0:
         raise ValueError(
-            f"run(resume_from_epoch={epoch}): the data has no length, so the epoch's iteration is unknown; "
-            "give epoch_length, or resume_from_iteration"
+            f"run(resume_from_epoch={epoch}): expected data with a length, which tells the epoch's iteration, received "
+            f"{type(data).__name__} without one; give epoch_length, or resume_from_iteration"
         )
     return epoch * (length or 0)
 
@@ -180,17 +181,23 @@ def _epoch_length(past: Past, data: Any, given: int | None, max_iters: int | Non
     if given is not None:
         if past.epoch_length not in (None, given):
             raise ValueError(
-                f"run(epoch_length={given}): the run goes on after iteration {past.iteration} with an "
-                f"epoch_length of {past.epoch_length}, which can't change; leave epoch_length out, or start "
-                "over with resume_from_iteration=0"
+                f"run(epoch_length={given}): expected {past.epoch_length}, that of the run which goes on after "
+                f"iteration {past.iteration}, received {given}; leave epoch_length out, or start over with "
+                "resume_from_iteration=0"
             )
         return given
     if past.epoch_length is not None:
         return past.epoch_length
     if data is None:
-        raise ValueError("run(data=None): expected epoch_length, since there is no data to tell it")
+        raise ValueError(
+            "run(data=None): expected epoch_length, since there is no data to tell it, received none; write for "
+            "example run(epoch_length=100)"
+        )
     if is_endless(data) and max_iters is None:
-        raise ValueError(f"run(data): {type(data).__name__} has no end, so an epoch would have none; give epoch_length")
+        raise ValueError(
+            f"run(data): expected data with an end, which is that of an epoch, received {type(data).__name__} without "
+            "one; give epoch_length"
+        )
     length = length_of(data)
     if length == 0:
         raise DataLoaderEmptyError(
@@ -209,10 +216,13 @@ def _lived(past: Past, data: Any) -> bool:
 
 def _check_goals(max_epochs: int | None, max_iters: int | None, epoch_length: int | None) -> None:
     if max_epochs is not None and max_iters is not None:
-        raise ValueError(f"run(max_epochs={max_epochs}, max_iters={max_iters}): expected one of them, received both")
+        raise ValueError(
+            f"run(max_epochs={max_epochs}, max_iters={max_iters}): expected one of them, received both; leave one out"
+        )
     if max_iters is not None and epoch_length == 0:
         raise ValueError(
-            f"run(max_iters={max_iters}, epoch_length=0): epochs without iterations never get there; give max_epochs"
+            f"run(max_iters={max_iters}, epoch_length=0): expected epochs with iterations, received an epoch_length "
+            "of 0, with which there are none; give max_epochs"
         )
 
 
@@ -224,6 +234,6 @@ def _check_goal(course: Course) -> None:
     if goal is not None and done > goal:
         name = "max_iters" if course.max_iters is not None else "max_epochs"
         raise ValueError(
-            f"run({name}={getattr(course, name)}): the run goes on after iteration {done}, which lies beyond "
-            f"that; give a larger {name}, or start over with resume_from_iteration=0"
+            f"run({name}={getattr(course, name)}): expected a goal beyond iteration {done}, after which the run goes "
+            f"on, received iteration {goal}; give a larger {name}, or start over with resume_from_iteration=0"
         )

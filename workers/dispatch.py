@@ -1,5 +1,4 @@
-"""Who listens to what, in which order: an `EventSource` fires events, counts them, and calls the handlers
-due.
+"""Who listens to what, in which order: an `EventSource` fires events, counts them, and calls the handlers due.
 
 The engine on a rank is one, the driver's event bus is another. How a handler is called is in `signature.py`,
 which of them are due at a count in `listeners.py`.
@@ -124,7 +123,10 @@ class EventSource:
             ValueError: there is no such phase; else as `add_event_handler`.
         """
         if phase not in PHASES:
-            raise ValueError(f"add_phase_handler(phase): expected one of {', '.join(PHASES)}, received {phase!r}")
+            raise ValueError(
+                f"add_phase_handler(phase): expected one of {', '.join(PHASES)}, received {phase!r}; 'user' is the "
+                "one of add_event_handler"
+            )
         return self._add(phase, event, handler, args, kwargs)
 
     def on(self, event: EventExpression | str, *args: Any, **kwargs: Any) -> Callable[[Function], Function]:
@@ -156,13 +158,15 @@ class EventSource:
         """
         found = self._find(handler, event)
         if not found:
-            raise ValueError(f"remove_event_handler: {name_of(handler)} is not attached to {event!r}")
+            raise ValueError(
+                f"remove_event_handler: expected a handler that is attached to {event!r}, received {name_of(handler)}, "
+                "which is not; ask has_event_handler(handler, event) first"
+            )
         for listeners, row in found:
             listeners.remove(row)
 
     def register_events(self, *events: str | Event | type[EventEnum]) -> None:
-        """Make events known by name, so that strings may stand for them. Events as values need no
-        registration.
+        """Make events known by name, so that strings may stand for them. Events as values need no registration.
 
         Args:
             events: names, events, or classes of events.
@@ -255,7 +259,10 @@ class EventSource:
         if isinstance(event, EventExpression):
             return event
         if not isinstance(event, str):
-            raise TypeError(f"expected an event such as Events.COMPLETED, received {event!r} ({type(event).__name__})")
+            raise TypeError(
+                f"event: expected an event, received {event!r} ({type(event).__name__}); give one such as "
+                "Events.COMPLETED"
+            )
         known: dict[str, Event] = {member.key: member for member in Events}
         known.update((key, listeners.event) for key, listeners in self._listeners.items())
         known.update(self._registered)
@@ -263,11 +270,11 @@ class EventSource:
             names = {key.lower(): key for key in known}
             near = difflib.get_close_matches(event.lower(), names, n=1)
             hint = f"did you mean {names[near[0]]!r}?" if near else f"register_events({event!r}) makes it known"
-            raise ValueError(f"no event is called {event!r}; {hint}")
+            raise ValueError(f"event: expected the name of a known event, received {event!r}; {hint}")
         return known[event]
 
     def _plain(self, event: object) -> Event:
         expression = self._expression(event)
         if not isinstance(expression, Event):
-            raise TypeError(f"only a plain event can be fired, received {expression!r}; fire the event in it")
+            raise TypeError(f"fire_event: expected a plain event, received {expression!r}; fire the event in it")
         return expression

@@ -54,7 +54,8 @@ class Engine(Resumable):
     def __init__(self, process_function: Callable[[Engine, Any], Any]) -> None:
         if not callable(process_function):
             raise TypeError(
-                f"Engine(process_function): expected a function f(engine, batch), received {process_function!r}"
+                f"Engine(process_function): expected a function f(engine, batch), received {process_function!r}; pass "
+                "the function itself, not what it returns"
             )
         super().__init__()
         self.process_function = process_function
@@ -101,7 +102,9 @@ class Engine(Resumable):
             ValueError: the arguments do not fit each other, or the run that goes on.
         """
         if self._running:
-            raise RuntimeError("run(): this engine is running already; use another engine inside a handler")
+            raise RuntimeError(
+                "run(): expected an engine that does not run, received one that does; use another inside a handler"
+            )
         course = chart(
             self._past(),
             data,

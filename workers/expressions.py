@@ -57,9 +57,12 @@ def key_of(name: object) -> str:
     if isinstance(name, Event):
         return name.key
     if not isinstance(name, str):
-        raise TypeError(f"Event(name): name is a string or an Event, received {name!r}")
+        raise TypeError(
+            f"Event(name): expected a string or an Event, received {name!r} ({type(name).__name__}); write for example "
+            "Event('BACKWARD_STARTED')"
+        )
     if not name:
-        raise ValueError("Event(name): name must not be empty")
+        raise ValueError("Event(name): expected a name, received ''; write for example Event('BACKWARD_STARTED')")
     return name
 
 
@@ -147,7 +150,9 @@ class Event(EventExpression):
 
     def __setattr__(self, name: str, value: object) -> None:
         if name == "key":
-            raise AttributeError(f"{self!r} is a value; make another Event instead of renaming this one")
+            raise AttributeError(
+                f"{self!r}.key: expected a value to stay as it is, received another name, {value!r}; make another Event"
+            )
         object.__setattr__(self, name, value)
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -207,7 +207,7 @@ def make_filter(
     if not given or (len(given) > 1 and any(name in alone for name in given)):
         raise ValueError(
             f"{event}(...): expected exactly one of once, event_filter, throttle, timeout, "
-            f"or any of every, before, after; received {', '.join(given) or 'nothing'}"
+            f"or any of every, before, after, received {', '.join(given) or 'nothing'}; combine filters with & or |"
         )
     if once is not None:
         return Once(_numbers(event, "once", once))
@@ -236,7 +236,7 @@ def _numbers(event: str, name: str, value: object) -> tuple[int, ...]:
         return (_number(event, name, value),)
     numbers = tuple(sorted({_number(event, name, number) for number in value}))
     if not numbers:
-        raise ValueError(f"{event}({name}=...): expected at least one number, received {value!r}")
+        raise ValueError(f"{event}({name}=...): expected at least one number, received {value!r}; write {name}=5")
     return numbers
 
 
@@ -249,22 +249,22 @@ def _number(event: str, name: str, value: object) -> int:
             raise TypeError
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{wanted}, received {value!r} ({type(value).__name__})") from None
+        raise TypeError(f"{wanted}, received {value!r} ({type(value).__name__}); write {name}=5") from None
     if number < 1:
-        raise ValueError(f"{wanted}, received {value!r}")
+        raise ValueError(f"{wanted}, received {value!r}; counts begin at 1")
     return number
 
 
 def _seconds(event: str, name: str, value: object) -> float:
     wanted = f"{event}({name}=...): expected a positive number of seconds, received {value!r}"
     if isinstance(value, (bool, str)):
-        raise TypeError(f"{wanted} ({type(value).__name__})")
+        raise TypeError(f"{wanted} ({type(value).__name__}); write {name}=60")
     try:
         seconds = float(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{wanted} ({type(value).__name__})") from None
+        raise TypeError(f"{wanted} ({type(value).__name__}); write {name}=60") from None
     if not 0 < seconds < math.inf:
-        raise ValueError(wanted)
+        raise ValueError(f"{wanted}; write {name}=60")
     return seconds
 
 
@@ -272,7 +272,7 @@ def _function(event: str, value: object) -> Callable[..., object]:
     if not callable(value):
         raise TypeError(
             f"{event}(event_filter=...): expected a function f(engine, count), "
-            f"received {value!r} ({type(value).__name__})"
+            f"received {value!r} ({type(value).__name__}); write for example lambda engine, count: count > 3"
         )
     try:
         inspect.signature(value).bind(None, 1)
@@ -281,7 +281,7 @@ def _function(event: str, value: object) -> Callable[..., object]:
     except TypeError:
         raise ValueError(
             f"{event}(event_filter=...): expected a function f(engine, count), "
-            f"received one with the signature {inspect.signature(value)}"
+            f"received one with the signature {inspect.signature(value)}; take both, and nothing else"
         ) from None
     return value
 

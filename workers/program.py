@@ -51,7 +51,9 @@ class Program:
             ProgramError: there is none of that name.
         """
         if name not in self.engines:
-            raise ProgramError(f"engine {name!r}: the program has none of that name{_hint(name, self.engines)}")
+            raise ProgramError(
+                f"program: expected the name of an engine, received {name!r}; {_hint(name, self.engines)}"
+            )
         return self.engines[name]
 
 
@@ -72,7 +74,9 @@ def check_program(built: object, where: str) -> Program:
         )
     for name, engine in built.engines.items():
         if not isinstance(engine, Engine):
-            raise ProgramError(f"{where}: engines[{name!r}]: expected an Engine, received {type(engine).__name__}")
+            raise ProgramError(
+                f"{where}: engines[{name!r}]: expected an Engine, received {type(engine).__name__}; write Engine(step)"
+            )
     if TRAINER not in built.engines:
         raise ProgramError(
             f"{where}: engines: expected one named 'trainer', received {sorted(built.engines) or 'none'}; "
@@ -80,7 +84,9 @@ def check_program(built: object, where: str) -> Program:
         )
     for name in built.data:
         if name not in built.engines:
-            raise ProgramError(f"{where}: data[{name!r}]: no engine has that name{_hint(name, built.engines)}")
+            raise ProgramError(
+                f"{where}: data: expected names of engines, received {name!r}; {_hint(name, built.engines)}"
+            )
     for name, entry in built.state.items():
         if not isinstance(entry, Stateful):
             raise ProgramError(
@@ -93,4 +99,4 @@ def check_program(built: object, where: str) -> Program:
 def _hint(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(map(repr, names)) or 'none'}"
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, names)) or 'none'}"

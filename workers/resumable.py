@@ -45,7 +45,10 @@ class Resumable(Steered):
             ValueError: the name is taken.
         """
         if name in self.attached:
-            raise ValueError(f"attach({name!r}): the engine has {self.attached[name]!r} under this name already")
+            raise ValueError(
+                f"attach({name!r}): expected a name that is free, received that of {self.attached[name]!r}; choose "
+                "another"
+            )
         self.attached[name] = thing
 
     def set_data(self, data: Any) -> None:
@@ -83,7 +86,9 @@ class Resumable(Steered):
             ValueError: something is missing, unknown or does not fit. Nothing is changed then.
         """
         if self._running:
-            raise RuntimeError("load_state_dict(): this engine is running; load between runs")
+            raise RuntimeError(
+                "load_state_dict(): expected an engine that does not run, received one that does; load between runs"
+            )
         found = read_saved(saved, self.attached, self.state_dict_user_keys)
         state = self.state
         state.iteration, state.epoch = found.iteration, found.epochs_started

@@ -89,8 +89,12 @@ def write_saved(
         saved["data"] = data
     for key in user_keys:
         if key in _OWN or state.get(key, _OWN) is _OWN:
-            wrong = "that name is the engine's" if key in _OWN else "the state has no such attribute"
-            raise ValueError(f"state_dict(): state_dict_user_keys names {key!r}: {wrong}")
+            wrong = "which is the engine's own" if key in _OWN else "which it has not"
+            mend = "choose another name" if key in _OWN else "set it first, or take it off the list"
+            raise ValueError(
+                f"state_dict(): state_dict_user_keys: expected attributes of the state, received {key!r}, {wrong}; "
+                f"{mend}"
+            )
         saved[key] = state.get(key)
     return saved
 
@@ -103,11 +107,15 @@ def read_saved(saved: object, attached: Mapping[str, Any], user_keys: Iterable[s
         ValueError: something is missing, unknown, or contradicts the rest.
     """
     if not isinstance(saved, Mapping):
-        raise TypeError(f"{_LOAD}(): expected what state_dict() gave, received {saved!r} ({type(saved).__name__})")
+        raise TypeError(
+            f"{_LOAD}(): expected what state_dict() gave, received {saved!r} ({type(saved).__name__}); give that "
+            "mapping"
+        )
     missing = [key for key in user_keys if key not in saved]
     if missing:
         raise ValueError(
-            f"{_LOAD}(): {_names(missing)} of state_dict_user_keys missing; received the keys {_names(map(str, saved))}"
+            f"{_LOAD}(): expected the keys {_names(missing)} of state_dict_user_keys, received the keys "
+            f"{_names(map(str, saved))}; take them off the list, or load a state that has them"
         )
     epoch_length = whole_number(_LOAD, "epoch_length", saved.get("epoch_length"), least=0)
     iteration = _iteration(saved, epoch_length)
@@ -135,14 +143,14 @@ def _iteration(saved: Mapping[str, Any], epoch_length: int | None) -> int:
     if epoch is None or epoch_length is None:
         raise ValueError(
             f"{_LOAD}(): expected 'iteration', or 'epoch' and 'epoch_length', "
-            f"received the keys {_names(map(str, saved)) or 'none'}"
+            f"received the keys {_names(map(str, saved)) or 'none'}; give what state_dict() gave"
         )
     return epoch * epoch_length
 
 
 def _counters(counters: object) -> dict[str, int]:
     if not isinstance(counters, Mapping):
-        raise TypeError(f"{_LOAD}(counters=...): expected counts by event, received {counters!r}")
+        raise TypeError(f"{_LOAD}(counters=...): expected counts by event, received {counters!r}; leave it out")
     return {str(key): whole_number(_LOAD, f"counters[{str(key)!r}]", n, least=0) or 0 for key, n in counters.items()}
 
 
@@ -156,8 +164,8 @@ def _epochs(iteration: int, epoch_length: int | None, counters: Mapping[str, int
     completed = counters.get(_COMPLETED, full)
     if completed not in possible:
         raise ValueError(
-            f"{_LOAD}(): counters say that {completed} epochs were completed; iteration {iteration} with an "
-            f"epoch_length of {epoch_length} expects {' or '.join(map(str, sorted(possible)))}"
+            f"{_LOAD}(counters=...): expected {' or '.join(map(str, sorted(possible)))} completed epochs at iteration "
+            f"{iteration} with an epoch_length of {epoch_length}, received {completed}; give what state_dict() gave"
         )
     if completed < full or not between:
         return completed + 1, completed
@@ -168,13 +176,13 @@ def _attached(states: object, things: Mapping[str, Any]) -> Mapping[str, Any]:
     if states is None:
         return {}
     if not isinstance(states, Mapping):
-        raise TypeError(f"{_LOAD}(attached=...): expected states by name, received {states!r}")
+        raise TypeError(f"{_LOAD}(attached=...): expected states by name, received {states!r}; leave it out")
     expected = {name for name, thing in things.items() if is_stateful(thing)}
     if expected != set(states):
         raise ValueError(
-            f"{_LOAD}(): the engine has {_names(sorted(expected)) or 'nothing'} attached, "
-            f"the saved state has {_names(sorted(map(str, states))) or 'nothing'}; "
-            f"attach the same things under the same names"
+            f"{_LOAD}(attached=...): expected states of what is attached, {_names(sorted(expected)) or 'nothing'}, "
+            f"received those of {_names(sorted(map(str, states))) or 'nothing'}; attach the same things under the same "
+            "names"
         )
     return states
 

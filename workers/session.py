@@ -225,7 +225,9 @@ class Session:
         engine = self.program.engine(order.engine)
         data = self.program.data.get(order.engine)
         if data is None:
-            raise ProgramError(f"evaluate({order.engine!r}): the program's data has no entry {order.engine!r}")
+            raise ProgramError(
+                f"evaluate({order.engine!r}): expected data for it, received none; give Program data[{order.engine!r}]"
+            )
         before = self._note(f"evaluating with {order.engine}")
         self._visits[order.engine] = order.order
         with self.worker.set_aside():

@@ -66,7 +66,10 @@ def bind_handler(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
         ValueError: it can't be called with these arguments.
     """
     if not callable(function):
-        raise TypeError(f"{event!r}: expected a handler that can be called, received {function!r}")
+        raise TypeError(
+            f"{event!r}: expected a handler that can be called, received {function!r}; pass the function itself, not "
+            "what it returns"
+        )
     try:
         signature = inspect.signature(function)
     except ValueError:  # some builtins do not tell
@@ -109,4 +112,7 @@ def _misfit(
     if event.key == Events.EXCEPTION_RAISED.key:
         forms.insert(0, ["engine", "exception", *given])
     calls = " or ".join(f"({', '.join(form)})" for form in forms)
-    return f"{event!r}: handler {name_of(function)}{signature}: expected one that can be called with {calls}"
+    return (
+        f"{event!r}: expected a handler that can be called with {calls}, received {name_of(function)}{signature}; "
+        "change its parameters, or what is passed at the registration"
+    )

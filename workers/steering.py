@@ -1,5 +1,4 @@
-"""What may be asked of a running engine: to stop, to leave out the rest of an epoch, to pause between
-iterations.
+"""What may be asked of a running engine: to stop, to leave out the rest of an epoch, to pause between iterations.
 
 A request only sets flags, so it may come from any thread and at any time; the loop sees to it before it
 starts the next iteration. The iteration in progress always finishes: other ranks may wait for it in a
@@ -48,7 +47,8 @@ class Steered(EventSource):
         """
         if self.state.epoch_length is None:
             raise RuntimeError(
-                "terminate_epoch(): an epoch's length is unknown before the data first ends; give run(epoch_length=...)"
+                "terminate_epoch(): expected a known epoch length, received none before the data first ends; give "
+                "run(epoch_length=...)"
             )
         self._skip_epoch_completed = skip_epoch_completed
         self._terminating_epoch = True

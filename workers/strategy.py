@@ -48,7 +48,9 @@ class DataParallel:
                 "pass the module you built"
             )
         if not isinstance(module, nn.Module):
-            raise TypeError(f"worker.prepare: expected a torch.nn.Module, received {type(module).__name__}")
+            raise TypeError(
+                f"worker.prepare: expected a torch.nn.Module, received {type(module).__name__}; pass the model itself"
+            )
         route = _Route(module.to(self.device), options)
         self._routes.append(route)
         return cast(Module, _handle_of(route))

@@ -107,16 +107,19 @@ def test_bytes_of_state_are_those_of_its_tensors():
 ERRORS = [
     (
         "no_such_module:build",
-        "there is no module 'no_such_module' on this rank; looked in ROOT; install it there, or put the folder on "
-        "shared storage",
+        "expected a module 'no_such_module' on this rank, received none in ROOT; install it there, or put the folder "
+        "on shared storage",
     ),
     (
         "user_program.deeper:build",
-        "there is no module 'user_program.deeper' on this rank; looked in ROOT; install it there, or put the folder "
-        "on shared storage",
+        "expected a module 'user_program.deeper' on this rank, received none in ROOT; install it there, or put the "
+        "folder on shared storage",
     ),
-    ("user_program:biuld", "module user_program has no 'biuld'"),
-    ("user_program:number", "expected a function build(worker), received int"),
+    (
+        "user_program:biuld",
+        "expected a function of the module user_program, received no 'biuld' there; did you mean 'build'?",
+    ),
+    ("user_program:number", "expected a function build(worker), received int; name one that returns a Program"),
 ]
 
 
@@ -128,7 +131,7 @@ def test_a_program_that_is_not_there_is_an_error(root, program, text):
 
 
 def test_without_roots_the_search_path_is_named():
-    with pytest.raises(ProgramError, match=r"; looked in sys.path; "):
+    with pytest.raises(ProgramError, match=r"received none in sys.path; "):
         build("no_such_module:build")
 
 

@@ -93,7 +93,7 @@ def test_alone_a_gathered_value_is_the_only_one():
 
 
 def test_an_operation_that_is_not_known_is_an_error():
-    text = r"^all_reduce: op: expected one of sum, mean, min, max, product, received 'median'$"
+    text = r"^all_reduce\(op\): expected one of sum, mean, min, max, product, received 'median'; leave it out"
     with pytest.raises(ValueError, match=text):
         collectives.all_reduce(1, "median", device=CPU)
 
@@ -101,5 +101,5 @@ def test_an_operation_that_is_not_known_is_an_error():
 @pytest.mark.parametrize("call", [collectives.all_reduce, collectives.all_gather, collectives.broadcast])
 @pytest.mark.parametrize("value", [True, "text", None])
 def test_what_is_no_number_is_an_error_for_one_rank_too(call, value):
-    with pytest.raises(TypeError, match=r"^a collective takes a tensor, an int or a float, received "):
+    with pytest.raises(TypeError, match=r"^collective: expected a tensor, an int or a float, received "):
         call(value, device=CPU)

@@ -73,10 +73,12 @@ def test_a_handler_that_does_not_fit_is_refused_at_once(source, event):
     def handler(engine, needed, *, key):
         pass
 
-    with pytest.raises(ValueError, match="COMPLETED: handler ") as raised:
+    with pytest.raises(
+        ValueError, match=r"COMPLETED: expected a handler that can be called with .engine, key=1. or .key=1., "
+    ) as raised:
         source.add_event_handler(event, handler, key=1)
     assert str(raised.value).endswith(
-        "handler(engine, needed, *, key): expected one that can be called with (engine, key=1) or (key=1)"
+        "handler(engine, needed, *, key); change its parameters, or what is passed at the registration"
     )
     assert not source.has_event_handler(handler)
 
@@ -88,7 +90,7 @@ def test_a_handler_can_be_called(source):
 
 @pytest.mark.parametrize("event", [3, None, max])
 def test_only_events_are_listened_to(source, event):
-    with pytest.raises(TypeError, match=r"expected an event such as Events\.COMPLETED, received"):
+    with pytest.raises(TypeError, match=r"event: expected an event, received"):
         source.add_event_handler(event, print)
 
 
@@ -201,7 +203,7 @@ def test_remove_event_handler_takes_bound_methods_too(source):
 
 def test_removing_what_is_not_there_is_an_error(source):
     source.add_event_handler(DING, print)
-    with pytest.raises(ValueError, match="remove_event_handler: print is not attached to DONG"):
+    with pytest.raises(ValueError, match=r"remove_event_handler: expected a handler .* to DONG, received print"):
         source.remove_event_handler(print, DONG)
 
 
@@ -283,21 +285,27 @@ def test_strings_stand_for_events_that_are_known(source, heard):
 
 
 def test_a_string_nobody_registered_gets_a_hint(source):
-    with pytest.raises(ValueError, match=r"no event is called 'epoch_complete'; did you mean 'EPOCH_COMPLETED'\?"):
+    with pytest.raises(
+        ValueError,
+        match=r"event: expected the name of a known event, received 'epoch_complete'; did you mean 'EPOCH_COMPLETED'\?",
+    ):
         source.add_event_handler("epoch_complete", print)
-    with pytest.raises(ValueError, match=r"no event is called 'zz'; register_events\('zz'\) makes it known"):
+    with pytest.raises(
+        ValueError,
+        match=r"event: expected the name of a known event, received 'zz'; register_events\('zz'\) makes it known",
+    ):
         source.fire_event("zz")
 
 
 def test_registered_events_do_not_leak_into_other_sources(source):
     source.register_events("snap")
-    with pytest.raises(ValueError, match="no event is called 'snap'"):
+    with pytest.raises(ValueError, match="event: expected the name of a known event, received 'snap'"):
         EventSource().fire_event("snap")
 
 
 @pytest.mark.parametrize("event", [DING(every=2), DING | DONG])
 def test_only_plain_events_are_fired(source, event):
-    with pytest.raises(TypeError, match="only a plain event can be fired, received DING"):
+    with pytest.raises(TypeError, match="fire_event: expected a plain event, received DING"):
         source.fire_event(event)
 
 

@@ -167,7 +167,7 @@ def test_the_iteration_wins_over_the_epoch(seen):
 
 
 def test_an_epoch_to_resume_from_needs_a_length(seen):
-    with pytest.raises(ValueError, match=r"resume_from_epoch=2\): the data has no length"):
+    with pytest.raises(ValueError, match=r"resume_from_epoch=2\): expected data with a length"):
         engine_that(seen).run(iter("abc"), resume_from_epoch=2)
 
 
@@ -182,9 +182,12 @@ def test_resuming_from_zero_starts_over(seen):
 def test_a_run_that_goes_on_keeps_its_epoch_length(seen):
     engine = engine_that(seen, stop_at=2)
     engine.run(Loader(3), max_epochs=2)
-    with pytest.raises(ValueError, match=r"run\(epoch_length=4\): the run goes on after iteration 2 with an .* of 3"):
+    with pytest.raises(
+        ValueError,
+        match=r"run\(epoch_length=4\): expected 3, .* after iteration 2, received 4",
+    ):
         engine.run(Loader(4), epoch_length=4)
-    with pytest.raises(ValueError, match=r"run\(max_iters=1\): the run goes on after iteration 2, which lies beyond"):
+    with pytest.raises(ValueError, match=r"run\(max_iters=1\): expected a goal beyond iteration 2"):
         engine.run(Loader(3), max_iters=1)
 
 
@@ -322,11 +325,15 @@ def test_a_state_of_pytorch_ignite_can_be_loaded(seen):
         ({"iteration": 1, "counters": 3}, TypeError, r"counters=...\): expected counts by event, received 3"),
         ({"iteration": 1, "counters": {"A": -1}}, ValueError, r"counters\['A'\]=...\): expected a whole number"),
         ({"iteration": 1, "attached": 3}, TypeError, r"attached=...\): expected states by name, received 3"),
-        ({"iteration": 1, "attached": {"x": {}}}, ValueError, "has 'memory' attached, the saved state has 'x'"),
+        (
+            {"iteration": 1, "attached": {"x": {}}},
+            ValueError,
+            "expected states of what is attached, 'memory', received those of 'x'",
+        ),
         (
             {"iteration": 7, "epoch_length": 5, "counters": {"EPOCH_COMPLETED": 2}},
             ValueError,
-            "counters say that 2 epochs were completed; iteration 7 with an epoch_length of 5 expects 1",
+            "expected 1 completed epochs at iteration 7 with an epoch_length of 5, received 2",
         ),
     ],
 )
@@ -342,26 +349,26 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(saved, error, 
 def test_user_keys_are_checked_on_both_ways():
     engine = Engine(lambda engine, batch: None)
     engine.state_dict_user_keys.append("best")
-    with pytest.raises(ValueError, match="state_dict_user_keys names 'best': the state has no such attribute"):
+    with pytest.raises(ValueError, match="expected attributes of the state, received 'best', which it has not"):
         engine.state_dict()
-    with pytest.raises(ValueError, match="'best' of state_dict_user_keys missing; received the keys 'iteration'"):
+    with pytest.raises(ValueError, match="the keys 'best' of state_dict_user_keys, received the keys 'iteration'"):
         engine.load_state_dict({"iteration": 1})
     engine.state_dict_user_keys[:] = ["iteration"]
-    with pytest.raises(ValueError, match="names 'iteration': that name is the engine's"):
+    with pytest.raises(ValueError, match="received 'iteration', which is the engine's own; choose another"):
         engine.state_dict()
 
 
 def test_a_running_engine_can_not_be_loaded():
     engine = Engine(lambda engine, batch: None)
     engine.add_event_handler(Events.STARTED, lambda e: e.load_state_dict({"iteration": 1}))
-    with pytest.raises(RuntimeError, match="running; load between runs"):
+    with pytest.raises(RuntimeError, match="received one that does; load between runs"):
         engine.run([1])
 
 
 def test_names_of_attached_things_are_unique():
     engine = Engine(lambda engine, batch: None)
     engine.attach("loss", 3)
-    with pytest.raises(ValueError, match=r"attach\('loss'\): the engine has 3 under this name already"):
+    with pytest.raises(ValueError, match=r"attach\('loss'\): expected a name that is free, received that of 3"):
         engine.attach("loss", 4)
 
 

@@ -20,7 +20,7 @@ ALONE = "expected exactly one of once, event_filter, throttle, timeout, or any o
     ],
 )
 def test_filters_that_do_not_go_together_are_refused(filters, received):
-    with pytest.raises(ValueError, match=re.escape(f"{HEAD}(...): {ALONE}; received {received}")):
+    with pytest.raises(ValueError, match=re.escape(f"{HEAD}(...): {ALONE}, received {received}")):
         STEP(**filters)
 
 

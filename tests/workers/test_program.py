@@ -28,13 +28,13 @@ def test_an_engine_is_found_by_name():
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("trainr", "did you mean 'trainer'?"), ("zzz", "it has 'evaluator', 'trainer'")]
+    ("name", "hint"), [("trainr", "did you mean 'trainer'?"), ("zzz", "there are 'evaluator', 'trainer'")]
 )
 def test_an_engine_that_is_not_there_gets_a_hint(name, hint):
     two = program(engines={"trainer": engine(), "evaluator": engine()})
     with pytest.raises(ProgramError) as error:
         two.engine(name)
-    assert str(error.value) == f"engine {name!r}: the program has none of that name; {hint}"
+    assert str(error.value) == f"program: expected the name of an engine, received {name!r}; {hint}"
 
 
 REFUSED = [
@@ -42,7 +42,7 @@ REFUSED = [
         None,
         "expected it to return a Program, received NoneType; end it with `return Program(engines=…, data=…, state=…)`",
     ),
-    (program(engines={"trainer": 3}), "engines['trainer']: expected an Engine, received int"),
+    (program(engines={"trainer": 3}), "engines['trainer']: expected an Engine, received int; write Engine(step)"),
     (
         program(engines={}),
         "engines: expected one named 'trainer', received none; name the engine that trains 'trainer'",
@@ -51,8 +51,8 @@ REFUSED = [
         program(engines={"train": engine()}),
         "engines: expected one named 'trainer', received ['train']; name the engine that trains 'trainer'",
     ),
-    (program(data={"traner": []}), "data['traner']: no engine has that name; did you mean 'trainer'?"),
-    (program(data={"x": []}), "data['x']: no engine has that name; it has 'trainer'"),
+    (program(data={"traner": []}), "data: expected names of engines, received 'traner'; did you mean 'trainer'?"),
+    (program(data={"x": []}), "data: expected names of engines, received 'x'; there are 'trainer'"),
     (
         program(state={"lr": 0.1}),
         "state['lr']: expected state_dict() and load_state_dict(), received float; give it both, or leave it out of "

@@ -356,7 +356,9 @@ def test_an_evaluation_without_data_is_a_fault_that_names_it(driver):
     ready(driver)
     driver.evaluate(1, "idle")
     failure = driver.expect(Fault).failure
-    assert str(failure) == "ProgramError: evaluate('idle'): the program's data has no entry 'idle'"
+    assert (
+        str(failure) == "ProgramError: evaluate('idle'): expected data for it, received none; give Program data['idle']"
+    )
 
 
 def test_a_user_who_catches_everything_does_not_catch_the_end():

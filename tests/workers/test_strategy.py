@@ -127,7 +127,7 @@ def test_without_wrappers_the_plain_module_is_called(models, handle, wrapper):
 
 
 def test_what_is_no_module_is_refused(models):
-    with pytest.raises(TypeError, match=r"^worker\.prepare: expected a torch\.nn\.Module, received str$"):
+    with pytest.raises(TypeError, match=r"^worker\.prepare: expected a torch\.nn\.Module, received str; pass"):
         models.prepare("model")
 
 

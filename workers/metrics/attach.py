@@ -8,6 +8,8 @@ all the rest of a rank's start, and a program without metrics need not wait for 
 from __future__ import annotations
 
 import copy
+import difflib
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["AttachedMetric", "attach_metric"]
 
 Output = Callable[[object], object]
+_logger = logging.getLogger(__name__)
 _PLAIN = {"mean": "MeanMetric", "sum": "SumMetric", "min": "MinMetric", "max": "MaxMetric"}
 
 
@@ -68,10 +71,11 @@ class AttachedMetric:
             return
         try:
             engine.state.metrics[self.name] = plain_value(self.metric.compute())
-        except Exception:
+        except Exception as error:
             if not self.shared():
                 raise
             engine.state.metrics.pop(self.name, None)  # this rank's part may be too small; the whole need not be
+            _logger.debug("metric %r has no value on this rank alone: %s", self.name, error)
 
     def pack(self) -> MetricPack:
         """This rank's state of the metric."""
@@ -163,9 +167,14 @@ def _as_metric(name: str, metric: Metric | str) -> Metric:
     if not isinstance(metric, str):
         raise TypeError(
             f"attach_metric({name!r}): metric: expected a torchmetrics metric or collection, or one of "
-            f"{', '.join(map(repr, _PLAIN))}, received {metric!r} ({type(metric).__name__})"
+            f"{', '.join(map(repr, _PLAIN))}, received {metric!r} ({type(metric).__name__}); a function of yours goes "
+            "to output="
         )
     if metric not in _PLAIN:
-        raise ValueError(f"attach_metric({name!r}): metric: expected one of {', '.join(_PLAIN)}, received {metric!r}")
+        near = difflib.get_close_matches(metric, _PLAIN, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "or give a metric of torchmetrics"
+        raise ValueError(
+            f"attach_metric({name!r}): metric: expected one of {', '.join(_PLAIN)}, received {metric!r}; {hint}"
+        )
     made: Metric = getattr(torchmetrics, _PLAIN[metric])()
     return made

@@ -218,7 +218,7 @@ def test_a_word_that_is_not_known_is_an_error():
 def test_what_is_no_metric_is_an_error():
     text = (
         r"^attach_metric\('m'\): metric: expected a torchmetrics metric or collection, or one of 'mean', 'sum', 'min', "
-        r"'max', received 3 \(int\)$"
+        r"'max', received 3 \(int\); a function of yours goes to output=$"
     )
     with pytest.raises(TypeError, match=text):
         engine_with(3)
@@ -226,5 +226,5 @@ def test_what_is_no_metric_is_an_error():
 
 def test_a_name_that_is_taken_is_an_error():
     engine = engine_with("mean")
-    with pytest.raises(ValueError, match=r"^attach\('m'\): the engine has .* under this name already$"):
+    with pytest.raises(ValueError, match=r"^attach\('m'\): expected a name that is free, .*; choose another$"):
         attach_metric(engine, "m", "sum")
