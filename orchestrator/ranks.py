@@ -1,8 +1,11 @@
-"""From workers to ranks: start them, deal the ranks, have them build and join; then they are ready to train."""
+"""From workers to ranks: start them, deal the ranks, have them build and join; then they are ready to train.
+
+Orders to one rank or all go through here too, since only this file knows which worker holds which rank. Called by the
+run; what happens in training is in `gatekeeper.py` and `asking.py`.
+"""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +14,7 @@ from orchestrator.errors import StartError, name_ranks
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.loop import Loop
+from orchestrator.notice import notice
 from workers.messages import Built, Hello, Joined
 from workers.orders import Build, Join, Order
 from workers.parcels import LoadPoint
@@ -128,7 +132,7 @@ class Ranks:
                 until += self._timeout
                 ranks = [self._loop.facts.ranks.get(worker, worker) for worker in missing()]
                 if patient:
-                    print(f"rankfire: still waiting for {name_ranks(ranks)} to {step}", file=sys.stderr)  # noqa: T201
+                    notice(f"still waiting for {name_ranks(ranks)} to {step}")
                     continue
                 free = self._loop.group.shortage() if step == "start" else None
                 raise StartError.late(ranks, step=step, seconds=self._timeout, free=free)

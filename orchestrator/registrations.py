@@ -55,7 +55,8 @@ class Registrations:
                 A number, several, "all" or "local_rank_0": inside those ranks; called with their engine.
             engine: name of the engine whose event it is.
             blocking: for the driver: whether the ranks wait until it returns. Default: yes at starts and ends of runs
-                and epochs, no at iterations, batches and events of your own.
+                and epochs, no at iterations, batches and events of your own. Where they do not wait, numbers in
+                `state.output` and `state.metrics` on an accelerator stay there: only those on the CPU are told.
             kwargs: passed to every call.
 
         Raises:

@@ -37,7 +37,7 @@ ORCHESTRATOR = (
     ("checkpoints/*", "recovery.py", "roll_call.py", "specfile.py", "verdict.py"),
     ("spec_problems.py", "target.py"),
     ("journal.py", "lifecycle.py", "limits.py", "spec.py", "yaml_text.py"),
-    ("errors.py",),
+    ("errors.py", "notice.py"),
 )
 
 FLOORS = {

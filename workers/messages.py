@@ -92,7 +92,7 @@ class Arrived(Report):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed(Report):
-    """A watched event fired; nobody waits."""
+    """A watched event fired; nobody waits, so numbers that are on another device than the CPU are left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

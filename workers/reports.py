@@ -1,6 +1,8 @@
-"""What a rank tells of its engines: metric states and numbers at a gate, progress in a pulse.
+"""What a rank tells of its engines: metric states and numbers at a gate, progress in a pulse. Called by the session.
 
-Numbers that came back reduced from the driver are not sent again; an attached metric travels as its state.
+At a gate the rank waits anyway, so numbers are fetched from its device; what is told in passing takes only those that
+are on the CPU. Numbers that came back reduced from the driver are not sent again; an attached metric travels as its
+state.
 """
 
 from __future__ import annotations
@@ -30,25 +32,32 @@ class Reports:
         engine.state.metrics.update(metrics)
         self._released.update(metrics)
 
-    def of(self, engine: Engine, worker: Worker) -> dict[str, Any]:
-        """What the driver learns at a gate or a watched event: the fields of `Arrived` and `Observed`."""
+    def of(self, engine: Engine, worker: Worker, *, on_cpu: bool = False) -> dict[str, Any]:
+        """What the driver learns at a gate or a watched event: the fields of `Arrived` and `Observed`.
+
+        Args:
+            engine: that fired.
+            worker: of this rank.
+            on_cpu: leave out numbers on other devices, which could only be read by waiting for the device: for events
+                that are reported in passing. Attached metrics are in it all the same.
+        """
         state = engine.state
         return {
             "epoch": state.epoch,
             "iteration": state.iteration,
             "epoch_length": state.epoch_length,
             "samples": worker.samples,
-            "packs": self.packs(engine),
-            "output": pack_numbers(state.output, count=worker.batch_size),
+            "packs": self.packs(engine, on_cpu=on_cpu),
+            "output": pack_numbers(state.output, count=worker.batch_size, on_cpu=on_cpu),
         }
 
-    def packs(self, engine: Engine) -> dict[str, Pack]:
+    def packs(self, engine: Engine, *, on_cpu: bool = False) -> dict[str, Pack]:
         """Metrics by name: attached ones by their states, others in `state.metrics` as numbers of this rank."""
         packs: dict[str, Pack] = {}
         for name, value in engine.state.metrics.items():
             returned = name in self._released and value is self._released[name]
             if name not in engine.attached and not returned:
-                packs.update(pack_numbers({name: value}))
+                packs.update(pack_numbers({name: value}, on_cpu=on_cpu))
         for name, thing in engine.attached.items():
             if isinstance(thing, AttachedMetric) and thing.updated:
                 packs[name] = thing.pack()

@@ -284,7 +284,7 @@ class Session:
 
     def _observe(self, name: str, engine: Engine, event: Event, count: int) -> None:
         key = GateKey(engine=name, event=event.key, count=count, visit=self._visits.get(name, 0))
-        self.send(Observed, gate=key, **self._reports.of(engine, self.worker))
+        self.send(Observed, gate=key, **self._reports.of(engine, self.worker, on_cpu=True))
 
     def _wait_at(self, key: GateKey, engine: Engine) -> None:
         before = self._note(f"waiting at {key}")

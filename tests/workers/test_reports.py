@@ -84,3 +84,11 @@ def test_a_pulse_tells_the_output_only_where_reading_does_not_wait(engine, worke
     progress = Reports().progress(engine, worker)
     assert progress["output"] == {"loss": Number(value=2.0)}
     assert progress["samples"] == 12
+
+
+def test_what_is_told_in_passing_does_not_wait_for_the_device_either(engine, worker):
+    engine.state.output = {"loss": torch.tensor(2.0), "far": torch.tensor(1.0, device="meta")}
+    engine.state.metrics |= {"near": torch.tensor(3.0), "far": torch.tensor(1.0, device="meta")}
+    report = Reports().of(engine, worker, on_cpu=True)
+    assert report["output"] == {"loss": Number(value=2.0, count=3)}
+    assert report["packs"] == {"near": Number(value=3.0)}
