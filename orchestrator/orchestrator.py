@@ -200,6 +200,10 @@ class Orchestrator(Registrations):
 
         Returns:
             metric name → value.
+
+        Raises:
+            SpecError: no gate is open, or the program has no such engine.
+            TrainingError: a user's code raised on a rank.
         """
         run = self._running("evaluate")
         metrics = run.asking.evaluate(engine)
@@ -209,7 +213,12 @@ class Orchestrator(Registrations):
         return metrics
 
     def checkpoint(self) -> str:
-        """Save and commit the state as it is now; returns the checkpoint's path."""
+        """Save and commit the state as it is now; returns the checkpoint's path.
+
+        Raises:
+            CheckpointError: the storage refuses; nothing of it is left.
+            SpecError: no gate is open, an iteration is in progress, or a handler's state is not what JSON can hold.
+        """
         run = self._running("checkpoint")
         run.gates.refuse_within_iteration("orchestrator.checkpoint")
         driver = {"handlers": states_of(self.stateful)}
@@ -253,11 +262,15 @@ class Orchestrator(Registrations):
         return values[rank] if isinstance(rank, int) else list(values.values())
 
     def terminate(self, reason: str = "terminated by a handler") -> None:
-        """End training: at the gate that is open, else at the next iteration boundary common to all ranks."""
+        """End training: at the gate that is open, else at the next iteration boundary common to all ranks.
+
+        Raises:
+            SpecError: nothing runs.
+        """
         self._running("terminate").terminate(reason)
 
     def note(self, event: str, **fields: object) -> None:
-        """Write a line of your own into the run's journal."""
+        """Write a line of your own into the run's journal; what JSON does not know becomes text."""
         self._journal.write(event, **fields)
 
     # ---------------------------------------------------------------- within
@@ -266,9 +279,8 @@ class Orchestrator(Registrations):
             expected, received = "an orchestrator that has not run", "one that has"
             raise SpecError(explain("orchestrator.run", expected=expected, received=received, mend="make another one"))
         if resume not in ("auto", "never"):
-            expected, received = "'auto' or 'never'", f"{resume!r} ({type(resume).__name__})"
-            mend = "write 'auto' to go on from the newest checkpoint"
-            raise SpecError(explain("orchestrator.run(resume)", expected=expected, received=received, mend=mend))
+            expected, mend = "'auto' or 'never'", "write 'auto' to go on from the newest checkpoint"
+            raise SpecError(explain("orchestrator.run(resume)", expected=expected, received=repr(resume), mend=mend))
 
     def _limits(self, max_epochs: int | None, max_iters: int | None, epoch_length: int | None) -> Limits:
         train = self.settings.train
