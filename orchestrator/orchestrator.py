@@ -155,7 +155,7 @@ class Orchestrator(Registrations):
             SpecError: bad arguments.
             TrainingError: a user's code raised, on a rank or in a handler.
             SystemFailure: a worker was lost, the cluster is too small, storage failed.
-            RunInterrupted: Ctrl-C.
+            RunInterrupted: Ctrl-C or SIGTERM.
         """
         self._check_run(resume)
         limits = self._limits(max_epochs, max_iters, epoch_length)
