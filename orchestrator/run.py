@@ -81,7 +81,7 @@ class Run:
         """Start, train, and return when all ranks have finished. The caller stops the group, however this ends.
 
         PLACING    start the workers, which say `Hello`; import what is heavy meanwhile; deal the ranks
-        BUILDING   every worker builds the program; from here on no handler may need a new gate; see that names and data fit
+        BUILDING   every worker builds the program; from here on no handler may need a new gate; check names
         JOINING    the ranks meet at the store, and take up the checkpoint if there is one
         RUNNING    train    (`_train`), and wait for the last save
 

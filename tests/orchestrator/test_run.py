@@ -7,6 +7,7 @@ import pytest
 from orchestrator.errors import (
     GateMismatchError,
     HandlerError,
+    RunInterrupted,
     SpecError,
     StartError,
     SystemFailure,
@@ -359,13 +360,23 @@ def test_ctrl_c_cuts_and_interrupts(make_run: MakeRun) -> None:
     assert waiting == [True]  # all ranks wait while the driver saves
 
 
-def test_ctrl_c_before_training_starts_cuts_as_soon_as_it_does(make_run: MakeRun) -> None:
+@pytest.mark.parametrize(("step", "given"), [(Build, [Build]), (Join, [Build, Join])])
+def test_ctrl_c_while_the_ranks_start_ends_the_run_there(
+    make_run: MakeRun, step: type[Order], given: list[type[Order]]
+) -> None:
     group = FakeGroup(2)
-    group.interrupt()
+    group.scripts[step] = lambda worker, _: group.interrupt() if worker == 1 else None
+    with pytest.raises(RunInterrupted):
+        make_run(group).execute(None)
+    assert kinds(group, 0) == given
+
+
+def test_what_is_ended_while_the_ranks_start_is_cut_as_soon_as_it_trains(make_run: MakeRun) -> None:
+    group = FakeGroup(2)
     group.scripts[Go] = lambda worker, _: None
     run = make_run(group)
+    run.terminate("enough")
     run.execute(None)
-    assert run.interrupted
     assert kinds(group, 0) == [Build, Join, Go, ProposeCut, CutAt, Release]
 
 
