@@ -2,7 +2,7 @@
 
 A run that was stopped and went on ends with the very weights of one that was not.
 
-Run `python examples/quickstart_save_every_10.py --folder saved`.
+Run `python examples/quickstart_save_every_10.py`; it saves below `build/saved`, or where `--folder` says.
 """
 
 from __future__ import annotations
@@ -46,5 +46,5 @@ def main(folder: Path, epochs: int = 30, epoch_length: int = 100) -> nn.Module:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train, saving every 10 epochs.")
-    parser.add_argument("--folder", type=Path, default=Path("saved"))
+    parser.add_argument("--folder", type=Path, default=Path("build/saved"))
     main(parser.parse_args().folder)

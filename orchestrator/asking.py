@@ -87,7 +87,11 @@ class Asking:
         return {rank: answers[rank] for rank in asked}
 
     def evaluate(self, engine: str) -> dict[str, Any]:
-        """Have all ranks evaluate their share; the metrics over all of them, by name."""
+        """Have all ranks evaluate their share; the metrics over all of them, by name.
+
+        Raises:
+            SpecError: no gate is open, or there is no such engine.
+        """
         if engine not in self._ranks.engines:
             raise SpecError(no_engine("orchestrator.evaluate", engine, self._ranks.engines))
         from orchestrator.reduce import reduce_packs  # imported by `Run` while the ranks start
@@ -105,7 +109,14 @@ class Asking:
     ) -> dict[int, Any]:
         """Have ranks call a function; what it returned, by rank.
 
+        Args:
+            function: called as `function(worker, *args, **kwargs)`.
+            args: passed on.
+            kwargs: passed on.
+            ranks: whom to ask; None: all.
+
         Raises:
+            SpecError: no gate is open, or something can't be pickled.
             TrainingError: it raised on a rank, or returned what can't be pickled.
         """
         call = pickled((function, args, dict(kwargs)), "orchestrator.call")

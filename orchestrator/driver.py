@@ -1,4 +1,7 @@
-"""What a shipped handler may do with the orchestrator it is attached to; the orchestrator itself is two floors up."""
+"""What a shipped handler may do with the orchestrator it is attached to, as a protocol.
+
+The orchestrator itself is floors above the handlers, which import it through this file only.
+"""
 
 from __future__ import annotations
 
@@ -58,5 +61,5 @@ class Driver(Protocol):
         phase: str = "user",
         **kwargs: Any,
     ) -> object:
-        """Register a driver handler."""
+        """Register a driver handler; the arguments are those of `Registrations.listen`."""
         ...

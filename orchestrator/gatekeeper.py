@@ -118,6 +118,14 @@ class Gatekeeper:
 
     # ---------------------------------------------------------------- a gate
     def _open(self, key: GateKey, reports: Mapping[int, Arrived]) -> None:
+        """All ranks wait: what happens until they are released.
+
+        GATE, and the clock of training stops, unless this gate is within another
+            at a cut: take the ranks' position, call `at_cut`
+            else: reduce, run the handlers due    (`_fire`; an evaluation that one of them orders may open gates within)
+        RUNNING, and the clock goes on, unless this gate is within another
+        Release to all ranks, with the metrics, and what the trainer does then
+        """
         outermost = not self.open
         if outermost:
             self._life.enter(Phase.GATE)

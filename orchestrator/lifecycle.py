@@ -1,4 +1,7 @@
-"""The phases of a run and the legal steps between them; an illegal one raises with the story of how it got there."""
+"""The phases of a run and the legal steps between them; an illegal one raises with the story of how it got there.
+
+Pure: the run, its ranks and its gates say where they step, nothing here acts.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ class Limits:
         max_epochs: epochs in all, or None.
         max_iters: iterations in all, or None.
         epoch_length: iterations of an epoch; None: one pass over the data.
-        start_timeout: seconds for placing, building and joining, each.
+        start_timeout: seconds within which all workers must be up, and then joined; while they build or load a
+            checkpoint, seconds after which the user is told who is still at it.
         collective_timeout: seconds after which a collective that does not end is an error.
 
     Raises:

@@ -169,7 +169,7 @@ class Orchestrator(Ordering):
             SpecError: bad arguments.
             TrainingError: a user's code raised, on a rank or in a handler.
             SystemFailure: a worker was lost, the cluster is too small, storage failed.
-            RunInterrupted: Ctrl-C.
+            RunInterrupted: Ctrl-C or SIGTERM.
         """
         if self._closed:
             expected, received = "an orchestrator that has not run", "one that has"

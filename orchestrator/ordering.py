@@ -65,6 +65,10 @@ class Ordering(Registrations):
 
         Returns:
             metric name → value.
+
+        Raises:
+            SpecError: no gate is open, or the program has no such engine.
+            TrainingError: a user's code raised on a rank.
         """
         run = self._running("evaluate")
         metrics = run.asking.evaluate(engine)
@@ -146,11 +150,15 @@ class Ordering(Registrations):
         return values[rank] if isinstance(rank, int) else list(values.values())
 
     def terminate(self, reason: str = "terminated by a handler") -> None:
-        """End training: at the gate that is open, else at the next iteration boundary common to all ranks."""
+        """End training: at the gate that is open, else at the next iteration boundary common to all ranks.
+
+        Raises:
+            SpecError: nothing runs.
+        """
         self._running("terminate").terminate(reason)
 
     def note(self, event: str, **fields: object) -> None:
-        """Write a line of your own into the run's journal."""
+        """Write a line of your own into the run's journal; what JSON does not know becomes text."""
         self._journal.write(event, **fields)
 
     # ---------------------------------------------------------------- within

@@ -32,7 +32,7 @@ class Ranks:
         life: the run's phase.
         journal: the run's record.
         world_size: how many train; workers beyond that are spares, which build and wait.
-        start_timeout: seconds for each step.
+        start_timeout: seconds for each step; for one that may rightly take long, seconds between two notices.
     """
 
     def __init__(self, loop: Loop, life: Lifecycle, journal: Journal, *, world_size: int, start_timeout: float) -> None:

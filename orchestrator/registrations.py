@@ -100,18 +100,42 @@ class Registrations:
         phase: str = "user",
         **kwargs: Any,
     ) -> RemovableEventHandle:
-        """Register a driver handler without a decorator, in a phase: "metrics", then "user", then "gate".
+        """Register a driver handler without a decorator.
+
+        Args:
+            event: a plain, filtered or combined event.
+            handler: called as `handler(orchestrator, *args, **kwargs)`, or without the orchestrator.
+            args: passed to every call.
+            engine: name of the engine whose event it is.
+            blocking: whether the ranks wait until it returns; default: as `on` says.
+            phase: when it runs among the handlers of one firing: "metrics" first, then "user", then "gate".
+            kwargs: passed to every call.
 
         Returns:
             A handle that takes the handler off again.
+
+        Raises:
+            SpecError: the run has started, and its ranks do not report such a firing.
+            ValueError: the handler can't be called that way.
+
+        Example:
+            >>> handle = orchestrator.listen(Events.COMPLETED, print, "done")  # doctest: +SKIP
+            >>> handle.remove()  # doctest: +SKIP
         """
         return self._bus(engine).listen(event, handler, *args, blocking=blocking, phase=phase, **kwargs)
 
     def attach(self, handler: Any) -> None:
         """Attach a handler object: `Checkpoint`, `Evaluate`, or any with an `attach(orchestrator)` method.
 
+        Args:
+            handler: the object. With `state_dict()` and `load_state_dict(state)` its state, which JSON must be able to
+                hold, is in the checkpoints.
+
         Raises:
             SpecError: it has no such method.
+
+        Example:
+            >>> orchestrator.attach(Checkpoint(every=5, keep=3))  # doctest: +SKIP
         """
         if not callable(getattr(handler, "attach", None)):
             raise SpecError(

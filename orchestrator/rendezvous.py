@@ -1,4 +1,7 @@
-"""The store at which ranks meet to form a process group; it lives at the driver, so it outlives every rank."""
+"""The store at which ranks meet to form a process group; it lives at the driver, so it outlives every rank.
+
+Opened by the run before the ranks join. How they use it is in `workers/process_group.py`.
+"""
 
 from __future__ import annotations
 

@@ -80,6 +80,11 @@ class Run:
     def execute(self, load: LoadPoint | None, data: Mapping[str, Any] | None = None) -> None:
         """Start, train, and return when all ranks have finished. The caller stops the group, however this ends.
 
+        PLACING    start the workers, which say `Hello`; import what is heavy meanwhile; deal the ranks
+        BUILDING   every worker builds the program; from here on no handler may need a new gate; check names
+        JOINING    the ranks meet at the store, and take up the checkpoint if there is one
+        RUNNING    train    (`_train`), and wait for the last save
+
         Args:
             load: the checkpoint that the ranks take up.
             data: fingerprint of the data with which it was made, if training goes on where it stood.
@@ -122,6 +127,14 @@ class Run:
             self.asking.cut()
 
     def _train(self) -> None:
+        """From `Go` to the last rank's `Finished`.
+
+        RUNNING, the clock of training starts; Go to all ranks
+        a cut, if it was ended while they started
+        while a rank has not finished:
+            handle what comes: arrivals open gates, faults raise    (`Loop.pump`)
+        FINISHING: note what was dropped; the state stands where the ranks ended
+        """
         self.life.enter(Phase.RUNNING)
         limits = self._limits
         go = Go(max_epochs=limits.max_epochs, max_iters=limits.max_iters, epoch_length=limits.epoch_length)

@@ -48,7 +48,15 @@ def all_reduce(value: Value, op: Op = "sum", *, device: torch.device) -> Value:
 
 
 def all_gather(value: Value, *, device: torch.device) -> list[Value]:
-    """The values of all ranks, in the order of ranks; tensors must have equal shapes."""
+    """The values of all ranks, in the order of ranks.
+
+    Args:
+        value: tensor of a shape that is equal on all ranks, or a number.
+        device: where plain numbers are gathered.
+
+    Raises:
+        TypeError: neither a tensor nor a number.
+    """
     tensor = _as_tensor(value, device).clone(memory_format=torch.contiguous_format)
     if not dist.is_initialized():
         return [_like(value, tensor)]
@@ -58,7 +66,16 @@ def all_gather(value: Value, *, device: torch.device) -> list[Value]:
 
 
 def broadcast(value: Value, source: int = 0, *, device: torch.device) -> Value:
-    """The value of rank `source`, on every rank; tensors must have equal shapes and types."""
+    """The value of rank `source`, on every rank.
+
+    Args:
+        value: tensor of a shape and type that are equal on all ranks, or a number.
+        source: the rank whose value it is.
+        device: where plain numbers are sent.
+
+    Raises:
+        TypeError: neither a tensor nor a number.
+    """
     tensor = _as_tensor(value, device).clone(memory_format=torch.contiguous_format)
     if dist.is_initialized():
         dist.broadcast(tensor, source)

@@ -79,6 +79,15 @@ def chart(
 ) -> Course:
     """Decide where a run begins and ends.
 
+    Args:
+        past: what went before.
+        data: what to iterate over; None: what was iterated over before, if anything.
+        max_epochs: as given to `Engine.run`; the others too.
+        epoch_length: iterations in an epoch.
+        max_iters: the goal in iterations.
+        resume_from_epoch: epochs after which to go on.
+        resume_from_iteration: iterations after which to go on.
+
     Raises:
         DataLoaderEmptyError: the data has no batches.
         TypeError: a number is not whole.

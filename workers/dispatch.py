@@ -119,6 +119,13 @@ class EventSource:
     ) -> RemovableEventHandle:
         """Like `add_event_handler`, in a phase: of one firing, "metrics" run first, then "user", then "gate".
 
+        Args:
+            phase: one of these; "gate" is for what must see everything that the others did.
+            event: as `add_event_handler`.
+            handler: as `add_event_handler`.
+            args: passed to every call, after the engine.
+            kwargs: passed to every call.
+
         Raises:
             ValueError: there is no such phase; else as `add_event_handler`.
         """

@@ -79,7 +79,10 @@ class Engine(Resumable):
 
         A run that did not reach its goal (`terminate`, `interrupt`, an exception) or was loaded goes on at
         its next iteration; so does a completed one that is given a farther goal and the same data. Any other
-        begins at iteration 0.
+        begins at iteration 0. Its events are those of `_run`; besides:
+
+        KeyboardInterrupt: INTERRUPT, then it is raised again
+        any other exception: EXCEPTION_RAISED, then it is raised again unless a handler called `suppress()`
 
         Args:
             data: an iterable of batches; None calls the process function with None. A run that goes on may
@@ -142,8 +145,6 @@ class Engine(Resumable):
         INTERRUPT, if `interrupt()` was called: the run is over for now
         TERMINATE, if `terminate()` was called
         COMPLETED
-
-        EXCEPTION_RAISED after any exception, INTERRUPT after a KeyboardInterrupt: from anywhere above, by `run`.
         """
         started = clock()
         self.fire_event(first)

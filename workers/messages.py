@@ -140,7 +140,7 @@ class Pulse(Message):
     Args:
         phase: what the training thread does, in words.
         idle: seconds since it last made progress.
-        samples: samples that this rank has consumed since it joined; 0 if the data does not say.
+        samples: samples that this rank has consumed in training; 0 if the data does not say.
         drops: observations lost because the driver was slower than they came.
     """
 

@@ -1,4 +1,7 @@
-"""What a user's `build(worker)` returns, checked as soon as it returns."""
+"""What a user's `build(worker)` returns, checked as soon as it returns.
+
+Made by users, checked when a worker builds it, run by the session. Engines, data and state know nothing of it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`rankfire run`: run a job file to its end and print what came out."""
+"""`rankfire run`: run a job file to its end and print what came out.
+
+Reads the file, makes the orchestrator of it, runs it. Errors become exit codes in `main.py`.
+"""
 
 from __future__ import annotations
 

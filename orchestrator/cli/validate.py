@@ -1,4 +1,7 @@
-"""`rankfire validate`: check a job file without starting anything, or print the schema of job files."""
+"""`rankfire validate`: check a job file without starting anything, or print the schema of job files.
+
+What is wrong with a file is said by `specfile.py`; here it is asked, and a good file is told in one line.
+"""
 
 from __future__ import annotations
 

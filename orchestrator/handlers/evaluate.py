@@ -1,4 +1,7 @@
-"""A shared evaluation at the end of epochs: all ranks, each its share, once."""
+"""A shared evaluation at the end of epochs: all ranks, each its share, once.
+
+`evaluate:` of a job file makes one; users attach it by hand. How an evaluation is asked for is in `asking.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Show how training goes: a bar per epoch on a terminal, one line per epoch elsewhere."""
+"""Show how training goes: a bar per epoch on a terminal, one line per epoch elsewhere.
+
+Attached to every run by the orchestrator. It reads what ranks tell anyway, and never makes them wait.
+"""
 
 from __future__ import annotations
 

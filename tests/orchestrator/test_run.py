@@ -359,13 +359,24 @@ def test_ctrl_c_cuts_and_interrupts(make_run: MakeRun) -> None:
     assert waiting == [True]  # all ranks wait while the driver saves
 
 
-def test_ctrl_c_before_training_starts_ends_at_once(make_run: MakeRun) -> None:
+@pytest.mark.parametrize(("step", "given"), [(Build, [Build]), (Join, [Build, Join])])
+def test_ctrl_c_while_the_ranks_start_ends_the_run_there(
+    make_run: MakeRun, step: type[Order], given: list[type[Order]]
+) -> None:
     group = FakeGroup(2)
-    group.interrupt()
-    run = make_run(group)
+    group.scripts[step] = lambda worker, _: group.interrupt() if worker == 1 else None
     with pytest.raises(RunInterrupted):
-        run.execute(None)
-    assert Go not in kinds(group, 0)
+        make_run(group).execute(None)
+    assert kinds(group, 0) == given
+
+
+def test_what_is_ended_while_the_ranks_start_is_cut_as_soon_as_it_trains(make_run: MakeRun) -> None:
+    group = FakeGroup(2)
+    group.scripts[Go] = lambda worker, _: None
+    run = make_run(group)
+    run.terminate("enough")
+    run.execute(None)
+    assert kinds(group, 0) == [Build, Join, Go, ProposeCut, CutAt, Release]
 
 
 def pressed_at_a_gate(make_run: MakeRun, *before: str) -> tuple[FakeGroup, Run]:

@@ -354,10 +354,7 @@ def test_user_keys_are_checked_on_both_ways():
     with pytest.raises(ValueError, match="the keys 'best' of state_dict_user_keys, received the keys 'iteration'"):
         engine.load_state_dict({"iteration": 1})
     engine.state_dict_user_keys[:] = ["iteration"]
-    with pytest.raises(
-        ValueError,
-        match=r"expected attributes of the state, received 'iteration', which is the engine's own; choose another",
-    ):
+    with pytest.raises(ValueError, match="received 'iteration', which is the engine's own; choose another"):
         engine.state_dict()
 
 

@@ -77,7 +77,7 @@ def test_data_that_ends_within_an_epoch_is_restarted(engine, seen):
 
 def test_endless_data_needs_an_epoch_length(engine, seen):
     for data in (itertools.count(), itertools.cycle([1]), itertools.repeat(1)):
-        with pytest.raises(ValueError, match=r"data with an end, .* received [cr].* without one; give epoch"):
+        with pytest.raises(ValueError, match=r"data with an end, .* received .* without one; give epoch"):
             engine.run(data)
     engine.run(itertools.repeat(7, 2))
     engine.run(itertools.count(), epoch_length=2, max_epochs=2)

@@ -24,8 +24,8 @@ def fingerprint_mismatch(saved: Mapping[str, object], now: Mapping[str, object])
 
     Example:
         >>> fingerprint_mismatch({"samples": 10}, {"samples": 12})
-        "data: samples: expected 10, as in the checkpoint, received 12; give the same data and global batch size, \
-or run under another run id"
+        'data: samples: expected 10, as in the checkpoint, received 12; give the same data and global batch size, \
+or run under another run id'
     """
     names = dict.fromkeys([*saved, *now])  # in the order in which they are written
     differing = [name for name in names if _of(saved, name) != _of(now, name)]

@@ -1,4 +1,7 @@
-"""Metrics of an engine: attach them, and pack one rank's state of them for the driver."""
+"""Metrics of an engine: attach them, and pack one rank's state of them for the driver.
+
+Users call `attach_metric` in `build(worker)`; what the ranks' packs become together is the driver's work.
+"""
 
 from workers.metrics.attach import AttachedMetric, attach_metric
 from workers.metrics.pack import empty_copy, pack_metric, pack_numbers
