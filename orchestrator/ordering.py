@@ -37,7 +37,7 @@ class Ordering(Registrations):
         super().__init__(settings.world_size)
         self.settings = settings
         self._lease = Lease(settings.home, settings.run)
-        self.registry = Registry(settings.home.child("checkpoints"), self._lease.check)
+        self.registry = Registry(settings.home.child("checkpoints"), self._lease.check, lambda: self._lease.token)
         self._journal = Journal(settings.home, self._lease.check)
         self._run: Run | None = None
         self.evaluated: dict[str, int] = {}  # metric of an evaluation → iteration at which it was measured last

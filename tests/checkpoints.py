@@ -14,7 +14,7 @@ from workers.parcels import Receipt
 from workers.shards import Shards, Written
 from workers.storage import Storage
 
-__all__ = ["FILES", "committed", "manifest", "staged", "state_at", "written"]
+__all__ = ["FILES", "committed", "equal", "manifest", "staged", "state_at", "written"]
 
 FILES = [
     *("data/.metadata", "data/__0_0.distcp", "data/__1_0.distcp", "index.json"),
@@ -58,3 +58,14 @@ def committed(registry: Registry, step: int, **given: Mapping[str, Any]) -> Comm
     """A committed checkpoint of two ranks; `given` goes into its manifest."""
     staging, receipts = staged(registry, step)
     return registry.commit(staging, manifest(step, **given), receipts)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two nested states are the same, bit by bit and type by type."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, tuple | list):
+        return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
+    return type(a) is type(b) and bool(a == b)

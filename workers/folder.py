@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import io
 import os
 import shutil
@@ -91,6 +92,8 @@ class Folder(Storage):
             shutil.rmtree(whole)
         else:
             whole.unlink(missing_ok=True)
+            for temporary in whole.parent.glob(f".{glob.escape(whole.name)}.*.tmp"):  # of who died while it wrote it
+                temporary.unlink(missing_ok=True)
 
     def move(self, path: str, to: str) -> None:  # noqa: D102
         (self.root / path).rename(self.root / to)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import os
 import uuid
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
@@ -140,11 +142,16 @@ _CLIENTS = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "azure", "f
 
 
 def _file_system(url: str) -> Any:
-    import fsspec
-
+    """One client a process and protocol: each has connections of its own, and asks anew who it is."""
     protocol = url.partition("://")[0]
     try:
-        kind = fsspec.get_filesystem_class(protocol)
+        return _client(protocol, os.getpid())
     except (ValueError, ImportError) as error:
         raise ValueError(f"{url!r}: {error}") from error
-    return kind(use_listings_cache=False, skip_instance_cache=True)
+
+
+@functools.cache
+def _client(protocol: str, process: int) -> Any:
+    import fsspec
+
+    return fsspec.get_filesystem_class(protocol)(use_listings_cache=False, skip_instance_cache=True)

@@ -25,6 +25,7 @@ __all__ = ["Committed", "Registry", "Staging"]
 
 _COMMITTED = re.compile(r"step-(\d{8,})(?:-(\d+))?")
 _STAGING = re.compile(r"step-\d{8,}(?:-\d+)?\.(attempt|pruned)-\d+")
+_NEXT = 1_000  # from one attempt of an owner to its next; so many owners later it would be another's
 _TOMBSTONE = b"abandoned\n"  # in place of a manifest: whoever still writes this checkpoint can't commit it any more
 
 
@@ -57,11 +58,16 @@ class Registry:
     Args:
         storage: the run's `checkpoints` folder; made when first needed.
         owned: called before anything is changed for good; raises if this process does not own the run any more.
+        token: the owner's fencing token. It is in the names of staging folders: ranks of an owner that was taken over,
+            who may still write, must not write into those of the new one.
     """
 
-    def __init__(self, storage: Storage, owned: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, storage: Storage, owned: Callable[[], None] = lambda: None, token: Callable[[], int] = lambda: 1
+    ) -> None:
         self.storage = storage
         self.owned = owned
+        self.token = token
 
     def sweep(self) -> list[str]:
         """Remove what interrupted saves and prunings left; returns their names. Only the run's owner may call it."""
@@ -211,22 +217,27 @@ class Registry:
             return f"its manifest is damaged: {error}"
 
     def _bury(self, name: str) -> bool:
-        """Put a tombstone where the manifest of an unfinished checkpoint would be; False if there is one by now."""
+        """Put a tombstone where the manifest of an unfinished checkpoint would be, and remove what is beside it.
+
+        Returns:
+            Whether there was something to be removed; not if it is committed by now.
+        """
         there = self.storage.files(name)
-        if NAME in there or not there:  # a folder that is only named has nothing to be removed
+        if not there or self._look(name) is not None:
             return False
-        try:
-            self.storage.claim(f"{name}/{NAME}", _TOMBSTONE)
-        except FileExistsError:
-            return False
-        for path in self.storage.files(name):
-            if path not in (NAME, ".claim"):
-                self.storage.remove(f"{name}/{path}")
-        return True
+        if NAME not in there:
+            try:
+                self.storage.claim(f"{name}/{NAME}", _TOMBSTONE)
+            except FileExistsError:
+                return False
+        rest = [path for path in self.storage.files(name) if path not in (NAME, ".claim")]
+        for path in rest:  # some may have come after a tombstone, from who did not know of it
+            self.storage.remove(f"{name}/{path}")
+        return bool(rest) or NAME not in there
 
     def _stage(self, name: str) -> Staging | None:
         """A staging folder for a checkpoint of that name; None if somebody was faster."""
-        attempt = 1
+        attempt = self.token()
         while True:
             folder = f"{name}.attempt-{attempt}" if self.storage.moves else name
             try:
@@ -235,7 +246,7 @@ class Registry:
             except FileExistsError:
                 if not self.storage.moves:
                     return None
-                attempt += 1
+                attempt += _NEXT
 
     def _commit_by_name(self, staging: Staging, manifest: Manifest) -> None:
         inside, content = staging.storage, manifest.to_json().encode()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from orchestrator.checkpoints.plan import GlobalPlan
-from tests.checkpoints import written
+from tests.checkpoints import equal, written
 from workers.errors import ProgramError
 from workers.locations import storage_at
 from workers.shards import SHARED, Shards, load_state, rank_file, read_rank_file, read_structure
@@ -23,16 +23,6 @@ def place(tmp_path):
 def round_trip(place, shared):
     written(place, [Shards(shared, {}, 0)])
     return load_state(place)
-
-
-def equal(a, b):
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, tuple | list):
-        return type(a) is type(b) and len(a) == len(b) and all(map(equal, a, b))
-    return type(a) is type(b) and a == b
 
 
 def trained(optimizer_kind, **options):

@@ -4,9 +4,11 @@ import contextlib
 import errno
 import os
 import threading
+from collections.abc import Iterator
 
 import pytest
 
+from workers import objects
 from workers.folder import Folder
 from workers.locations import storage_at
 from workers.objects import Objects
@@ -333,6 +335,15 @@ VERBS = {
 }
 
 
+@pytest.fixture
+def another_client() -> Iterator[None]:
+    """What the environment says now counts, not what it said when the first client was made."""
+    objects._client.cache_clear()
+    yield
+    objects._client.cache_clear()
+
+
+@pytest.mark.usefixtures("another_client")
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_store_that_is_not_there_is_an_error_of_the_system(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
@@ -346,6 +357,7 @@ def test_a_store_that_is_not_there_is_an_error_of_the_system(monkeypatch: pytest
     assert not isinstance(caught.value, FileNotFoundError)
 
 
+@pytest.mark.usefixtures("another_client")
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_wrong_secret_is_an_error_of_the_system(
     object_store: object, monkeypatch: pytest.MonkeyPatch, verb: str
