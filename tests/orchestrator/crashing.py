@@ -132,11 +132,11 @@ def _import_all() -> None:
     import s3fs  # noqa: F401
     import torch
 
-    import orchestrator.checkpoints.plan
+    import orchestrator.checkpoints.plan  # noqa: F401
     import orchestrator.local
     import orchestrator.orchestrator
-    import orchestrator.reduce
-    import tests.orchestrator.linear
+    import orchestrator.reduce  # noqa: F401
+    import tests.orchestrator.linear  # noqa: F401
     import workers.checkpointing
     import workers.saving  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""A run that dies at any place of a save, a commit, a pruning or a load: nothing is lost, and it ends as if undisturbed.
+"""A run that dies anywhere in a save, a commit, a pruning or a load: nothing is lost, and it ends as if undisturbed.
 
 Every failpoint of `workers/failpoints.py` is in a table here; a fault that did not fire fails its test.
 """
