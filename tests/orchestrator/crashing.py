@@ -132,7 +132,7 @@ def _import_all() -> None:
     import s3fs  # noqa: F401
     import torch
 
-    import orchestrator.checkpoints.plan  # noqa: F401
+    import orchestrator.checkpoints.plan
     import orchestrator.local
     import orchestrator.orchestrator
     import orchestrator.reduce  # noqa: F401
