@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator import Checkpoint, HandlerError, Orchestrator, RankfireError, RunInterrupted, SpecError, SystemFailure
+from orchestrator.errors import WorkerLostError
 from orchestrator.group import RayGroup
 from orchestrator.local import LocalGroup
 from orchestrator.saving import Saver
@@ -229,3 +230,17 @@ def test_with_workers_the_ranks_are_those_of_ray(tmp_path: Path, monkeypatch: py
     with pytest.raises(SpecError, match="not in this test"):
         orchestrator.run(max_epochs=1)
     assert asked == [(3, 4, orchestrator.settings.roots)]
+
+
+def test_a_lost_rank_is_told_with_where_the_same_command_goes_on(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+
+    @orchestrator.on(Events.EPOCH_COMPLETED(once=2))
+    def lose(run: Orchestrator) -> None:
+        run.checkpoint(wait=True)
+        raise WorkerLostError("rank 1 was lost")
+
+    with pytest.raises(WorkerLostError) as caught:
+        orchestrator.run(max_epochs=3)
+    told = "rank 1 was lost; saved as step-00000006; the same command goes on from there"
+    assert (str(caught.value), lines(tmp_path, "RUN_FAILED")[0]["text"]) == (told, told)
