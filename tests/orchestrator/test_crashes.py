@@ -100,7 +100,9 @@ class Place:
         }
         assert (len(committed), names - committed - buried) == (1, set())
         left = [path for path in self.storage.files("r") if path.endswith(".tmp")]
-        assert [path for path in left if not path.startswith("lease/")] == []  # those go with the lease, one owner later
+        assert [
+            path for path in left if not path.startswith("lease/")
+        ] == []  # those go with the lease, one owner later
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +265,11 @@ def test_what_can_not_be_pruned_is_swept_at_the_next_start(folder: Place, undist
     ("point", "codes", "told"),
     [
         ("save.planned", {1}, "error: rank 0 raised FailpointError: failpoint save.planned"),
-        ("shard.half", {3}, "could not be written: rank 0: FailpointError: failpoint shard.half; the checkpoints before"),
+        (
+            "shard.half",
+            {3},
+            "could not be written: rank 0: FailpointError: failpoint shard.half; the checkpoints before",
+        ),
         ("commit.indexed", {1, 3}, "FailpointError: failpoint commit.indexed"),
         ("retention.renamed", {1, 3}, "FailpointError: failpoint retention.renamed"),
     ],
