@@ -162,12 +162,17 @@ class _Hashed(io.RawIOBase):
         self._file = file
         self._digest = hashlib.sha256()
         self._written = 0
+        self._refusal: OSError | None = None
 
     def writable(self) -> bool:
         return True
 
     def write(self, block: Any) -> int:
-        self._file.write(block)
+        try:
+            self._file.write(block)
+        except OSError as error:
+            self._refusal = error
+            raise
         self._digest.update(block)
         count = memoryview(block).nbytes
         self._written += count
@@ -181,6 +186,16 @@ class _Hashed(io.RawIOBase):
 
     def close(self) -> None:
         """The file's owner closes it."""
+
+    @contextmanager
+    def plain_errors(self) -> Iterator[None]:
+        """What the storage refused is told as that; torch makes another error of it, about a position."""
+        try:
+            yield
+        except Exception:
+            if self._refusal is not None:
+                raise self._refusal from None
+            raise
 
     def receipt(self, path: str) -> Receipt:
         return Receipt(path=path, size=self._written, sha256=self._digest.hexdigest())
@@ -204,7 +219,8 @@ class _Files(FileSystemBase):
         with self._storage.create(name) as file:
             hashed = _Watched(file, self._progress)
             self._progress("opened")
-            yield hashed
+            with hashed.plain_errors():
+                yield hashed
             receipt = hashed.receipt(name)
         self.receipts.append(receipt)
 
@@ -243,6 +259,10 @@ class _Watched(_Hashed):
         count = super().write(block)
         if not self._told:
             self._told = True
-            self._file.flush()
-            self._progress("half")
+            try:
+                self._file.flush()
+                self._progress("half")
+            except OSError as error:
+                self._refusal = error
+                raise
         return count

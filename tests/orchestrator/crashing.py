@@ -129,8 +129,11 @@ def serve() -> None:
 
 
 def _import_all() -> None:
-    import s3fs  # noqa: F401
+    import aiobotocore.session
+    import rich.table
+    import s3fs
     import torch
+    import torch._dynamo  # a second, of which an optimizer has need
 
     import orchestrator.checkpoints.plan
     import orchestrator.local
