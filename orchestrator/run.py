@@ -15,7 +15,7 @@ from typing import Any
 from orchestrator.asking import Asking
 from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Registry
-from orchestrator.errors import FencedError, RankfireError, RunInterrupted, SpecError, no_engine
+from orchestrator.errors import FencedError, RankfireError, RunInterrupted, SpecError, SystemFailure, no_engine
 from orchestrator.exchange import Group, Interrupt, LeaseLost
 from orchestrator.gatekeeper import Gatekeeper
 from orchestrator.journal import Journal
@@ -170,6 +170,11 @@ class Run:
             self._registry.owned()
         except FencedError as error:
             raise self.loop.end(error) from error
+        except OSError as error:  # whoever it was: it is not ours any more
+            text = (
+                f"the run was taken over by another process, and its storage can't be read: {error.strerror or error}"
+            )
+            raise self.loop.end(SystemFailure(text)) from error
 
     def _ended(self, error: RankfireError, facts: Facts) -> None:
         """Write down who was lost, and tell EXCEPTION_RAISED on the driver."""

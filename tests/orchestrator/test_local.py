@@ -6,7 +6,7 @@ from collections.abc import Callable
 import cloudpickle
 import pytest
 
-from orchestrator.exchange import Incoming, Interrupt
+from orchestrator.exchange import Incoming, Interrupt, LeaseLost
 from orchestrator.local import LocalGroup
 from workers import Engine, Events, Program, Worker
 from workers.messages import Arrived, Built, Fault, Finished, Hello, Joined, Observed
@@ -138,3 +138,13 @@ def test_a_group_that_was_never_started_can_be_stopped() -> None:
 def test_there_is_one_worker() -> None:
     with pytest.raises(AssertionError, match="there is no worker 1 in this process"):
         LocalGroup(turn=lambda: None).order(1, Go(max_epochs=1, max_iters=None, epoch_length=None))
+
+
+def test_what_another_thread_tells_is_heard_between_two_iterations() -> None:
+    def note(came: Incoming) -> None:
+        if isinstance(came, Observed):
+            driver.group.tell(LeaseLost())
+
+    driver = Driver(note)
+    driver.train(watches={"trainer": Events.ITERATION_COMPLETED(once=2)})
+    assert driver.kinds()[-3:] == [Observed, LeaseLost, Finished]

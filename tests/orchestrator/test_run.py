@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import (
+    FencedError,
     GateMismatchError,
     HandlerError,
     RunInterrupted,
@@ -14,12 +15,13 @@ from orchestrator.errors import (
     TrainingError,
     WorkerLostError,
 )
-from orchestrator.exchange import Incoming
+from orchestrator.exchange import Incoming, LeaseLost
 from orchestrator.lifecycle import Phase
 from orchestrator.run import Run
 from tests.orchestrator.conftest import MakeRun, lines_of
 from tests.orchestrator.fake_group import FakeGroup, gate
 from workers.events import Events
+from workers.messages import Built
 from workers.orders import Build, CutAt, Go, Join, Order, ProposeCut, Release
 from workers.parcels import LoadPoint
 
@@ -419,3 +421,45 @@ def test_the_end_is_where_the_ranks_finished(make_run: MakeRun) -> None:
     state = trainer_of(run).state
     assert (state.iteration, state.epoch, run.journal.iteration, run.journal.epoch) == (100, 5, 100, 5)
     assert events(run) == ["WORKER_BUILT"] * 2 + ["WORKER_JOINED"] * 2
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (FencedError.by("r", "pid 8 on other"), "run 'r' was taken over by pid 8 on other"),
+        (
+            OSError(5, "Input/output error"),
+            "the run was taken over by another process, and its storage can't be read: ",
+        ),
+    ],
+)
+def test_a_run_that_lost_its_lease_ends_at_once(make_run: MakeRun, error: Exception, text: str) -> None:
+    group = FakeGroup(2)
+    group.scripts[Go] = lambda worker, _: group.tell(LeaseLost()) if worker else None
+    run = make_run(group)
+
+    def owned() -> None:
+        raise error
+
+    run._registry.owned = owned
+    with pytest.raises(SystemFailure) as caught:
+        run.execute(None)
+    assert str(caught.value).startswith(text)
+
+
+def test_a_false_alarm_about_the_lease_changes_nothing(make_run: MakeRun) -> None:
+    group = FakeGroup(2)
+    go = group.scripts[Go]
+    group.scripts[Go] = lambda worker, order: (group.tell(LeaseLost()), go(worker, order))[0]
+    make_run(group).execute(None)
+
+
+def test_other_data_than_that_of_the_checkpoint_is_refused_before_training(make_run: MakeRun) -> None:
+    group = FakeGroup(2)
+    group.scripts[Build] = lambda worker, _: group.send(
+        Built, worker, device="cpu", seconds=0.0, engines=("trainer", "evaluator"), state_bytes={}, metrics={},
+        data={"samples": 12},
+    )  # fmt: skip
+    with pytest.raises(SpecError, match=r"^run: data: samples: expected 10, as in the checkpoint, received 12; "):
+        make_run(group).execute(None, {"samples": 10})
+    assert Go not in kinds(group, 0)
