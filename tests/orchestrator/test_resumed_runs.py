@@ -103,6 +103,19 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(tmp_path: Path, capsys: pyte
     assert "CHECKPOINT_REFUSED" in events(tmp_path)
 
 
+def test_the_one_saved_after_a_damaged_one_stays_and_verifies(tmp_path: Path) -> None:
+    run(tmp_path)
+    spoil(tmp_path / "linear" / "checkpoints" / "step-00000006" / "shared.pt")
+    resumed = make(tmp_path)
+    resumed.attach(Checkpoint(every={"iterations": 1}, keep=1))
+    result = resumed.run(max_iters=5)
+    assert names(tmp_path) == ["step-00000005"]
+    assert result.checkpoint == str(tmp_path / "linear" / "checkpoints" / "step-00000005")
+    found, refused = make(tmp_path).registry.newest_valid()
+    assert found is not None
+    assert (found.url, refused) == (result.checkpoint, [])
+
+
 def test_strict_refuses_a_damaged_checkpoint(tmp_path: Path) -> None:
     run(tmp_path)
     spoil(tmp_path / "linear" / "checkpoints" / "step-00000006" / "shared.pt")
