@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.api import CheckpointException
 
 from orchestrator.checkpoints.manifest import Manifest
 from orchestrator.checkpoints.registry import Committed
@@ -107,9 +106,6 @@ def _read(checkpoint: Committed, entry: str) -> object:
         return load_state(checkpoint.storage, entry.__eq__)[entry]
     except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         raise CheckpointError.at(checkpoint.url, f"can't be read: {error}") from error
-    except CheckpointException as error:  # torch's, with a traceback for its text; the file may be pruned by now
-        first, _ = next(iter(error.failures.values()))
-        raise CheckpointError.at(checkpoint.url, f"can't be read: {first}") from error
 
 
 # ---------------------------------------------------------------- writing

@@ -38,7 +38,8 @@ class Best:
 
     def __post_init__(self) -> None:
         if self.mode not in ("max", "min"):
-            raise SpecError(f"Best(mode): expected 'max' or 'min', received {self.mode!r}")
+            mend = "write 'max' if a greater value is better, 'min' if a smaller one is"
+            raise SpecError(explain("Best(mode)", expected="'max' or 'min'", received=repr(self.mode), mend=mend))
 
 
 class Checkpoint:
@@ -70,9 +71,12 @@ class Checkpoint:
     ) -> None:
         self.unit, self.every = _interval(every)
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-            raise SpecError(f"Checkpoint(keep): expected a whole number of at least 1, received {keep!r}")
+            expected, mend = "a whole number of at least 1", "write how many of the newest checkpoints shall stay"
+            raise SpecError(explain("Checkpoint(keep)", expected=expected, received=repr(keep), mend=mend))
         if on_save_error not in ("stop", "continue"):
-            raise SpecError(f"Checkpoint(on_save_error): expected 'stop' or 'continue', received {on_save_error!r}")
+            where, expected = "Checkpoint(on_save_error)", "'stop' or 'continue'"
+            mend = "write 'continue' to train on without the checkpoint, or leave it out"
+            raise SpecError(explain(where, expected=expected, received=repr(on_save_error), mend=mend))
         self.keep = keep
         self.best = best
         self.on_save_error = on_save_error

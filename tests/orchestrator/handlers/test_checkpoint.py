@@ -171,7 +171,10 @@ def test_in_the_middle_of_an_epoch_a_metric_may_be_missing_yet(driver: Any) -> N
 def test_keep_is_a_whole_number_and_positive(value: Any) -> None:
     with pytest.raises(SpecError) as caught:
         Checkpoint(keep=value)
-    assert str(caught.value) == f"Checkpoint(keep): expected a whole number of at least 1, received {value!r}"
+    assert str(caught.value) == (
+        f"Checkpoint(keep): expected a whole number of at least 1, received {value!r}; write how many of the newest "
+        "checkpoints shall stay"
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,9 +197,12 @@ def test_a_save_that_failed_stops_or_does_not() -> None:
     assert [Checkpoint().on_save_error, Checkpoint(on_save_error="continue").on_save_error] == ["stop", "continue"]
     with pytest.raises(SpecError) as caught:
         Checkpoint(on_save_error="ignore")  # type: ignore[arg-type]
-    assert str(caught.value) == "Checkpoint(on_save_error): expected 'stop' or 'continue', received 'ignore'"
+    assert str(caught.value) == (
+        "Checkpoint(on_save_error): expected 'stop' or 'continue', received 'ignore'; write 'continue' to train on "
+        "without the checkpoint, or leave it out"
+    )
 
 
 def test_best_is_the_greatest_or_the_smallest() -> None:
-    with pytest.raises(SpecError, match=r"^Best\(mode\): expected 'max' or 'min', received 'most'$"):
+    with pytest.raises(SpecError, match=r"^Best\(mode\): expected 'max' or 'min', received 'most'; write 'max' if a"):
         Best("loss", "most")  # type: ignore[arg-type]
