@@ -43,6 +43,10 @@ class Driver(Protocol):
         """Save now."""
         ...
 
+    def saved_at(self) -> int | None:
+        """Wait until no save is in flight; iteration of this run's last checkpoint, None if it has made none."""
+        ...
+
     def at_boundary(self, function: Callable[[], None]) -> None:
         """Call a function when all ranks stand after one common iteration."""
         ...

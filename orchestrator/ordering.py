@@ -41,7 +41,7 @@ class Ordering(Registrations):
         self._journal = Journal(settings.home, self._lease.check)
         self._run: Run | None = None
         self.evaluated: dict[str, int] = {}  # metric of an evaluation → iteration at which it was measured last
-        self._saved_at: int | None = None  # iteration of this run's last checkpoint
+        self._last: Committed | None = None  # the last checkpoint that this run made
         self._at_boundary: list[Callable[[], None]] = []  # what waits for the next cut
 
     @property
@@ -87,7 +87,8 @@ class Ordering(Registrations):
                 with a method `committed(orchestrator, checkpoint)` are called.
 
         Returns:
-            The path or URL that the checkpoint has or will have; None if it failed and the run goes on without.
+            The path or URL that the checkpoint has or will have; None if it could not be begun, or was waited for and
+            failed, and the run goes on without.
 
         Raises:
             CheckpointError: the storage refused, for this save or for the one before.
@@ -101,10 +102,20 @@ class Ordering(Registrations):
         best = {"metric": rules[0].metric, "mode": rules[0].mode} if rules else None
         manifest = replace(manifest, best=best, token=self._lease.token, spec=self.settings.digest)
         url = run.saver.begin(manifest)
-        self._saved_at = manifest.iteration
-        if wait:
-            run.saver.wait()
-        return url
+        if not wait:
+            return url
+        run.saver.wait()
+        return url if self._last is not None and self._last.url == url else None
+
+    def saved_at(self) -> int | None:
+        """Wait until no save is in flight; iteration of this run's last checkpoint, None if it has made none.
+
+        Raises:
+            CheckpointError: the storage refused what was in flight, and the run shall stop at that.
+            SpecError: nothing runs.
+        """
+        self._running("saved_at").saver.wait()
+        return None if self._last is None else self._last.manifest.iteration
 
     def at_boundary(self, function: Callable[[], None]) -> None:
         """Call a function as soon as all ranks stand after one common iteration; then training goes on.
@@ -169,10 +180,11 @@ class Ordering(Registrations):
         for function in waiting:
             function()
         configured = any(isinstance(handler, Checkpoint) for handler in self._attached)
-        if run.interrupted and configured and self._saved_at != self.state.iteration:
+        if run.interrupted and configured and self.saved_at() != self.state.iteration:
             self.checkpoint()
 
     def _committed(self, checkpoint: Committed) -> None:
+        self._last = checkpoint
         self.note("CHECKPOINT_COMMITTED", checkpoint=checkpoint.name, bytes=checkpoint.manifest.size)
         for handler in self._attached:
             if (tell := getattr(handler, "committed", None)) is not None:
@@ -183,7 +195,6 @@ class Ordering(Registrations):
         run = self._running("checkpoint")
         if run.saver.on_error == "continue":
             notice(f"{error}; training goes on")
-        self._saved_at = None
 
     def _running(self, what: str) -> Run:
         if self._run is None:

@@ -61,10 +61,10 @@ class StartFrom:
 
 
 def newest(registry: Registry, resume: Resume, tell: Callable[[str], None]) -> Committed | None:
-    """The newest checkpoint whose every byte verifies; None if the run has none.
+    """The newest checkpoint whose every byte verifies; None if the run has none. Newer ones are set aside.
 
     Args:
-        registry: the run's checkpoints.
+        registry: the run's checkpoints; the caller owns the run.
         resume: what to do if one is damaged.
         tell: called with a sentence for each one that was refused.
 
@@ -78,9 +78,11 @@ def newest(registry: Registry, resume: Resume, tell: Callable[[str], None]) -> C
             if point is not None
             else "nothing is left to go on from"
         )
-        raise CheckpointError(f"{'; '.join(refused)}; restore the files, {before}, or start anew with --fresh")
-    for text in refused:
-        tell(f"{text}; trying the one before it")
+        words = "; ".join(map(str, refused))
+        raise CheckpointError(f"{words}; restore the files, {before}, or start anew with --fresh")
+    for one in refused:
+        now = registry.set_aside(one.name)
+        tell(f"{one}; trying the one before it" + ("" if now is None else f", and this one is now {now}"))
     return point
 
 
@@ -160,7 +162,7 @@ def way_on(registry: Registry, iteration: int) -> str:
     """
     try:
         committed = registry.committed()
-    except OSError:  # it may be the storage that ended the run
+    except (OSError, CheckpointError):  # it may be the storage that ended the run
         committed = []
     if not committed:
         return "nothing was saved"

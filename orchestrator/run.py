@@ -65,6 +65,7 @@ class Run:
         self.life = Lifecycle()
         self.stop_reason: str | None = None
         self.interrupted = False
+        self._cut_wanted = False  # by somebody for whom training had not begun yet
         self.built: Callable[[], None] = lambda: None  # called when the program is known, before anything is trained
         self._buses = buses
         self._build = build
@@ -125,12 +126,14 @@ class Run:
         """Have all ranks stand at a gate after one common iteration, unless training is about to end anyway."""
         if self.life.phase in {Phase.RUNNING, Phase.GATE}:
             self.asking.cut()
+        else:
+            self._cut_wanted = True
 
     def _train(self) -> None:
         """From `Go` to the last rank's `Finished`.
 
         RUNNING, the clock of training starts; Go to all ranks
-        a cut, if it was ended while they started
+        a cut, if it was ended while they started, or something waits for a boundary
         while a rank has not finished:
             handle what comes: arrivals open gates, faults raise    (`Loop.pump`)
         FINISHING: note what was dropped; the state stands where the ranks ended
@@ -140,7 +143,7 @@ class Run:
         go = Go(max_epochs=limits.max_epochs, max_iters=limits.max_iters, epoch_length=limits.epoch_length)
         self.gates.clock(runs=True)
         self.ranks.order_all(go)
-        if self.stop_reason is not None:  # a handler that looks at the clock ended it while they were starting
+        if self.stop_reason is not None or self._cut_wanted:  # by a handler that looked at the clock meanwhile
             self.asking.cut()
         while not self.gates.all_finished:
             self.loop.pump()

@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from orchestrator.errors import RankfireError, SystemFailure, TrainingError, WorkerLostError, name_ranks
+from orchestrator.errors import (
+    CheckpointError,
+    RankfireError,
+    SystemFailure,
+    TrainingError,
+    WorkerLostError,
+    name_ranks,
+)
 from workers.messages import Fault
 from workers.parcels import Failure
 from workers.rank import Place
@@ -50,10 +57,15 @@ class Facts:
 
 
 def verdict(facts: Facts) -> RankfireError:
-    """The error to end with: a user's exception if there is one, else a lost worker, else broken collectives."""
+    """The error to end with: a user's exception, else a checkpoint that ranks can't read, else a lost worker.
+
+    If there is none of these, collectives broke.
+    """
     users = [fault for fault in facts.faults if fault.kind == "user"]
     if users:
         return _of_user(users)
+    if unread := {fault.rank: fault.failure for fault in facts.faults if fault.kind == "system"}:
+        return _of_reading(unread)
     if facts.lost:
         return _of_loss(facts)
     return _of_talk(facts)
@@ -93,6 +105,11 @@ def _of_user(faults: list[Fault]) -> TrainingError:
     failures = {fault.rank: fault.failure for fault in faults}
     ranks, first = by_failure(failures)[0]
     return TrainingError(tell_failures(failures), ranks=ranks, traceback=first.traceback)
+
+
+def _of_reading(failures: Mapping[int, Failure]) -> CheckpointError:
+    told = "; ".join(f"{failure.text} (on {name_ranks(ranks)})" for ranks, failure in by_failure(failures))
+    return CheckpointError(told)
 
 
 def _of_loss(facts: Facts) -> RankfireError:

@@ -5,14 +5,16 @@ The session calls this at gates; how bytes are laid out is in `shards.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from workers.building import fingerprint_of
 from workers.data.loader import GlobalLoader
-from workers.errors import ProgramError
+from workers.errors import ProgramError, UnreadableError
 from workers.failpoints import failpoint
 from workers.locations import storage_at
 from workers.metrics.attach import AttachedMetric
@@ -20,7 +22,6 @@ from workers.parcels import TRAINER, LoadPoint
 from workers.program import Program, Stateful
 from workers.rng import capture_rng, restore_rng, seed_rng
 from workers.shards import Shards, load_state, read_rank_file, read_structure
-from workers.storage import Storage
 from workers.worker import Worker
 
 __all__ = ["cursor_of", "restore", "shards_of", "spread_entries"]
@@ -42,14 +43,16 @@ def shards_of(worker: Worker, program: Program) -> Shards:
 def spread_entries(worker: Worker, program: Program) -> tuple[str, ...]:
     """Entries of the state that are known to be equal on all ranks, so that each rank may write a part of them.
 
-    Prepared models are, since gradients are averaged and buffers are shared, and so are their optimizers. Of all else
-    it is not known: rank 0 writes it.
+    Prepared models are, since gradients are averaged, if they have no buffers or DDP broadcasts those; so is an
+    optimizer all of whose parameters are in prepared models. Of all else it is not known: rank 0 writes it.
     """
-    return tuple(
-        name
-        for name, entry in program.state.items()
-        if _is(entry, torch.optim.Optimizer) or worker.models.prepared(entry)
-    )
+    return tuple(name for name, entry in program.state.items() if _equal(worker, entry))
+
+
+def _equal(worker: Worker, entry: object) -> bool:
+    if isinstance(entry, torch.optim.Optimizer):
+        return worker.models.hold(parameter for group in entry.param_groups for parameter in group["params"])
+    return isinstance(entry, torch.nn.Module) and worker.models.equal(entry)
 
 
 def cursor_of(program: Program) -> tuple[dict[str, int], dict[str, Any]]:
@@ -72,16 +75,18 @@ def restore(worker: Worker, program: Program, point: LoadPoint) -> None:
     Raises:
         ProgramError: the program has a state entry or engine that the checkpoint does not know, or data whose place
             belongs to another world size.
+        UnreadableError: it can't be read here.
     """
     storage = storage_at(point.url)
     if point.entries is not None:
-        _restore_entries(program, storage, point.entries)
+        _restore_entries(program, point.url, point.entries)
         return
     stranger = worker.rank >= point.world_size  # this rank did not exist when the checkpoint was made
-    own = read_rank_file(storage, 0 if stranger else worker.rank)
-    shared = load_state(storage, program.state.__contains__)
+    with _readable(point.url):
+        own = read_rank_file(storage, 0 if stranger else worker.rank)
+        shared, held = load_state(storage, program.state.__contains__), read_structure(storage)
     failpoint("load.read", worker.rank)
-    _check_names("state", program.state, read_structure(storage))
+    _check_names("state", program.state, held)
     _check_names("engine", program.engines, own["engines"])
     _check_places(program, own, point.world_size, worker.world_size)
     for name, entry in program.state.items():
@@ -99,15 +104,28 @@ def restore(worker: Worker, program: Program, point: LoadPoint) -> None:
     failpoint("load.restored", worker.rank)
 
 
-def _is(thing: object, kind: type) -> bool:
-    return isinstance(thing, kind)
+@contextmanager
+def _readable(url: str) -> Iterator[None]:
+    """What can't be read of a checkpoint that the driver verified is no fault of the user's code.
+
+    Raises:
+        UnreadableError: something can't.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UnreadableError(f"checkpoint {url}: can't be read: {type(error).__name__}: {why}") from error
 
 
-def _restore_entries(program: Program, storage: Storage, entries: tuple[str, ...]) -> None:
+def _restore_entries(program: Program, url: str, entries: tuple[str, ...]) -> None:
     """Only some entries of the state: the rest of the program starts afresh."""
-    _check_names("state", entries, read_structure(storage))
-    _check_names("state", entries, program.state, where="the program")
-    for name, state in load_state(storage, entries.__contains__).items():
+    storage, mend = storage_at(url), "leave it out of start_from.state"
+    with _readable(url):
+        held, states = read_structure(storage), load_state(storage, entries.__contains__)
+    _check_names("state", entries, held, mend=mend)
+    _check_names("state", entries, program.state, where="the program", mend=mend)
+    for name, state in states.items():
         program.state[name].load_state_dict(state)
 
 
@@ -133,12 +151,17 @@ def _begin_as_stranger(worker: Worker, program: Program) -> None:
 
 
 def _check_names(
-    kind: str, wanted: Mapping[str, Any] | tuple[str, ...], held: Mapping[str, Any], where: str = "the checkpoint"
+    kind: str,
+    wanted: Mapping[str, Any] | tuple[str, ...],
+    held: Mapping[str, Any],
+    *,
+    where: str = "the checkpoint",
+    mend: str = "give the run another name to start afresh",
 ) -> None:
     if missing := sorted(set(wanted) - set(held)):
         raise ProgramError(
             f"checkpoint: {kind} {', '.join(map(repr, missing))}: expected {where} to hold it, received "
-            f"{', '.join(map(repr, sorted(held))) or 'none'}; give the run another name to start afresh"
+            f"{', '.join(map(repr, sorted(held))) or 'none'}; {mend}"
         )
 
 

@@ -6,7 +6,15 @@ mend. The driver's own exceptions live in `orchestrator/errors.py` and grow from
 
 from __future__ import annotations
 
-__all__ = ["DataLoaderEmptyError", "FastForwardWarning", "FaultTold", "LeaveNow", "ProgramError", "RankfireError"]
+__all__ = [
+    "DataLoaderEmptyError",
+    "FastForwardWarning",
+    "FaultTold",
+    "LeaveNow",
+    "ProgramError",
+    "RankfireError",
+    "UnreadableError",
+]
 
 
 class RankfireError(Exception):
@@ -19,6 +27,10 @@ class DataLoaderEmptyError(RankfireError):
 
 class ProgramError(RankfireError):
     """What a user's `build(worker)` did or returned can't be run."""
+
+
+class UnreadableError(RankfireError):
+    """A rank can't read the checkpoint that it shall take up: the storage's fault, not the user's."""
 
 
 class LeaveNow(BaseException):

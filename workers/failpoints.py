@@ -23,7 +23,7 @@ VARIABLE = "RANKFIRE_FAILPOINTS"
 TRACE = "RANKFIRE_FAILPOINTS_TRACE"  # a file to which every hit is appended: how a test knows that its fault fired
 
 POINTS: Mapping[str, str] = {
-    "save.planned": "a rank has told what it would write",
+    "save.planned": "a rank has planned, and has not told",
     "save.frozen": "a rank has copied its share of the state",
     "shard.opened": "a rank has opened the file of its tensors, nothing is written yet",
     "shard.half": "a rank has written some of its tensors, the file is not synced",
@@ -47,7 +47,9 @@ POINTS: Mapping[str, str] = {
 """Every failpoint, and what has happened when a process comes by."""
 
 _ACTIONS = ("kill", "raise", "exit", "stop", "enospc", "eio", "sleep")
-_FORM = re.compile(r"(?P<name>[\w.]+)=(?P<action>[a-z]+)(:(?P<value>[\d.]+))?(@(?P<rank>\d+))?(#(?P<hit>\d+))?")
+_FORM = re.compile(
+    r"(?P<name>[\w.]+)=(?P<action>[a-z]+)(:(?P<value>\d+(\.\d+)?))?(@(?P<rank>\d+))?(#(?P<hit>[1-9]\d*))?"
+)
 
 
 class FailpointError(RuntimeError):

@@ -1,4 +1,4 @@
-"""Tell whose fault an exception on a rank is: the user's code, or a peer that is gone.
+"""Tell whose fault an exception on a rank is: the user's code, a peer that is gone, or what the run stands on.
 
 When one rank fails, the others fail in their collectives; only the first is worth a report. Used by the session.
 """
@@ -9,6 +9,7 @@ import re
 
 import torch.distributed as dist
 
+from workers.errors import UnreadableError
 from workers.parcels import FaultKind
 
 __all__ = ["fault_kind"]
@@ -24,7 +25,10 @@ _KINDS = tuple(
 
 
 def fault_kind(error: BaseException) -> FaultKind:
-    """`communication` if the exception says that a peer or the store is gone, else `user`.
+    """Name the kind of fault.
+
+    `communication` if the exception says that a peer or the store is gone, `system` if a checkpoint can't be read, else
+    `user`.
 
     Args:
         error: what the training thread caught; its causes are looked at too.
@@ -35,6 +39,8 @@ def fault_kind(error: BaseException) -> FaultKind:
     """
     seen: list[BaseException] = []
     cause: BaseException | None = error
+    if isinstance(error, UnreadableError):
+        return "system"
     while cause is not None and all(cause is not known for known in seen):  # a chain may bite its own tail
         if isinstance(cause, _KINDS) or (isinstance(cause, RuntimeError) and _LOST_PEER.search(_text(cause))):
             return "communication"

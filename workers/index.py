@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any, cast
 
 import torch
@@ -82,14 +83,20 @@ def _tensor(name: str, tensor: Mapping[str, Any]) -> TensorStorageMetadata:
 
 
 def _cover(chunks: Sequence[ChunkStorageMetadata], size: torch.Size) -> bool:
-    """Whether the parts lie within the tensor, at different places, and are as large as it is."""
+    """Whether the parts lie within the tensor, none over another, and are together as large as it is: they cover it."""
     for chunk in chunks:
         if not len(chunk.offsets) == len(chunk.sizes) == len(size):
             return False
         if any(at + length > end for at, length, end in zip(chunk.offsets, chunk.sizes, size, strict=True)):
             return False
-    places = {tuple(chunk.offsets) for chunk in chunks}
-    return len(places) == len(chunks) and sum(math.prod(chunk.sizes) for chunk in chunks) == math.prod(size)
+    as_large = sum(math.prod(chunk.sizes) for chunk in chunks) == math.prod(size)
+    return as_large and not any(_overlap(one, other) for one, other in combinations(chunks, 2))
+
+
+def _overlap(one: ChunkStorageMetadata, other: ChunkStorageMetadata) -> bool:
+    """Whether two parts begin at the same place, or have a number in common."""
+    spans = zip(one.offsets, one.sizes, other.offsets, other.sizes, strict=True)
+    return one.offsets == other.offsets or all(max(a, b) < min(a + length, b + width) for a, length, b, width in spans)
 
 
 def _place(part: Mapping[str, Any]) -> _StorageInfo:

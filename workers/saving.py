@@ -6,20 +6,17 @@ Made by the session at the first save; what is in a checkpoint is said in `check
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+
+import torch
+from torch.distributed.checkpoint.planner import SavePlan
 
 from workers.checkpointing import cursor_of, shards_of, spread_entries
 from workers.failpoints import failpoint
 from workers.parcels import Planned
 from workers.program import Program
+from workers.shards import Shards
 from workers.worker import Worker
 from workers.writer import ShardWriter
-
-if TYPE_CHECKING:
-    import torch
-    from torch.distributed.checkpoint.planner import SavePlan
-
-    from workers.shards import Shards
 
 __all__ = ["RankSaver"]
 

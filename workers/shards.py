@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -93,7 +92,7 @@ class Shards:
         if any(tensor.device.type != "cpu" for _, tensor in wanted.values()):
             torch.accelerator.synchronize()  # the copies are on their way; training may change what they read
         self._planner.freeze(frozen)
-        small = {f"ranks/rank-{self.rank:04d}.pt": _saved(self._own)}
+        small = {rank_file(self.rank): _saved(self._own)}
         if self.rank == 0:
             small[SHARED] = _saved(self._structure)
         return Frozen(self.rank, plan, self._planner, small)
@@ -133,7 +132,7 @@ class Frozen:
         )
         failpoint("shard.synced", self.rank)
         for path, content in self._small.items():
-            receipts.append(write_file(storage, path, partial(_put, content)))
+            receipts.append(write_file(storage, path, content))
         failpoint("rank_file.synced", self.rank)
         return Written(receipts=tuple(receipts), results=results)
 
@@ -159,6 +158,14 @@ def load_state(storage: Storage, entries: Callable[[str], bool] = lambda _: True
     Args:
         storage: the checkpoint's folder.
         entries: which of them.
+
+    Returns:
+        entry → its state. Mappings come back as dictionaries, named tuples as tuples, NumPy's numbers as Python's, its
+        arrays as tensors, and all tensors on the CPU.
+
+    Raises:
+        OSError: a file can't be read.
+        ValueError: the index can't be used, or a file is not what it says.
     """
     structure = {name: entry for name, entry in read_structure(storage).items() if entries(name)}
     wanted = set(_tensors_in(structure))
@@ -196,10 +203,6 @@ def _buffer_for(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pin)
 
 
-def _put(content: bytes, file: BinaryIO) -> None:
-    file.write(content)
-
-
 def _saved(value: object) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, cast(BinaryIO, buffer))
@@ -225,9 +228,14 @@ def _plain(value: object, path: str, keep: Callable[[torch.Tensor, str], object]
         items = [_plain(item, f"{path}.{index}", keep) for index, item in enumerate(value)]
         return tuple(items) if isinstance(value, tuple) else items
     if isinstance(value, np.generic):
-        return value.item()
+        item = value.item()
+        if type(item) in _SCALARS:
+            return item
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy())
+        try:
+            return torch.from_numpy(value.copy())
+        except TypeError:  # texts, dates, objects: torch has no such numbers
+            raise _refusal(value, path, f" of {value.dtype}") from None
     raise _refusal(value, path)
 
 
@@ -237,10 +245,10 @@ def _plain_key(key: object, path: str) -> object:
     raise _refusal(key, f"{path}, key {key!r}")
 
 
-def _refusal(value: object, path: str) -> ProgramError:
+def _refusal(value: object, path: str, more: str = "") -> ProgramError:
     return ProgramError(
         f"checkpoint: state {path!r}: expected tensors, numbers, texts and containers of them, "
-        f"received {type(value).__module__}.{type(value).__qualname__}; leave it out of state_dict(), or give its parts"
+        f"received {type(value).__module__}.{type(value).__qualname__}{more}; leave it out of state_dict(), or give its parts"
     )
 
 

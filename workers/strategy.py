@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
@@ -86,9 +86,21 @@ class DataParallel:
             for route in self._routes:
                 route.bypassed = False
 
-    def prepared(self, module: object) -> bool:
-        """Whether a thing is one of these models: its handle, or the plain module."""
-        return isinstance(module, nn.Module) and any(module.__dict__ is route.module.__dict__ for route in self._routes)
+    def equal(self, module: nn.Module) -> bool:
+        """Whether a model is one of these and the same on all ranks, after `share_buffers`.
+
+        Its gradients are averaged; its buffers are rank 0's if the wrapper broadcasts them, else each rank has its own.
+        """
+        for route in self._routes:
+            if module.__dict__ is route.module.__dict__:
+                shares = route.wrapper is not None and route.wrapper.broadcast_buffers
+                return shares or next(route.module.buffers(), None) is None
+        return False
+
+    def hold(self, parameters: Iterable[nn.Parameter]) -> bool:
+        """Whether all parameters are in these models."""
+        known = {id(parameter) for route in self._routes for parameter in route.module.parameters()}
+        return all(id(parameter) in known for parameter in parameters)
 
     def unprepared(self, module: nn.Module) -> str | None:
         """Name of the first parameter of a module that is trained, but in none of these models; None if there is none.

@@ -49,7 +49,7 @@ class ShardWriter:
         try:
             storage = storage_at(url)
             written = retrying(f"write a share of {url}", lambda: frozen.write(storage))
-        except Exception as error:  # whatever it was, the driver waits for an answer and decides
+        except BaseException as error:  # whatever it was, the driver waits for an answer and decides
             self._told(url, None, Failure.of(error))
         else:
             self._told(url, written, None)

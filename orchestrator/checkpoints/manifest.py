@@ -85,17 +85,19 @@ class Manifest:
         try:
             content = json.loads(text)
             if content["version"] != VERSION:
-                raise ValueError(f"manifest version {content['version']}, this Rankfire reads {VERSION}")
+                raise ValueError(
+                    f"manifest version: expected {VERSION}, which this Rankfire reads, received "
+                    f"{content['version']}; use the Rankfire that wrote it"
+                )
             if content.pop("sha256") != _digest(content):
                 raise ValueError("the manifest is not what was written: its own sha256 differs")
             files = tuple(Receipt(**entry) for entry in content.pop("files"))
-            manifest = cls(files=files, **content)
+            for entry in files:
+                if not entry.path or entry.path.startswith("/") or ".." in PurePosixPath(entry.path).parts:
+                    raise ValueError(f"a file is said to lie in {entry.path!r}, outside the checkpoint")
+            return cls(files=files, **content)
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"no manifest: {type(error).__name__}: {error}") from error
-        for entry in files:
-            if not entry.path or entry.path.startswith("/") or ".." in PurePosixPath(entry.path).parts:
-                raise ValueError(f"a file is said to lie in {entry.path!r}, outside the checkpoint")
-        return manifest
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, BinaryIO
+from typing import Any
 
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import _StoragePrefix
+from torch.distributed.checkpoint.planner import SavePlan
 
 from workers.dcp import index_files, write_file
 from workers.parcels import Receipt
@@ -32,13 +32,13 @@ class GlobalPlan:
         >>> GlobalPlan({0: plan_of_rank_0, 1: plan_of_rank_1}, spread=("model",)).part(1)  # doctest: +SKIP
     """
 
-    def __init__(self, plans: Mapping[int, Any], spread: Sequence[str] = ()) -> None:
+    def __init__(self, plans: Mapping[int, SavePlan], spread: Sequence[str] = ()) -> None:
         planner = DefaultSavePlanner(flatten_state_dict=False)
         shared_out = _share_out([plans[rank] for rank in sorted(plans)], spread)
         merged, self._metadata = planner.create_global_plan(shared_out)
         self._plans = [replace(plan, storage_data=_StoragePrefix(f"__{rank}_")) for rank, plan in enumerate(merged)]
 
-    def part(self, rank: int) -> Any:
+    def part(self, rank: int) -> SavePlan:
         """What one rank is to write."""
         return self._plans[rank]
 
@@ -53,10 +53,10 @@ class GlobalPlan:
             OSError: the storage refuses.
         """
         files = index_files(self._metadata, [results[rank] for rank in sorted(results)])
-        return [write_file(storage, path, partial(_put, content)) for path, content in files.items()]
+        return [write_file(storage, path, content) for path, content in files.items()]
 
 
-def _share_out(plans: Sequence[Any], spread: Sequence[str]) -> list[Any]:
+def _share_out(plans: Sequence[SavePlan], spread: Sequence[str]) -> list[SavePlan]:
     """Leave every tensor in one plan only; the largest first, to the rank that has least to write so far."""
     owners: dict[Any, list[int]] = {}
     sizes: dict[Any, int] = {}
@@ -79,7 +79,3 @@ def _share_out(plans: Sequence[Any], spread: Sequence[str]) -> list[Any]:
 
 def _belongs(name: str, entries: Sequence[str]) -> bool:
     return any(name == entry or name.startswith(f"{entry}.") for entry in entries)
-
-
-def _put(content: bytes, file: BinaryIO) -> None:
-    file.write(content)

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 
 from orchestrator.checkpoints.manifest import NAME, Manifest
 from orchestrator.checkpoints.verify import damage
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, FencedError
 from workers.failpoints import failpoint
 from workers.parcels import Receipt
 from workers.retry import retrying
 from workers.storage import Storage
 
-__all__ = ["Committed", "Registry", "Staging"]
+__all__ = ["Committed", "Refused", "Registry", "Staging"]
 
 _COMMITTED = re.compile(r"step-(\d{8,})(?:-(\d+))?")
 _STAGING = re.compile(r"step-\d{8,}(?:-\d+)?\.(attempt|pruned)-\d+")
@@ -41,6 +41,17 @@ class Committed:
     def url(self) -> str:
         """Path or URL of its folder."""
         return self.storage.url
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """What has the name of a checkpoint and can't be gone on from: its name, and what is wrong with it."""
+
+    name: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"checkpoint {self.name}: {self.why}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +79,7 @@ class Registry:
         self.storage = storage
         self.owned = owned
         self.token = token
+        self._aside: set[str] = set()  # what can't be renamed, and counts as a checkpoint no more in this process
 
     def sweep(self) -> list[str]:
         """Remove what interrupted saves and prunings left; returns their names. Only the run's owner may call it."""
@@ -91,28 +103,48 @@ class Registry:
         """All checkpoints whose manifest can be read, oldest first; their files are not looked at."""
         return [look for _, look in self.found() if isinstance(look, Committed)]
 
-    def refused(self) -> list[str]:
-        """What has the name of a checkpoint, and a manifest that can't be read; in words."""
-        return [f"checkpoint {name}: {look}" for name, look in self.found() if isinstance(look, str)]
-
     def holds(self, name: str) -> bool:
         """Whether a checkpoint is still there: who looks on while a run goes on may see one being pruned."""
         return name in self.storage.names() and self._look(name) is not None
 
-    def newest_valid(self) -> tuple[Committed | None, list[str]]:
+    def newest_valid(self) -> tuple[Committed | None, list[Refused]]:
         """The newest checkpoint whose every byte verifies.
 
         Returns:
-            It, or None; and what was wrong with each newer one.
+            It, or None; and what was wrong with each newer one, the newest first.
         """
-        refused: list[str] = []
+        refused: list[Refused] = []
         for name in reversed(self._named()):
             checkpoint = self._look(name)
             wrong = damage(checkpoint.storage, checkpoint.manifest) if isinstance(checkpoint, Committed) else checkpoint
             if wrong is None and isinstance(checkpoint, Committed):
                 return checkpoint, refused
-            refused += [f"checkpoint {name}: {wrong}"] if wrong is not None else []
+            refused += [Refused(name=name, why=wrong)] if wrong is not None else []
         return None, refused
+
+    def set_aside(self, name: str) -> str | None:
+        """Let what was refused be no checkpoint any more: else it would go on being the newest, and others be pruned.
+
+        Nothing of it is removed: it may be all that is left of weeks, for who can mend it.
+
+        Args:
+            name: of what was refused.
+
+        Returns:
+            The name that it has now, which nobody sweeps; None where nothing can be renamed: there this process, the
+            run's owner, leaves it out from now on.
+
+        Raises:
+            CheckpointError: the storage refuses.
+        """
+        if not self.storage.moves:
+            self._aside.add(name)
+            return None
+        with self._words(name, "can't be set aside"):
+            self.owned()
+            now = self._rename(name, "damaged")
+            self.storage.sync("")
+            return now
 
     def open(self, step: int) -> Staging:
         """A place of its own for a checkpoint at `step` iterations.
@@ -160,8 +192,9 @@ class Registry:
         return Committed(name=staging.name, storage=self.storage.child(staging.name), manifest=whole)
 
     def abandon(self, staging: Staging) -> None:
-        """Remove what was staged; what can't be removed now is swept at the next start."""
-        with suppress(OSError):
+        """Remove what was staged; what can't be removed now, or is a new owner's to judge, is swept at a start."""
+        with suppress(OSError, FencedError):
+            self.owned()
             self.storage.remove(staging.folder)
 
     def remove(self, checkpoints: Sequence[Committed]) -> None:
@@ -175,7 +208,7 @@ class Registry:
             with self._words(name, "can't be removed"):
                 self.owned()
                 if self.storage.moves:
-                    name = self._rename_pruned(name)
+                    name = self._rename(name, "pruned")
                 else:
                     self.storage.remove(f"{name}/{NAME}")
                 failpoint("retention.renamed")
@@ -190,7 +223,8 @@ class Registry:
     def _named(self) -> list[str]:
         """Folders with the name of a checkpoint, oldest first."""
         with self._words(self.storage.url, "can't be read"):
-            return sorted((name for name in self.storage.names() if _COMMITTED.fullmatch(name)), key=_order)
+            names = [name for name in self.storage.names() if _COMMITTED.fullmatch(name) and name not in self._aside]
+        return sorted(names, key=_order)
 
     @contextmanager
     def _words(self, where: str, what: str) -> Iterator[None]:
@@ -267,12 +301,13 @@ class Registry:
         except FileExistsError:
             raise CheckpointError.at(staging.folder, "was given up by another process meanwhile") from None
 
-    def _rename_pruned(self, name: str) -> str:
+    def _rename(self, name: str, what: str) -> str:
+        """Give a checkpoint a name that is none of a checkpoint; returns it."""
         taken, attempt = set(self.storage.names()), 1
-        while (gone := f"{name}.pruned-{attempt}") in taken:
+        while (now := f"{name}.{what}-{attempt}") in taken:
             attempt += 1
-        self.storage.move(name, gone)
-        return gone
+        self.storage.move(name, now)
+        return now
 
 
 def _order(name: str) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import difflib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from orchestrator.checkpoints.registry import Committed
@@ -37,7 +38,8 @@ class Best:
 
     def __post_init__(self) -> None:
         if self.mode not in ("max", "min"):
-            raise SpecError(f"Best(mode): expected 'max' or 'min', received {self.mode!r}")
+            mend = "write 'max' if a greater value is better, 'min' if a smaller one is"
+            raise SpecError(explain("Best(mode)", expected="'max' or 'min'", received=repr(self.mode), mend=mend))
 
 
 class Checkpoint:
@@ -69,15 +71,18 @@ class Checkpoint:
     ) -> None:
         self.unit, self.every = _interval(every)
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-            raise SpecError(f"Checkpoint(keep): expected a whole number of at least 1, received {keep!r}")
+            expected, mend = "a whole number of at least 1", "write how many of the newest checkpoints shall stay"
+            raise SpecError(explain("Checkpoint(keep)", expected=expected, received=repr(keep), mend=mend))
         if on_save_error not in ("stop", "continue"):
-            raise SpecError(f"Checkpoint(on_save_error): expected 'stop' or 'continue', received {on_save_error!r}")
+            where, expected = "Checkpoint(on_save_error)", "'stop' or 'continue'"
+            mend = "write 'continue' to train on without the checkpoint, or leave it out"
+            raise SpecError(explain(where, expected=expected, received=repr(on_save_error), mend=mend))
         self.keep = keep
         self.best = best
         self.on_save_error = on_save_error
         self._clock = clock
-        self._saved: int | None = None  # at which iteration this handler saved last
         self._last: float | None = None  # when the last save was begun, by the clock
+        self._due: Callable[[], None] | None = None  # what saves at a boundary: one, so that it waits there once
 
     def attach(self, orchestrator: Driver) -> None:
         """Register behind the user's handlers, so that what they measure is in the checkpoint."""
@@ -115,17 +120,17 @@ class Checkpoint:
             self._last = now
         elif now - self._last >= self.every:
             self._last = now
-            orchestrator.at_boundary(lambda: self(orchestrator))
+            self._due = self._due or partial(self, orchestrator)
+            orchestrator.at_boundary(self._due)
 
     def __call__(self, orchestrator: Driver) -> None:
         """Begin to save now."""
         orchestrator.checkpoint()
-        self._saved = orchestrator.state.iteration
         self._check_metric(orchestrator.metrics)
 
     def at_end(self, orchestrator: Driver) -> None:
-        """Training is over: what came after the last save must not be lost."""
-        if orchestrator.state.iteration not in (0, self._saved):
+        """Training is over: what came after the last checkpoint must not be lost, nor what could not be saved then."""
+        if orchestrator.state.iteration not in (0, orchestrator.saved_at()):
             self(orchestrator)
 
     def committed(self, orchestrator: Driver, checkpoint: Committed) -> None:

@@ -376,7 +376,10 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(
     first.run(max_epochs=2)
     (tmp_path / "linear" / "checkpoints" / "step-00000006" / "ranks" / "rank-0000.pt").unlink()
     assert trained(second) == trained(make(tmp_path, "whole"))
-    told = "checkpoint step-00000006: ranks/rank-0000.pt is missing; trying the one before it"
+    told = (
+        "checkpoint step-00000006: ranks/rank-0000.pt is missing; trying the one before it, and this one is now "
+        "step-00000006.damaged-1"
+    )
     assert f"rankfire: {told}\n" in capsys.readouterr().err
     assert [line["text"] for line in journal(tmp_path) if line["event"] == "CHECKPOINT_REFUSED"] == [told]
 

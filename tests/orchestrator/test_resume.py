@@ -10,6 +10,9 @@ from workers.parcels import LoadPoint
 from workers.storage import Storage
 
 
+NEW = "step-00000010"
+
+
 @pytest.fixture
 def root(storage: Storage) -> Storage:
     """Runs: one of them has a checkpoint."""
@@ -29,6 +32,33 @@ def test_to_resume_is_auto_or_never() -> None:
 
 def test_a_run_without_checkpoints_begins_at_nothing(storage: Storage) -> None:
     assert newest(Registry(storage), Resume(strict=True), pytest.fail) is None
+
+
+# ---------------------------------------------------------------- past what is damaged
+def test_what_was_passed_over_is_no_checkpoint_any_more_and_stays(storage: Storage) -> None:
+    registry = Registry(storage)
+    committed(registry, 5)
+    committed(registry, 10)
+    storage.remove(f"{NEW}/shared.pt")
+    before = len(storage.files())
+    newest(registry, Resume(), lambda _: None)
+    assert [checkpoint.name for checkpoint in registry.committed()] == ["step-00000005"]
+    assert registry.newest_valid()[1] == []
+    assert registry.sweep() == []
+    assert len(storage.files()) == before
+
+
+def test_the_next_one_of_the_same_step_is_the_newest_and_is_set_aside_under_a_name_of_its_own(storage: Storage) -> None:
+    registry = Registry(storage)
+    committed(registry, 5)
+    committed(registry, 10)
+    for number in (1, 2):
+        storage.remove(f"{registry.committed()[-1].name}/shared.pt")
+        newest(registry, Resume(), lambda _: None)
+        assert committed(registry, 10).name == (NEW if storage.moves else f"{NEW}-{number + 1}")
+    assert [checkpoint.manifest.iteration for checkpoint in registry.committed()] == [5, 10]
+    aside = [name for name in storage.names() if "damaged" in name]
+    assert aside == ([f"{NEW}.damaged-1", f"{NEW}.damaged-2"] if storage.moves else [])
 
 
 # ---------------------------------------------------------------- from another run

@@ -11,7 +11,7 @@ from orchestrator import Checkpoint, CheckpointError, Orchestrator, SpecError
 from orchestrator.resume import changed_versions
 from tests.orchestrator import linear
 from tests.orchestrator.linear import journal, make, parameters, trained
-from workers import Events
+from workers import Events, failpoints
 
 
 def run(storage: Path, epochs: int = 2, name: str = "linear", **given: Any) -> list[list[float]]:
@@ -53,6 +53,32 @@ def test_what_came_after_the_last_save_is_saved_at_the_end(tmp_path: Path) -> No
     orchestrator.attach(Checkpoint(every={"iterations": 4}))
     orchestrator.run(max_epochs=2)
     assert names(tmp_path) == ["step-00000004", "step-00000006"]
+
+
+def test_a_last_save_that_fails_is_made_again_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.attach(Checkpoint(on_save_error="continue"))
+    failpoints.arm("commit.received=enospc:1")
+    try:
+        result = orchestrator.run(max_epochs=1)
+    finally:
+        failpoints.arm("")
+    assert "No space left on device; training goes on" in capsys.readouterr().err
+    assert result.checkpoint == str(tmp_path / "linear" / "checkpoints" / "step-00000003")
+
+
+def test_a_save_that_was_waited_for_and_failed_has_no_path(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.attach(Checkpoint(every=9, on_save_error="continue"))
+    urls: list[str | None] = []
+    for _ in range(2):
+        orchestrator.on(Events.EPOCH_COMPLETED)(lambda run: urls.append(run.checkpoint(wait=True)))
+    failpoints.arm("commit.received=enospc:1")
+    try:
+        orchestrator.run(max_epochs=1)
+    finally:
+        failpoints.arm("")
+    assert urls == [None, str(tmp_path / "linear" / "checkpoints" / "step-00000003")]
 
 
 def test_once_only_events_do_not_fire_again(tmp_path: Path) -> None:
@@ -101,6 +127,19 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(tmp_path: Path, capsys: pyte
     assert "step-00000006: data/__0_0.distcp is not what was written: its sha256 differs; trying the one before" in told
     assert "goes on from checkpoint step-00000004" in told
     assert "CHECKPOINT_REFUSED" in events(tmp_path)
+
+
+def test_the_one_saved_after_a_damaged_one_stays_and_verifies(tmp_path: Path) -> None:
+    run(tmp_path)
+    spoil(tmp_path / "linear" / "checkpoints" / "step-00000006" / "shared.pt")
+    resumed = make(tmp_path)
+    resumed.attach(Checkpoint(every={"iterations": 1}, keep=1))
+    result = resumed.run(max_iters=5)
+    assert names(tmp_path) == ["step-00000005"]
+    assert result.checkpoint == str(tmp_path / "linear" / "checkpoints" / "step-00000005")
+    found, refused = make(tmp_path).registry.newest_valid()
+    assert found is not None
+    assert (found.url, refused) == (result.checkpoint, [])
 
 
 def test_strict_refuses_a_damaged_checkpoint(tmp_path: Path) -> None:

@@ -381,6 +381,14 @@ def test_what_is_ended_while_the_ranks_start_is_cut_as_soon_as_it_trains(make_ru
     assert kinds(group, 0) == [Build, Join, Go, ProposeCut, CutAt, Release]
 
 
+def test_what_waits_for_a_boundary_while_the_ranks_start_gets_one_as_soon_as_it_trains(make_run: MakeRun) -> None:
+    group = FakeGroup(2, [gate()])
+    run = make_run(group)
+    run.built = run.cut
+    run.execute(None)
+    assert [type(order) for worker, order in group.orders if worker == 0].count(ProposeCut) == 1
+
+
 def pressed_at_a_gate(make_run: MakeRun, *before: str) -> tuple[FakeGroup, Run]:
     """Ctrl-C while handlers of an epoch's end run, perhaps after a `terminate`; the ranks go on to the cut."""
     group = FakeGroup(2, [gate()])

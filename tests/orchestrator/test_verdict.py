@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from orchestrator.errors import SystemFailure, TrainingError, WorkerLostError
+from orchestrator.errors import CheckpointError, SystemFailure, TrainingError, WorkerLostError
 from orchestrator.verdict import Facts, tell_failures, verdict
 from workers.messages import Fault
 from workers.parcels import Failure
@@ -58,6 +58,13 @@ def test_every_exception_is_told_once_with_all_its_ranks() -> None:
 def test_a_users_exception_is_the_cause_of_lost_peers_and_broken_collectives() -> None:
     error = verdict(facts(fault(0, "communication", "gloo: closed"), fault(3), lost=(1,)))
     assert str(error) == "rank 3 raised ValueError: wrong shape"
+
+
+def test_a_checkpoint_that_ranks_can_not_read_is_a_failure_of_the_system() -> None:
+    gone = "checkpoint runs/r/step-5: can't be read: FileNotFoundError: shared.pt"
+    error = verdict(facts(fault(0, "communication"), fault(2, "system", gone), fault(1, "system", gone), lost=(3,)))
+    assert (type(error), str(error)) == (CheckpointError, f"{gone} (on ranks 1-2)")
+    assert verdict(facts(fault(0, "system", gone), fault(1))).args == ("rank 1 raised ValueError: wrong shape",)
 
 
 def test_a_lost_worker_is_named_with_rank_pid_and_node() -> None:

@@ -1,6 +1,7 @@
 """A rank's whole state into a checkpoint and back: the same world, a larger one, and a program that has changed."""
 
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ import torch
 from tests.checkpoints import written
 from workers.checkpointing import cursor_of, restore, shards_of, spread_entries
 from workers.engine import Engine
-from workers.errors import ProgramError
+from workers.errors import ProgramError, UnreadableError
+from workers.faults import fault_kind
 from workers.locations import storage_at
 from workers.metrics import attach_metric
 from workers.parcels import LoadPoint
@@ -129,6 +131,18 @@ def test_a_rank_that_was_not_there_takes_the_place_but_not_what_rank_0_saw(point
     assert not torch.equal(torch.rand(3), first)
 
 
+@pytest.mark.parametrize("entries", [None, ("model",)])
+@pytest.mark.parametrize("path", ["shared.pt", "index.json", "data/__0_0.distcp"])
+@pytest.mark.parametrize("spoil", [lambda storage, path: storage.remove(path), lambda s, path: s.replace(path, b"x")])
+def test_what_a_rank_can_not_read_is_no_fault_of_the_user(point, entries, path, spoil):
+    load, _ = point
+    spoil(storage_at(load.url), path)
+    fresh = Rank(0, 2)
+    with pytest.raises(UnreadableError, match=rf"^checkpoint {load.url}: can't be read: \w+: ") as caught:
+        restore(fresh.worker, fresh.program, LoadPoint(url=load.url, world_size=2, entries=entries))
+    assert fault_kind(caught.value) == "system"
+
+
 def test_a_state_that_the_checkpoint_lacks_is_named(point):
     load, _ = point
     changed = Rank(0, 2, head=torch.nn.Linear(1, 1), tail=torch.nn.Linear(1, 1))
@@ -221,6 +235,23 @@ def test_prepared_models_and_optimizers_may_be_shared_out_and_nothing_else():
     assert spread_entries(rank.worker, rank.program) == ("prepared", "optimizer")
 
 
+def test_an_optimizer_of_what_is_not_prepared_is_not_shared_out():
+    rank = Rank(0, 2)
+    model = rank.worker.prepare(torch.nn.Linear(2, 1))
+    own = torch.nn.Parameter(torch.zeros(1))
+    rank.program.state["optimizer"] = torch.optim.SGD([*model.parameters(), own])
+    assert spread_entries(rank.worker, rank.program) == ()
+
+
+@pytest.mark.parametrize(("broadcast", "spread"), [(None, ()), (False, ()), (True, ("norm",))])
+def test_a_model_with_buffers_is_shared_out_only_if_they_were_broadcast(broadcast, spread):
+    rank = Rank(0, 2)
+    rank.program.state["norm"] = rank.worker.prepare(torch.nn.BatchNorm1d(2))
+    if broadcast is not None:
+        rank.worker.models._routes[0].wrapper = SimpleNamespace(broadcast_buffers=broadcast)
+    assert spread_entries(rank.worker, rank.program) == spread
+
+
 # ---------------------------------------------------------------- only a part of it
 def test_a_new_program_takes_only_the_entries_that_it_names(point):
     load, ranks = point
@@ -235,8 +266,14 @@ def test_a_new_program_takes_only_the_entries_that_it_names(point):
 @pytest.mark.parametrize(
     ("entries", "told"),
     [
-        (("head",), "checkpoint: state 'head': expected the checkpoint to hold it, received 'model'; "),
-        (("gone",), "checkpoint: state 'gone': expected the checkpoint to hold it, received 'model'; "),
+        (
+            ("head",),
+            "checkpoint: state 'head': expected the checkpoint to hold it, received 'model'; leave it out of start_from",
+        ),
+        (
+            ("gone",),
+            "checkpoint: state 'gone': expected the checkpoint to hold it, received 'model'; leave it out of start_from",
+        ),
     ],
 )
 def test_an_entry_that_the_checkpoint_lacks_is_named(point, entries, told):
@@ -250,7 +287,10 @@ def test_an_entry_that_the_program_lacks_is_named(point):
     load, _ = point
     fresh = Rank(0, 1)
     fresh.program.state["other"] = fresh.program.state.pop("model")
-    with pytest.raises(ProgramError, match=r"state 'model': expected the program to hold it, received 'other'"):
+    with pytest.raises(
+        ProgramError,
+        match=r"state 'model': expected the program to hold it, received 'other'; leave it out of start_from\.state$",
+    ):
         restore(fresh.worker, fresh.program, LoadPoint(url=load.url, world_size=2, entries=("model",)))
 
 

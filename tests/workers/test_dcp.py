@@ -18,7 +18,7 @@ from orchestrator.checkpoints.plan import GlobalPlan
 from tests.checkpoints import written
 from workers.dcp import METADATA, _Files, _Hashed, read_tensors, write_file, write_tensors
 from workers.folder import Folder
-from workers.index import INDEX
+from workers.index import INDEX, from_json
 from workers.locations import storage_at
 from workers.shards import Shards
 
@@ -109,6 +109,25 @@ def twice(index):
     parts[:] = [{**parts[0], "sizes": [1, 3]}] * 2
 
 
+def over_each_other(index):
+    """As much as the whole tensor, but a number of it twice and another one not at all."""
+    tensor = index["tensors"]["model.w"]
+    part = tensor["parts"][0]
+    tensor["parts"] = [
+        {**part, "offsets": offsets, "sizes": sizes}
+        for offsets, sizes in (([0, 0], [1, 3]), ([0, 1], [2, 1]), ([1, 2], [1, 1]))
+    ]
+
+
+def side_by_side(index):
+    tensor = index["tensors"]["model.w"]
+    part = tensor["parts"][0]
+    tensor["parts"] = [
+        {**part, "offsets": offsets, "sizes": sizes}
+        for offsets, sizes in (([0, 0], [1, 3]), ([1, 0], [1, 2]), ([1, 2], [1, 1]))
+    ]
+
+
 DAMAGED = [
     (lambda index: index.update(version=2), r"^index\.json: version 2, this Rankfire reads 1$"),
     (lambda index: index.pop("version"), r"^index\.json: damaged: KeyError: 'version'$"),
@@ -137,6 +156,7 @@ DAMAGED = [
     (set_part(sizes=[1, 3]), r"^index\.json: model\.w: its parts are not the whole"),
     (set_part(bytes=3), r"^index\.json: model\.w: its parts are not the whole"),
     (twice, r"^index\.json: model\.w: its parts are not the whole"),
+    (over_each_other, r"^index\.json: model\.w: its parts are not the whole"),
 ]
 
 
@@ -145,6 +165,22 @@ def test_an_index_that_can_not_be_right_is_refused_in_words(saved, change, told)
     spoil(saved, change)
     with pytest.raises(ValueError, match=told):
         read_tensors(saved)
+
+
+def test_parts_that_lie_side_by_side_are_a_whole(saved):
+    spoil(saved, side_by_side)
+    assert len(from_json(saved.read(INDEX)).state_dict_metadata["model.w"].chunks) == 3
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
+def test_an_interrupt_while_tensors_are_read_is_no_damage(saved, monkeypatch, error):
+    def stop(*_):
+        raise error
+
+    monkeypatch.setattr(_Files, "create_stream", stop)
+    with pytest.raises(type(error)) as caught:
+        read_tensors(saved)
+    assert caught.value is error
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"7", b"\xff\xfe", pickle.dumps({"version": 1})])
@@ -190,17 +226,22 @@ def test_a_checkpoint_without_an_index_is_told_as_that(saved):
 
 # ---------------------------------------------------------------- writing
 def test_a_file_is_hashed_while_it_is_written(storage):
-    def fill(file):
-        file.write(b"hel")
-        assert file.tell() == 3
-        file.write(memoryview(b"lo"))
-        file.flush()
-        file.close()
-
-    receipt = write_file(storage, "a/b", fill)
+    receipt = write_file(storage, "a/b", b"hello")
     assert (receipt.path, receipt.size) == ("a/b", 5)
     assert receipt.sha256 == "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
     assert storage.read("a/b") == b"hello"
+
+
+def test_what_torch_writes_bit_by_bit_is_hashed_as_a_whole():
+    inside = io.BytesIO()
+    file = _Hashed(inside)
+    file.write(b"hel")
+    assert file.tell() == 3
+    file.write(memoryview(b"lo"))
+    file.flush()
+    file.close()
+    assert file.receipt("a/b").sha256 == "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+    assert inside.getvalue() == b"hello"
 
 
 def test_a_file_that_can_be_written_can_not_be_read():

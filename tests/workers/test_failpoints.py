@@ -101,7 +101,9 @@ def test_a_text_is_read_with_all_its_parts() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["commit.done", "commit.done=", "commit.done=explode", "commit.don=kill", "=kill", "a b"]
+    "text",
+    ["commit.done", "commit.done=", "commit.done=explode", "commit.don=kill", "=kill", "a b"]
+    + [f"commit.done={wrong}" for wrong in ("kill#0", "kill#01", "sleep:.", "sleep:1.2.3", "sleep:.5", "sleep:1.")],
 )
 def test_a_text_that_can_not_be_read_is_refused_with_all_that_can(text: str) -> None:
     with pytest.raises(ValueError, match=rf"^{VARIABLE}: expected name=action.* received {text!r}$") as caught:

@@ -100,6 +100,10 @@ REFUSED = [
     ({"model": {"mode": Mode.FAST}}, "model.mode", f"{__name__}.Mode"),
     ({"model": {Mode.FAST: 1}}, "model, key <Mode.FAST: 1>", f"{__name__}.Mode"),
     ({"model": {(1, 2): 1}}, "model, key (1, 2)", "builtins.tuple"),
+    ({"model": np.array(["a", "b"])}, "model", "numpy.ndarray of <U1"),
+    ({"model": np.array([object()])}, "model", "numpy.ndarray of object"),
+    ({"model": np.datetime64("2020-01-01")}, "model", "numpy.datetime64"),
+    ({"model": np.longdouble(1)}, "model", "numpy.longdouble"),
 ]
 
 

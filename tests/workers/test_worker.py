@@ -51,9 +51,18 @@ def test_the_device_is_the_first_accelerator_of_the_process(monkeypatch, kind, d
 
 
 LOADER_ERRORS = [
-    ([], {"global_batch_size": 4}, "dataset: expected at least one sample, received an empty data set"),
+    (
+        [],
+        {"global_batch_size": 4},
+        "dataset: expected at least one sample, received an empty data set; give data that has one",
+    ),
     *(
-        ([1], {"global_batch_size": size}, f"global_batch_size: expected a positive whole number, received {size!r}")
+        (
+            [1],
+            {"global_batch_size": size},
+            f"global_batch_size: expected a positive whole number, received {size!r}; give the number of samples that "
+            "all ranks together take in one step",
+        )
         for size in (0, -1, 2.0, "8", True)
     ),
     (
@@ -65,8 +74,8 @@ LOADER_ERRORS = [
     (
         [1, 2, 3],
         {"global_batch_size": 4, "drop_last": True},
-        "drop_last: the data has 3 samples, less than one batch of 4, so nothing would be left; make the batch "
-        "smaller, or keep the last one",
+        "drop_last: expected at least one whole batch of 4 samples, received data of 3, of which nothing would be left; "
+        "make the batch smaller, or keep the last one",
     ),
 ]
 

@@ -19,7 +19,7 @@ WRITTEN = Written(receipts=(), results=[])
 class Share:
     """What `Frozen` is to the writer."""
 
-    def __init__(self, *errors: Exception, hold: threading.Event | None = None) -> None:
+    def __init__(self, *errors: BaseException, hold: threading.Event | None = None) -> None:
         self.errors = list(errors)
         self.hold = hold
         self.places: list[str] = []
@@ -71,9 +71,9 @@ def test_a_storage_that_stumbles_is_asked_again(
     assert str(failure) == ("None" if written else "OSError: [Errno 5] stumbled")
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), ValueError("a bug of ours")])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), ValueError("a bug of ours"), SystemExit(3)])
 def test_whatever_goes_wrong_is_told_at_once(
-    writer: ShardWriter, told: list[Any], tmp_path: Path, error: Exception
+    writer: ShardWriter, told: list[Any], tmp_path: Path, error: BaseException
 ) -> None:
     share = Share(error)
     write(writer, share, str(tmp_path))

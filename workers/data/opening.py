@@ -75,12 +75,14 @@ def _is_map_style(source: object) -> bool:
 def _global(dataset: SizedDataset, wish: Wish, seed: int, membership: Membership, consumed: Consumed) -> GlobalLoader:
     samples = len(dataset)
     if samples == 0:
-        raise ProgramError("worker.loader: dataset: expected at least one sample, received an empty data set")
+        raise ProgramError(
+            "worker.loader: dataset: expected at least one sample, received an empty data set; give data that has one"
+        )
     batch_size = _checked_size(wish.global_batch_size, membership()[1])
     if wish.drop_last and samples < batch_size:
         raise ProgramError(
-            f"worker.loader: drop_last: the data has {samples} samples, less than one batch of "
-            f"{batch_size}, so nothing would be left; make the batch smaller, or keep the last one"
+            f"worker.loader: drop_last: expected at least one whole batch of {batch_size} samples, received data of "
+            f"{samples}, of which nothing would be left; make the batch smaller, or keep the last one"
         )
     batches = GlobalBatches(
         samples=samples, batch_size=batch_size, shuffle=wish.shuffle, seed=seed, drop_last=wish.drop_last
@@ -91,7 +93,10 @@ def _global(dataset: SizedDataset, wish: Wish, seed: int, membership: Membership
 def _checked_size(size: object, world_size: int) -> int:
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         received = "none" if size is None else repr(size)
-        raise ProgramError(f"worker.loader: global_batch_size: expected a positive whole number, received {received}")
+        raise ProgramError(
+            f"worker.loader: global_batch_size: expected a positive whole number, received {received}; "
+            "give the number of samples that all ranks together take in one step"
+        )
     if size < world_size:
         raise ProgramError(
             f"worker.loader: global_batch_size: expected at least one sample for each of the {world_size} "

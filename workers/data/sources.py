@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from workers.errors import ProgramError
+
 __all__ = [
     "Consumed",
     "HandedOut",
@@ -170,9 +172,9 @@ class NoPart:
         """Refuse.
 
         Raises:
-            RuntimeError: always.
+            ProgramError: always.
         """
-        raise RuntimeError(
+        raise ProgramError(
             f"dataset {self.name!r}: expected a rank that trains, received a spare, which has no part of it; "
             "read it in an engine, not in build(worker)"
         )

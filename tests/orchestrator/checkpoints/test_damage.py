@@ -8,7 +8,7 @@ import pytest
 from orchestrator.checkpoints.manifest import NAME
 from orchestrator.checkpoints.registry import Registry
 from orchestrator.errors import CheckpointError
-from orchestrator.resume import Resume, newest
+from orchestrator.resume import Resume, newest, way_on
 from tests.checkpoints import FILES, committed
 from tests.object_store import BUCKET
 from workers.locations import storage_at
@@ -19,7 +19,7 @@ EVERY = [*FILES, NAME]
 
 
 @pytest.fixture(scope="module", params=["folder", "s3"])
-def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+def there(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Storage:
     """Two checkpoints, made once: each test repairs what it damaged."""
     if request.param == "s3":
         request.getfixturevalue("object_store")
@@ -27,7 +27,13 @@ def registry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     made = Registry(storage_at(root).child("checkpoints"))
     for step in (5, 10):
         committed(made, step)
-    return made
+    return made.storage
+
+
+@pytest.fixture
+def registry(there: Storage) -> Registry:
+    """The checkpoints, seen anew."""
+    return Registry(there)
 
 
 @pytest.fixture
@@ -41,7 +47,8 @@ def storage(registry: Registry) -> Iterator[Storage]:
             storage.remove(path)
     for path, content in before.items():
         if not storage.exists(path) or storage.read(path) != content:
-            storage.replace(path, content)
+            with storage.create(path) as file:
+                file.write(content)
 
 
 # ---------------------------------------------------------------- kinds of damage: (storage, path within a checkpoint)
@@ -95,7 +102,8 @@ def test_damage_is_named_and_the_one_before_is_taken(
     if path == NAME and damage is remove and not storage.moves:
         assert refused == []  # on an object store it is as if it had never been committed
         return
-    (told,) = refused
+    (one,) = refused
+    told = str(one)
     assert told.startswith(f"checkpoint {NEW}: ")
     assert path in told or (path == NAME and ("its manifest is" in told or "sha256 differs" in told))
 
@@ -112,7 +120,7 @@ def test_files_of_two_ranks_that_were_swapped_are_both_found(
     found, (told,) = registry.newest_valid()
     assert found is not None
     assert found.name == OLD
-    assert told.startswith(f"checkpoint {NEW}: {one} ")
+    assert str(told).startswith(f"checkpoint {NEW}: {one} ")
 
 
 def test_a_file_beside_those_of_the_manifest_is_no_damage(registry: Registry, storage: Storage) -> None:
@@ -128,7 +136,20 @@ def test_the_one_before_is_taken_and_told(registry: Registry, storage: Storage) 
     told: list[str] = []
     point = newest(registry, Resume(), told.append)
     assert point is not None
-    assert (point.name, told) == (OLD, [f"checkpoint {NEW}: shared.pt is missing; trying the one before it"])
+    aside = f", and this one is now {NEW}.damaged-1" if storage.moves else ""
+    assert (point.name, told) == (OLD, [f"checkpoint {NEW}: shared.pt is missing; trying the one before it{aside}"])
+    if storage.moves:
+        storage.move(f"{NEW}.damaged-1", NEW)
+
+
+def test_a_storage_that_can_not_be_read_says_nothing_of_the_way_on(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(registry.storage, "names", refuse)
+    assert way_on(registry, 10) == "nothing was saved"
 
 
 @pytest.mark.parametrize("path", EVERY)
@@ -161,4 +182,4 @@ def test_if_nothing_is_left_the_run_does_not_start_anew_by_itself(
     assert f"checkpoint {NEW}: index.json has " in text
     assert f"; checkpoint {OLD}: its manifest is damaged: no manifest: JSONDecodeError" in text
     assert text.endswith("; restore the files, nothing is left to go on from, or start anew with --fresh")
-    assert registry.refused() == [f"checkpoint {OLD}: {text.split(f'checkpoint {OLD}: ')[1].split('; restore')[0]}"]
+    assert [name for name, _ in registry.found()] == [OLD, NEW]  # nothing is set aside

@@ -69,7 +69,9 @@ def test_fields_that_do_not_fit_are_refused(change: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("version", [1, 3])
 def test_a_manifest_of_another_version_is_refused(version: int) -> None:
-    with pytest.raises(ValueError, match=rf"^manifest version {version}, this Rankfire reads 2$"):
+    with pytest.raises(
+        ValueError, match=rf"^manifest version: expected 2, .* received {version}; use the Rankfire that"
+    ):
         Manifest.from_json(changed(version=version))
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.checkpoints.manifest import NAME
-from orchestrator.checkpoints.registry import Registry
+from orchestrator.checkpoints.registry import Refused, Registry
 from orchestrator.errors import CheckpointError, FencedError
 from tests.checkpoints import FILES, committed, manifest, staged
 from workers.folder import Folder
@@ -72,7 +72,7 @@ def newest(registry: Registry) -> str:
 # ---------------------------------------------------------------- what there is
 def test_a_run_without_checkpoints_has_none(registry: Registry) -> None:
     assert (registry.committed(), registry.newest_valid(), registry.sweep()) == ([], (None, []), [])
-    assert registry.refused() == []
+    assert registry.found() == []
 
 
 def test_a_committed_checkpoint_is_the_newest_and_whole(registry: Registry) -> None:
@@ -182,6 +182,19 @@ class Owner:
 
 
 @pytest.mark.parametrize("error", [FencedError.by("r", "x"), OSError(errno.ETIMEDOUT, "no answer")])
+def test_who_does_not_know_that_it_owns_the_run_removes_nothing_that_was_staged(
+    storage: Storage, error: Exception
+) -> None:
+    owner = Owner()
+    registry = Registry(storage.child("checkpoints"), owner)
+    staging, _ = staged(registry, 10)
+    before = storage.files()
+    owner.error = error
+    registry.abandon(staging)
+    assert storage.files() == before
+
+
+@pytest.mark.parametrize("error", [FencedError.by("r", "x"), OSError(errno.ETIMEDOUT, "no answer")])
 def test_who_does_not_know_that_it_owns_the_run_changes_nothing(storage: Storage, error: Exception) -> None:
     owner = Owner()
     registry = Registry(storage.child("checkpoints"), owner)
@@ -261,7 +274,7 @@ def test_a_manifest_that_can_not_be_read_now_is_told(local: Registry, folder: Pa
     quick(local, 5)
     (folder / "step-00000005" / NAME).unlink()
     (folder / "step-00000005" / NAME).mkdir()
-    assert local.refused() == ["checkpoint step-00000005: its manifest can't be read: Is a directory"]
+    assert local.found() == [("step-00000005", "its manifest can't be read: Is a directory")]
 
 
 # ---------------------------------------------------------------- a crash at any step of a commit
@@ -333,7 +346,7 @@ def test_sweeping_takes_the_files_of_what_was_never_committed(registry: Registry
     assert registry.storage.files("step-00000005") == before
     left = registry.storage.files(staging.folder)
     assert left == ([] if registry.storage.moves else [".claim", NAME])  # who still writes there can't commit it
-    assert (names(registry), registry.refused()) == (["step-00000005"], [])
+    assert [name for name, _ in registry.found()] == names(registry) == ["step-00000005"]
 
 
 def test_removed_checkpoints_are_gone(registry: Registry) -> None:
@@ -368,7 +381,7 @@ def test_a_crash_while_pruning_leaves_no_half_checkpoint(
     assert names(registry) == [first.name, second.name][not still :]
     registry.sweep()
     assert newest(registry) == second.name
-    assert registry.refused() == []
+    assert len(registry.found()) == len(names(registry))
     if not still:
         left = {path for path in registry.storage.files() if not path.startswith(second.name)}
         assert left <= {f"{first.name}/{NAME}", f"{first.name}/.claim"}
@@ -402,13 +415,16 @@ def test_no_flipped_bit_is_ever_taken_for_what_was_written(
     content[place % len(content)] ^= 1 << bit
     path.write_bytes(content)
     found, told = local.newest_valid()
-    assert (found, told) == (None, [f"checkpoint step-00000005: {which} is not what was written: its sha256 differs"])
+    assert (found, told) == (
+        None,
+        [Refused(name="step-00000005", why=f"{which} is not what was written: its sha256 differs")],
+    )
 
 
 def test_a_checkpoint_may_be_empty_but_not_lose_its_manifest(local: Registry, folder: Path) -> None:
     quick(local, 5)
     (folder / "step-00000005" / NAME).unlink()
-    assert local.newest_valid() == (None, ["checkpoint step-00000005: its manifest is missing"])
+    assert local.newest_valid() == (None, [Refused(name="step-00000005", why="its manifest is missing")])
 
 
 def test_a_receipt_of_what_is_not_there_is_refused(registry: Registry) -> None:

@@ -25,6 +25,7 @@ class FakeDriver:
         self.listened: list[tuple[str, str, bool]] = []
         self.waiting: list[Callable[[], None]] = []
         self.handler: Any = None
+        self.last: int | None = None
 
     def checkpoint(self) -> str:
         staging = self.registry.open(self.state.iteration)
@@ -33,8 +34,12 @@ class FakeDriver:
             metrics=dict(self.metrics),
         )  # fmt: skip
         committed = self.registry.commit(staging, manifest, [])
+        self.last = self.state.iteration
         self.handler.committed(self, committed)
         return committed.name
+
+    def saved_at(self) -> int | None:
+        return self.last
 
     def note(self, event: str, **fields: object) -> None:
         self.notes.append((event, fields["checkpoint"]))
@@ -43,7 +48,8 @@ class FakeDriver:
         self.listened.append((repr(event), phase, blocking))
 
     def at_boundary(self, function: Callable[[], None]) -> None:
-        self.waiting.append(function)
+        if function not in self.waiting:
+            self.waiting.append(function)
 
 
 @pytest.fixture
@@ -83,7 +89,7 @@ def test_what_is_due_by_the_clock_is_saved_at_the_next_boundary(driver: Any) -> 
     handler.attach(driver)
     assert driver.listened == [("COMPLETED", "gate", True)]
     driver.state.iteration = 7
-    for now[0], due in ((100.0, 0), (109.9, 0), (110.0, 1), (119.0, 1), (120.5, 2)):
+    for now[0], due in ((100.0, 0), (109.9, 0), (110.0, 1), (119.0, 1), (120.5, 1)):
         handler.tick(driver)
         assert len(driver.waiting) == due
     driver.waiting[0]()
@@ -107,6 +113,15 @@ def test_at_the_end_what_came_after_the_last_save_is_saved(
     driver.state.iteration = reached
     handler.at_end(driver)
     assert kept(driver) == before + more
+
+
+def test_at_the_end_what_could_not_be_saved_before_is_saved(driver: Any) -> None:
+    handler = driver.handler = Checkpoint()
+    driver.state.iteration = 3
+    handler(driver)
+    driver.last = None  # it came to nothing, and the run went on without
+    handler.at_end(driver)
+    assert [checkpoint.name for checkpoint in driver.registry.committed()] == ["step-00000003", "step-00000003-2"]
 
 
 # ---------------------------------------------------------------- what stays
@@ -156,7 +171,10 @@ def test_in_the_middle_of_an_epoch_a_metric_may_be_missing_yet(driver: Any) -> N
 def test_keep_is_a_whole_number_and_positive(value: Any) -> None:
     with pytest.raises(SpecError) as caught:
         Checkpoint(keep=value)
-    assert str(caught.value) == f"Checkpoint(keep): expected a whole number of at least 1, received {value!r}"
+    assert str(caught.value) == (
+        f"Checkpoint(keep): expected a whole number of at least 1, received {value!r}; write how many of the newest "
+        "checkpoints shall stay"
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,9 +197,12 @@ def test_a_save_that_failed_stops_or_does_not() -> None:
     assert [Checkpoint().on_save_error, Checkpoint(on_save_error="continue").on_save_error] == ["stop", "continue"]
     with pytest.raises(SpecError) as caught:
         Checkpoint(on_save_error="ignore")  # type: ignore[arg-type]
-    assert str(caught.value) == "Checkpoint(on_save_error): expected 'stop' or 'continue', received 'ignore'"
+    assert str(caught.value) == (
+        "Checkpoint(on_save_error): expected 'stop' or 'continue', received 'ignore'; write 'continue' to train on "
+        "without the checkpoint, or leave it out"
+    )
 
 
 def test_best_is_the_greatest_or_the_smallest() -> None:
-    with pytest.raises(SpecError, match=r"^Best\(mode\): expected 'max' or 'min', received 'most'$"):
+    with pytest.raises(SpecError, match=r"^Best\(mode\): expected 'max' or 'min', received 'most'; write 'max' if a"):
         Best("loss", "most")  # type: ignore[arg-type]

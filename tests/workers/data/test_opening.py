@@ -109,6 +109,7 @@ def test_a_share_of_ray_data_is_read_with_this_ranks_part_of_the_batch():
     assert (worker.samples, worker.batch_size) == (24, 2)
 
 
+TOGETHER = "give the number of samples that all ranks together take in one step"
 REFUSED = [
     (
         lambda: 7,
@@ -116,7 +117,7 @@ REFUSED = [
         "source: expected a map-style data set (len(data) and data[i]), an iterable of batches, a Stateful loader or a "
         "rank's part of a Ray data set, received int; give it one of these",
     ),
-    (lambda: [1, 2], {}, "global_batch_size: expected a positive whole number, received none"),
+    (lambda: [1, 2], {}, "global_batch_size: expected a positive whole number, received none; " + TOGETHER),
     *(
         (
             make,
@@ -137,7 +138,7 @@ REFUSED = [
         "shuffle, num_workers: expected no options with DataLoader, which brings batches of its own, received "
         "shuffle=True, num_workers=2; set them there",
     ),
-    (Part, {}, "global_batch_size: expected a positive whole number, received none"),
+    (Part, {}, "global_batch_size: expected a positive whole number, received none; " + TOGETHER),
     (
         Part,
         {"global_batch_size": 7},

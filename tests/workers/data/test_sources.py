@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from workers.data.sources import HandedOut, NoPart, TorchBatches, size_of
+from workers.errors import ProgramError
 
 
 @pytest.mark.parametrize(
@@ -39,5 +40,5 @@ def test_a_batch_that_is_skipped_is_not_counted():
 def test_a_spare_can_build_with_the_part_that_it_does_not_have():
     part = NoPart("train")
     assert isinstance(part, TorchBatches)
-    with pytest.raises(RuntimeError, match=r"^dataset 'train': expected a rank that trains, received a spare, "):
+    with pytest.raises(ProgramError, match=r"^dataset 'train': expected a rank that trains, received a spare, "):
         part.iter_torch_batches(batch_size=1, drop_last=False)
