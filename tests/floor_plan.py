@@ -43,9 +43,9 @@ ORCHESTRATOR = (
     ("registrations.py", "resume.py", "saving.py"),
     ("asking.py",),
     ("gatekeeper.py", "handlers/*", "loggers/*"),
-    ("driver.py", "ranks.py", "shipping.py", "splits.py"),
+    ("checkpoints/export.py", "driver.py", "ranks.py", "shipping.py", "splits.py"),
     (
-        *("bus.py", "checkpoints/export.py", "checkpoints/references.py", "group.py", "local.py", "loop.py"),
+        *("bus.py", "checkpoints/reading.py", "checkpoints/references.py", "group.py", "local.py", "loop.py"),
         *("signals.py",),
     ),
     ("checkpoints/plan.py", "checkpoints/registry.py"),
@@ -116,7 +116,7 @@ SHARED = {
         "workers.storage",
         "workers.tracebacks",
     ),
-    "orchestrator/checkpoints/export.py": ("workers.shards",),
+    "orchestrator/checkpoints/reading.py": ("workers.shards",),
     "orchestrator/checkpoints/plan.py": ("workers.dcp",),
     "orchestrator/group.py": ("workers.actor",),
     "orchestrator/local.py": ("workers.mailbox", "workers.session"),  # the rank in the calling process

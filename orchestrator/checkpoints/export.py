@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -17,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.api import CheckpointException
 
 from orchestrator.checkpoints.manifest import Manifest
+from orchestrator.checkpoints.reading import read_verified
 from orchestrator.checkpoints.registry import Committed
-from orchestrator.checkpoints.verify import damage
-from orchestrator.errors import CheckpointError, SpecError, SystemFailure, explain
-from workers.shards import load_state
+from orchestrator.errors import SpecError, SystemFailure, explain
 
 __all__ = ["write_entry"]
 
@@ -100,16 +97,7 @@ def _read(checkpoint: Committed, entry: str) -> object:
                 mend="it holds " + (", ".join(map(repr, held)) or "none"),
             )
         )
-    wrong = damage(checkpoint.storage, checkpoint.manifest)
-    if wrong is not None:
-        raise CheckpointError.at(checkpoint.url, f"{wrong}; restore it, or export another checkpoint")
-    try:
-        return load_state(checkpoint.storage, entry.__eq__)[entry]
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-        raise CheckpointError.at(checkpoint.url, f"can't be read: {error}") from error
-    except CheckpointException as error:  # torch's, with a traceback for its text; the file may be pruned by now
-        first, _ = next(iter(error.failures.values()))
-        raise CheckpointError.at(checkpoint.url, f"can't be read: {first}") from error
+    return read_verified(checkpoint, entry.__eq__)[entry]
 
 
 # ---------------------------------------------------------------- writing
