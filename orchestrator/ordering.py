@@ -5,13 +5,14 @@ The part of the orchestrator's face that is used during a run. Who carries them 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from orchestrator.checkpoints.registry import Committed, Registry
 from orchestrator.errors import CheckpointError, SpecError, explain
 from orchestrator.handlers.checkpoint import Checkpoint
+from orchestrator.handlers.evaluate import Evaluate
 from orchestrator.journal import Journal
 from orchestrator.lease import Lease
 from orchestrator.notice import notice
@@ -98,6 +99,7 @@ class Ordering(Registrations):
         run.gates.refuse_within_iteration("orchestrator.checkpoint")
         driver = {"handlers": states_of(self.stateful)}
         manifest = manifest_of(self.settings.run, self.settings.world_size, self.state, driver)
+        manifest = replace(manifest, metrics=self._of_now(manifest.metrics))
         rules = [handler.best for handler in self._attached if isinstance(handler, Checkpoint) and handler.best]
         best = {"metric": rules[0].metric, "mode": rules[0].mode} if rules else None
         manifest = replace(manifest, best=best, token=self._lease.token, spec=self.settings.digest)
@@ -173,6 +175,18 @@ class Ordering(Registrations):
         self._journal.write(event, **fields)
 
     # ---------------------------------------------------------------- within
+    def _of_now(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Without what an evaluation measured at another iteration: that was another model."""
+        evaluations = {name.partition("/")[0] for name in self.evaluated} | {
+            handler.prefix for handler in self._attached if isinstance(handler, Evaluate)
+        }
+        now = self.state.iteration
+        return {
+            name: value
+            for name, value in metrics.items()
+            if name.partition("/")[0] not in evaluations or self.evaluated.get(name) == now
+        }
+
     def _at_cut(self) -> None:
         """All ranks stand at an iteration boundary because they shall end there: save, if Ctrl-C was the reason."""
         run = self._running("checkpoint")

@@ -22,6 +22,7 @@ from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.limits import Limits
 from orchestrator.loop import Loop
+from orchestrator.notice import notice
 from orchestrator.ranks import Ranks
 from orchestrator.saving import Saver
 from orchestrator.verdict import Facts
@@ -65,6 +66,7 @@ class Run:
         self.life = Lifecycle()
         self.stop_reason: str | None = None
         self.interrupted = False
+        self.announcement: str | None = None  # told when the program is known to fit what it goes on from
         self._cut_wanted = False  # by somebody for whom training had not begun yet
         self.built: Callable[[], None] = lambda: None  # called when the program is known, before anything is trained
         self._buses = buses
@@ -106,6 +108,8 @@ class Run:
             self._check_engines()
             self.built()
             self._check_data(data)
+            if self.announcement is not None:
+                notice(self.announcement)
             store = stack.enter_context(Rendezvous(self.group.address())) if self.group.needs_store else None
             self.ranks.join(store, timeout=self._limits.collective_timeout, load=load)
             self._train()

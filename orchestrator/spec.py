@@ -234,6 +234,12 @@ class StartFromSpec(Section):
     state: Annotated[list[Text], Field(min_length=1)] = ["model"]
     """Names of the entries of its state that are loaded; the rest of the program starts afresh."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def expand_checkpoint(cls, given: object) -> object:
+        """Read a text alone as the checkpoint."""
+        return {"checkpoint": given} if isinstance(given, str) else given
+
 
 class ClusterSpec(Section):
     """Where the run's workers live."""

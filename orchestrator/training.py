@@ -51,6 +51,7 @@ from workers.orders import Build
 from workers.parcels import TRAINER, LoadPoint, RankHandler
 from workers.rank import Membership
 from workers.state import State
+from workers.storage import Storage
 
 __all__ = ["Parts", "RunResult", "train"]
 
@@ -155,7 +156,7 @@ def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     parts.lease.when_lost(lambda: run.group.tell(LeaseLost()))
     if point is not None:
         journal.write("RESUMED", checkpoint=point.name)
-        notice(f"run {settings.run!r} goes on from checkpoint {point.name}, epoch {point.manifest.epoch}")
+        run.announcement = f"run {settings.run!r} goes on from checkpoint {point.name}, epoch {point.manifest.epoch}"
     elif load is not None:
         journal.write("STARTED_FROM", checkpoint=load.url, state=load.entries)
     failpoint("load.verified")
@@ -261,7 +262,8 @@ def _expressions(
 
 
 def _refuse_existing(parts: Parts) -> None:
-    there = [name for name in parts.settings.home.names() if name in EXISTING]
+    home = parts.settings.home
+    there = [name for name in home.names() if name in EXISTING and (home.names(name) or _holds(home, name))]
     if there:
         raise SpecError(
             explain(
@@ -271,6 +273,14 @@ def _refuse_existing(parts: Parts) -> None:
                 mend="choose another run id, or start anew with --fresh, which moves the old one aside",
             )
         )
+
+
+def _holds(home: Storage, name: str) -> bool:
+    """Whether a file has content: the journal of a run that was refused before it began has none."""
+    try:
+        return home.size(name) > 0
+    except FileNotFoundError:
+        return False
 
 
 def _begin_at(parts: Parts, resume: Resume) -> tuple[Committed | None, LoadPoint | None]:

@@ -6,6 +6,7 @@ Used by the commands that look at checkpoints, and by a run that starts from one
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -136,22 +137,28 @@ def best_in(committed: list[Committed]) -> Committed | None:
 def _best(reference: str, committed: list[Committed]) -> Committed:
     best = best_in(committed)
     if best is None:
+        rule = committed[-1].manifest.best
+        expected, received = "a run that says which metric tells its best checkpoint", "one that does not"
+        mend = "give checkpoint.best in the job file"
+        if rule is not None:
+            expected = f"a checkpoint that was made where {rule['metric']} was measured"
+            received, mend = "none", "evaluate where you save"
         raise SpecError(
             explain(
                 f"checkpoint {reference!r}",
-                expected="a run that says which metric tells its best checkpoint",
-                received="one that does not",
-                mend="give checkpoint.best in the job file, or name the step: "
-                + ", ".join(checkpoint.name for checkpoint in committed),
+                expected=expected,
+                received=received,
+                mend=f"{mend}, or name the step: " + ", ".join(checkpoint.name for checkpoint in committed),
             )
         )
     return best
 
 
 def _at_step(reference: str, which: str, committed: list[Committed]) -> Committed:
-    name = f"step-{int(which):08d}" if which.isdigit() else which
+    step = int(which) if re.fullmatch(r"[0-9]{1,18}", which) else None
+    name = which if step is None else f"step-{step:08d}"
     for checkpoint in reversed(committed):
-        if checkpoint.name == name or (which.isdigit() and checkpoint.manifest.iteration == int(which)):
+        if checkpoint.name == name or (step is not None and checkpoint.manifest.iteration == step):
             return checkpoint
     raise SpecError(
         explain(

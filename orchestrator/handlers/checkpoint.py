@@ -82,16 +82,20 @@ class Checkpoint:
         self.on_save_error = on_save_error
         self._clock = clock
         self._last: float | None = None  # when the last save was begun, by the clock
+        self._begun: int | None = None  # iteration of the last save that was begun
         self._due: Callable[[], None] | None = None  # what saves at a boundary: one, so that it waits there once
 
     def attach(self, orchestrator: Driver) -> None:
         """Register behind the user's handlers, so that what they measure is in the checkpoint."""
         orchestrator.listen(Events.COMPLETED, self.at_end, phase="gate", blocking=True)
-        if self.unit == "seconds":
-            return  # `tick` looks at the clock
         count = int(self.every)
-        event = Events.EPOCH_COMPLETED if self.unit == "epochs" else Events.ITERATION_COMPLETED
-        orchestrator.listen(event(every=count), self, phase="gate", blocking=True)
+        if self.unit == "epochs":
+            orchestrator.listen(Events.EPOCH_COMPLETED(every=count), self, phase="gate", blocking=True)
+        elif self.unit == "iterations":
+            event = Events.ITERATION_COMPLETED(every=count)
+            orchestrator.listen(event, self.within_epoch, phase="gate", blocking=True)
+        if self.unit == "iterations" or (self.unit == "seconds" and self.best is not None):
+            orchestrator.listen(Events.EPOCH_COMPLETED, self.at_epoch_end, phase="gate", blocking=True)
 
     def check(self, measured: Mapping[str, Sequence[str]]) -> None:
         """Look for a slip in the name of the best one's metric, before anything is trained.
@@ -120,13 +124,31 @@ class Checkpoint:
             self._last = now
         elif now - self._last >= self.every:
             self._last = now
-            self._due = self._due or partial(self, orchestrator)
+            self._due = self._due or partial(self._save_due, orchestrator)
             orchestrator.at_boundary(self._due)
 
     def __call__(self, orchestrator: Driver) -> None:
         """Begin to save now."""
+        self._begun = orchestrator.state.iteration
         orchestrator.checkpoint()
         self._check_metric(orchestrator.metrics)
+
+    def within_epoch(self, orchestrator: Driver) -> None:
+        """An iteration at which a save is due; at an epoch's last one, what its end brings comes first."""
+        state = orchestrator.state
+        if not state.epoch_length or state.iteration % state.epoch_length:
+            self(orchestrator)
+
+    def at_epoch_end(self, orchestrator: Driver) -> None:
+        """Save if one is due at this very iteration, or if this may be the best one: its metric was measured here."""
+        iteration = orchestrator.state.iteration
+        due = self.unit == "iterations" and iteration % self.every == 0
+        if due or (self.best is not None and orchestrator.evaluated.get(self.best.metric) == iteration):
+            self(orchestrator)
+
+    def _save_due(self, orchestrator: Driver) -> None:
+        if orchestrator.state.iteration != self._begun:
+            self(orchestrator)
 
     def at_end(self, orchestrator: Driver) -> None:
         """Training is over: what came after the last checkpoint must not be lost, nor what could not be saved then."""
@@ -135,6 +157,7 @@ class Checkpoint:
 
     def committed(self, orchestrator: Driver, checkpoint: Committed) -> None:
         """A checkpoint is there: remove what is neither among the newest nor the best."""
+        self._last = self._clock()
         there = orchestrator.registry.committed()
         best = self.best_checkpoint(there)
         superfluous = to_prune([known.name for known in there], keep=self.keep, best=best)

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator import Checkpoint, CheckpointError, Orchestrator, SpecError
+from orchestrator import Best, Checkpoint, CheckpointError, Evaluate, Orchestrator, SpecError
+from orchestrator.checkpoints.references import find
 from orchestrator.resume import changed_versions
 from tests.orchestrator import linear
 from tests.orchestrator.linear import journal, make, parameters, trained
 from workers import Events, failpoints
+from workers.locations import storage_at
 
 
 def run(storage: Path, epochs: int = 2, name: str = "linear", **given: Any) -> list[list[float]]:
@@ -265,3 +267,49 @@ def test_a_handler_that_runs_on_ranks_keeps_its_state(tmp_path: Path) -> None:
         orchestrator.on(Events.EPOCH_COMPLETED, rank="all")(Counting())
         counted.append(orchestrator.run(max_epochs=epochs).metrics["calls"])
     assert counted == [2, 3]
+
+
+# ---------------------------------------------------------------- which is the best
+def evaluated_run(storage: Path, every: int, epochs: int = 4) -> Orchestrator:
+    orchestrator = make(storage)
+    orchestrator.attach(Evaluate())
+    best = Best("validation/loss", mode="min")
+    orchestrator.attach(Checkpoint(every={"iterations": every}, keep=9, best=best))
+    orchestrator.run(max_epochs=epochs)
+    return orchestrator
+
+
+def test_a_metric_belongs_to_the_iteration_at_which_it_was_measured(tmp_path: Path) -> None:
+    committed = evaluated_run(tmp_path, every=2).registry.committed()
+    measured = {known.manifest.iteration: "validation/loss" in known.manifest.metrics for known in committed}
+    assert measured == {2: False, 3: True, 4: False, 6: True, 8: False, 9: True, 10: False, 12: True}
+
+
+def test_a_save_due_at_an_epochs_last_iteration_holds_what_its_end_brought(tmp_path: Path) -> None:
+    (last,) = [known for known in evaluated_run(tmp_path, every=3, epochs=1).registry.committed()]
+    assert (last.manifest.iteration, "validation/loss" in last.manifest.metrics) == (3, True)
+
+
+def test_no_checkpoint_where_the_best_ones_metric_was_measured_is_told_so(tmp_path: Path) -> None:
+    run(tmp_path / "plain")
+    orchestrator = make(tmp_path)
+    orchestrator.attach(Checkpoint(every={"iterations": 2}, best=Best("validation/loss", mode="min")))
+    orchestrator.run(max_epochs=1)
+    with pytest.raises(SpecError, match="expected a checkpoint that was made where validation/loss was measured"):
+        find("linear@best", storage_at(tmp_path))
+
+
+def test_the_same_iteration_is_not_saved_again_by_the_clock(tmp_path: Path) -> None:
+    now = [0.0]
+    orchestrator = make(tmp_path)
+    orchestrator.attach(Checkpoint(every={"seconds": 1}, keep=9, clock=lambda: now[0]))
+    tick = orchestrator._attached[0].tick
+
+    @orchestrator.on(Events.EPOCH_STARTED)
+    def time_goes_by(run: Any) -> None:
+        for _ in range(3):
+            now[0] += 2
+            tick(run)
+
+    orchestrator.run(max_epochs=2)
+    assert len(names(tmp_path)) == len({name[:13] for name in names(tmp_path)})
