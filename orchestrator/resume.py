@@ -73,13 +73,11 @@ def newest(registry: Registry, resume: Resume, tell: Callable[[str], None]) -> C
     """
     point, refused = registry.newest_valid()
     if refused and (resume.strict or point is None):
-        before = (
-            "leave out --strict to go on from the one before it"
-            if point is not None
-            else "nothing is left to go on from"
-        )
         words = "; ".join(map(str, refused))
-        raise CheckpointError(f"{words}; restore the files, {before}, or start anew with --fresh")
+        if point is None:
+            raise CheckpointError(f"{words}; no other is left: restore the files, or start anew with --fresh")
+        ways = "restore the files, leave out --strict to go on from the one before it, or start anew with --fresh"
+        raise CheckpointError(f"{words}; {ways}")
     for one in refused:
         now = registry.set_aside(one.name)
         tell(f"{one}; trying the one before it" + ("" if now is None else f", and this one is now {now}"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +16,6 @@ from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Committed, Registry
 from orchestrator.errors import (
     FencedError,
-    RankfireError,
     RunInterrupted,
     SpecError,
     SystemFailure,
@@ -113,6 +112,15 @@ def train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     Raises:
         RankfireError: what ended the run otherwise; its class tells whose fault it was.
     """
+    with contextlib.ExitStack() as stack:
+        stack.callback(parts.lease.release)
+        stack.callback(_close, parts.journal)
+        _own(parts, resume)
+        return _train(parts, limits, resume)
+
+
+def _own(parts: Parts, resume: Resume) -> None:
+    """Take the run, and open its folder and journal."""
     settings = parts.settings
     try:
         parts.lease.acquire(notice)
@@ -120,45 +128,30 @@ def train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
             notice(f"what run {settings.run!r} had is now {settings.root.locate(aside)}")
         if resume.mode == "never":
             _refuse_existing(parts)
+        settings.home.tidy()
         if settings.text is not None:
             settings.home.replace("spec.yaml", settings.text.encode())
         parts.journal.start(parts.lease.token)
     except OSError as error:
-        parts.lease.release()
         raise SystemFailure(f"storage: {settings.home.url} can't be written: {error.strerror or error}") from error
-    except RankfireError:
-        parts.lease.release()
-        raise
-    try:
-        return _train(parts, limits, resume)
-    finally:
-        with contextlib.suppress(FencedError, OSError):
-            parts.journal.close()
-        parts.lease.release()
+
+
+def _close(journal: Journal) -> None:
+    with contextlib.suppress(FencedError, OSError):
+        journal.close()
 
 
 def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     settings, journal = parts.settings, parts.journal
-    parts.registry.sweep()
-    point, load = _begin_at(parts, resume)
-    if point is not None and (done := already_done(point, limits)) is not None:
-        journal.write("RUN_COMPLETED", already=True, checkpoint=point.name)
-        notice(f"run {settings.run!r} is already done: {done}")
-        return _result(parts, "completed", None)
-    journal.write(
-        "RUN_STARTED", run=settings.run, world_size=settings.world_size, pid=os.getpid(),
-        host=socket.gethostname(), program=settings.program_name, versions=versions(), token=parts.lease.token,
-    )  # fmt: skip
-    splits = Splits(parts.datasets, settings.world_size)
-    run = _make_run(parts, limits, splits)
-    parts.started(run)
-    parts.lease.when_lost(lambda: run.group.tell(LeaseLost()))
-    if point is not None:
-        journal.write("RESUMED", checkpoint=point.name)
-        notice(f"run {settings.run!r} goes on from checkpoint {point.name}, epoch {point.manifest.epoch}")
-    elif load is not None:
-        journal.write("STARTED_FROM", checkpoint=load.url, state=load.entries)
-    failpoint("load.verified")
+    with _recorded(journal):
+        parts.registry.sweep()
+        point, load = _begin_at(parts, resume)
+        if point is not None and (done := already_done(point, limits)) is not None:
+            journal.write("RUN_COMPLETED", already=True, checkpoint=point.name)
+            notice(f"run {settings.run!r} is already done: {done}")
+            return _result(parts, "completed", None)
+        splits = Splits(parts.datasets, settings.world_size)
+        run = _begin(parts, _make_run(parts, limits, splits), point, load)
     try:
         with contextlib.closing(splits):
             _execute(run, load, None if point is None else point.manifest.data)
@@ -176,6 +169,35 @@ def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     status: Status = "completed" if run.stop_reason is None else "terminated"
     journal.write("RUN_COMPLETED", status=status, reason=run.stop_reason, metrics=parts.buses[TRAINER].state.metrics)
     return _result(parts, status, run.stop_reason)
+
+
+@contextlib.contextmanager
+def _recorded(journal: Journal) -> Iterator[None]:
+    """What ends a run before there is one is in its record as well."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(FencedError):
+            journal.write("RUN_FAILED", error=type(error).__name__, text=str(error))
+        raise
+
+
+def _begin(parts: Parts, run: Run, point: Committed | None, load: LoadPoint | None) -> Run:
+    """Write down and tell what begins, and where; let the orchestrator give it orders."""
+    settings, journal = parts.settings, parts.journal
+    journal.write(
+        "RUN_STARTED", run=settings.run, world_size=settings.world_size, pid=os.getpid(),
+        host=socket.gethostname(), program=settings.program_name, versions=versions(), token=parts.lease.token,
+    )  # fmt: skip
+    parts.started(run)
+    parts.lease.when_lost(lambda text: run.group.tell(LeaseLost(text=text)))
+    if point is not None:
+        journal.write("RESUMED", checkpoint=point.name)
+        notice(f"run {settings.run!r} goes on from checkpoint {point.name}, epoch {point.manifest.epoch}")
+    elif load is not None:
+        journal.write("STARTED_FROM", checkpoint=load.url, state=load.entries)
+    failpoint("load.verified")
+    return run
 
 
 def _ended_badly(parts: Parts, run: Run, error: BaseException) -> BaseException:
@@ -198,16 +220,13 @@ def _ended_badly(parts: Parts, run: Run, error: BaseException) -> BaseException:
 def _execute(run: Run, load: LoadPoint | None, data: Mapping[str, Any] | None) -> None:
     """Run, and end the workers in every case: gently if all went well, else at once."""
     grace = 0.0
-    with Signals(run.group) as signals:
-        try:
-            run.execute(load, data)
-            grace = 2.0
-        finally:
-            signals.stopping()
-            try:
-                run.saver.salvage(SALVAGE)
-            finally:
-                _stop(run, grace)
+    with Signals(run.group) as signals, contextlib.ExitStack() as stack:
+        stack.callback(run.saver.abandon)  # only now nobody writes there any more
+        stack.callback(lambda: _stop(run, grace))
+        stack.callback(run.saver.salvage, SALVAGE)
+        stack.callback(signals.stopping)
+        run.execute(load, data)
+        grace = 2.0
 
 
 def _stop(run: Run, grace: float) -> None:

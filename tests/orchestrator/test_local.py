@@ -138,3 +138,16 @@ def test_a_group_that_was_never_started_can_be_stopped() -> None:
 def test_there_is_one_worker() -> None:
     with pytest.raises(AssertionError, match="there is no worker 1 in this process"):
         LocalGroup(turn=lambda: None).order(1, Go(max_epochs=1, max_iters=None, epoch_length=None))
+
+
+def test_what_the_look_at_the_clock_raises_is_not_taken_for_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look() -> None:
+        raise LookupError("the clock")
+
+    monkeypatch.setattr("orchestrator.local.TICK", -1.0)
+    driver = Driver()
+    driver.group._tick = look
+    with pytest.raises(LookupError, match="the clock"):
+        driver.train()
+    assert Fault not in driver.kinds()
+    assert driver.group.stop(grace=0.0) == []

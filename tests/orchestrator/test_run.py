@@ -1,10 +1,12 @@
 """One training, with scripted ranks: the order of its steps, and every way in which it ends."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from orchestrator.errors import (
+    FencedError,
     GateMismatchError,
     HandlerError,
     RunInterrupted,
@@ -14,7 +16,7 @@ from orchestrator.errors import (
     TrainingError,
     WorkerLostError,
 )
-from orchestrator.exchange import Incoming
+from orchestrator.exchange import Incoming, LeaseLost
 from orchestrator.lifecycle import Phase
 from orchestrator.run import Run
 from tests.orchestrator.conftest import MakeRun, lines_of
@@ -427,3 +429,41 @@ def test_the_end_is_where_the_ranks_finished(make_run: MakeRun) -> None:
     state = trainer_of(run).state
     assert (state.iteration, state.epoch, run.journal.iteration, run.journal.epoch) == (100, 5, 100, 5)
     assert events(run) == ["WORKER_BUILT"] * 2 + ["WORKER_JOINED"] * 2
+
+
+# ---------------------------------------------------------------- the run is lost
+def test_a_lost_lease_ends_the_run_with_who_has_it_and_asks_nobody_again(make_run: MakeRun) -> None:
+    group = FakeGroup(2, [gate()])
+    run = make_run(group)
+    run.built = lambda: group.tell(LeaseLost(text="run 'r' was taken over by pid 8"))
+    with pytest.raises(FencedError, match=r"^run 'r' was taken over by pid 8$"):
+        run.execute(None)
+
+
+# ---------------------------------------------------------------- the data
+@pytest.mark.parametrize(
+    ("then", "now", "told"),
+    [
+        (None, {"samples": 3}, None),
+        ({}, {}, None),
+        ({"samples": 3}, {"samples": 3}, None),
+        ({"samples": 4}, {"samples": 3}, "run: data: samples: expected 4, as in the checkpoint, received 3; "),
+        ({}, {"samples": 3}, "run: data: expected data with an order of its own, as in the checkpoint, received a map"),
+        ({"samples": 3}, {}, "run: data: expected a map-style data set, .*, received data with an order of its own; "),
+    ],
+)
+def test_a_position_in_other_data_is_refused(make_run: MakeRun, then: Any, now: Any, told: str | None) -> None:
+    group = FakeGroup(2)
+    build = group.scripts[Build]
+
+    def with_data(worker: int, order: Any) -> None:
+        build(worker, order)
+        group.inbox[-1] = replace(group.inbox[-1], data=now)  # type: ignore[type-var]
+
+    group.scripts[Build] = with_data
+    run = make_run(group)
+    if told is None:
+        run.execute(None, then)
+        return
+    with pytest.raises(SpecError, match=f"^{told}"):
+        run.execute(None, then)
