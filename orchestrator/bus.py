@@ -7,7 +7,8 @@ compiles what its handlers need into gates (the ranks wait) and watches (they re
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
@@ -18,7 +19,7 @@ from workers.dispatch import EventSource, RemovableEventHandle
 from workers.events import Event, EventExpression, Events, counts_only
 from workers.tracebacks import is_ours, text_of
 
-__all__ = ["EventBus"]
+__all__ = ["EventBus", "users_code"]
 
 BLOCKING = frozenset(
     event.key
@@ -141,18 +142,8 @@ class EventBus(EventSource):
             HandlerError: one of them raised; names it, the event, and the line.
         """
         event = self.event_of(key)
-        try:
+        with users_code(f"{event!r} #{count}"):
             self.dispatch(event, count, *extra)
-        except RankfireError:
-            raise
-        except (Exception, SystemExit) as error:  # sys.exit() in a handler is the user's, as on a rank
-            what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            raise HandlerError.in_handler(
-                _culprit(error),
-                f"{event!r} #{count}",
-                what,
-                traceback=text_of(error),
-            ) from error
 
     def _covers(self, need: _Need) -> bool:
         return any(
@@ -161,6 +152,25 @@ class EventBus(EventSource):
             and known.expression in (need.expression, need.base)
             for known in self._needs
         )
+
+
+@contextmanager
+def users_code(where: str) -> Iterator[None]:
+    """What a user's function raises on the driver inside this block names the function and its line.
+
+    Args:
+        where: what it was called for, in words.
+
+    Raises:
+        HandlerError: it raised.
+    """
+    try:
+        yield
+    except RankfireError:
+        raise
+    except (Exception, SystemExit) as error:  # sys.exit() in a handler is the user's, as on a rank
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise HandlerError.in_handler(_culprit(error), where, what, traceback=text_of(error)) from error
 
 
 def _at(expression: EventExpression, base: Event) -> EventExpression:

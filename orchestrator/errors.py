@@ -223,6 +223,14 @@ class FencedError(SystemFailure):
             "so it ends here and writes nothing more"
         )
 
+    @classmethod
+    def removed(cls, run: str) -> FencedError:
+        """Compose the error of a run whose lease is not in the storage any more."""
+        return cls(
+            f"run {run!r}: its lease was removed from the storage, so this process can't know that it still owns the "
+            "run: it ends here and writes nothing more"
+        )
+
 
 class RunInterrupted(RankfireError):  # noqa: N818 - an interruption is no error of anyone's
     """The user stopped the run (Ctrl-C or SIGTERM)."""

@@ -29,7 +29,13 @@ class Interrupt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseLost:
-    """Another process has taken the run over."""
+    """Another process has taken the run over.
+
+    Args:
+        text: who, in words.
+    """
+
+    text: str
 
 
 Incoming = Message | Lost | Interrupt | LeaseLost

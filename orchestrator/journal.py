@@ -47,6 +47,7 @@ class Journal:
         self._owned = owned
         self._sink: _Sink | None = None
         self._held: list[bytes] = []  # lines that the storage did not take yet
+        self._dropped = 0  # lines that were too many to be kept
         self._complained = False
 
     def start(self, token: int = 0) -> None:
@@ -78,14 +79,17 @@ class Journal:
         self._flush()
 
     def close(self) -> None:
-        """Bring everything to the disk and let go of the file."""
-        if self._sink is not None:
-            try:
-                if self._held:
-                    self._flush()
-            finally:
-                self._sink.close()
-                self._sink = None
+        """Bring everything to the disk and let go of the file; tell how many lines the storage never took."""
+        if self._sink is None:
+            return
+        try:
+            if self._held:
+                self._flush()
+            if lost := self._dropped + len(self._held):
+                notice(f"{lost} of the journal's lines are lost: its storage did not take them")
+        finally:
+            sink, self._sink, self._held = self._sink, None, []
+            sink.close()
 
     def _flush(self) -> None:
         assert self._sink is not None, "the journal is open"
@@ -95,6 +99,7 @@ class Journal:
                 self._sink.append(self._held[0])
                 del self._held[0]
         except OSError as error:  # a full disk must not end a training that could go on
+            self._dropped += max(0, len(self._held) - HELD)
             del self._held[:-HELD]
             if not self._complained:
                 notice(f"the journal can't be written: {error.strerror or error}; its lines are kept for later")
@@ -138,8 +143,10 @@ class _File(_Sink):
             raise
 
     def close(self) -> None:
-        os.fsync(self._descriptor)
-        os.close(self._descriptor)
+        try:
+            os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
 
     def _write(self, content: bytes) -> None:
         if os.write(self._descriptor, content) < len(content):  # the disk filled up in the middle of it

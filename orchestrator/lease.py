@@ -128,8 +128,10 @@ class Lease:
         self.token = 0
         self._storage = storage
         self._run = run
-        self._me = replace(Owner.here(ttl), ttl=ttl)
-        self._on_lost: Callable[[], None] | None = None
+        self._me = Owner.here(ttl)
+        self._on_lost: Callable[[str], None] | None = None
+        self._lost: str | None = None  # once it is, who has taken it, in words
+        self._losing = threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -163,11 +165,14 @@ class Lease:
         newest = self._newest()
         if newest != self.token:
             owner = self._read(newest) if newest else None
-            raise FencedError.by(self._run, str(owner) if owner is not None else "nobody: its lease was removed")
+            raise FencedError.removed(self._run) if owner is None else FencedError.by(self._run, str(owner))
 
-    def when_lost(self, function: Callable[[], None]) -> None:
-        """Have a function called, once and on another thread, when somebody else has taken the run."""
-        self._on_lost = function
+    def when_lost(self, function: Callable[[str], None]) -> None:
+        """Have a function called, once, when the run is lost, with who has taken it: on another thread, or at once."""
+        with self._losing:
+            self._on_lost, lost = function, self._lost
+        if lost is not None:
+            function(lost)
 
     def release(self) -> None:
         """Give the run back; afterwards it is free at once. Nothing happens if it is not owned any more."""
@@ -215,9 +220,11 @@ class Lease:
                 self._me = replace(self._me, beat=self._me.beat + 1)
                 self._write(self._me)
                 failpoint("lease.renewed")
-            except FencedError:
-                if self._on_lost is not None:
-                    self._on_lost()
+            except FencedError as error:
+                with self._losing:
+                    self._lost, tell = str(error), self._on_lost
+                if tell is not None:
+                    tell(self._lost)
                 return
             except OSError:
                 continue  # the storage may come back; whether the run is still ours is asked at every commit

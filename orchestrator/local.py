@@ -41,7 +41,7 @@ class LocalGroup:
         self._turn = turn
         self._tick = tick
         self._ticked = time.monotonic()
-        self._mailbox = Mailbox(idle=self._give_turn)
+        self._mailbox = Mailbox(idle=lambda: self._give_turn(self._turn))
         self._outbox = Outbox()
         self._number = 0
         self._inbox: deque[Incoming] = deque()
@@ -98,16 +98,16 @@ class LocalGroup:
         """Let the driver see to everything that has come."""
         if (now := time.monotonic()) - self._ticked > TICK:
             self._ticked = now
-            self._tick()
+            self._give_turn(self._tick)
         self._collect()
         while self._inbox:
-            self._give_turn()
+            self._give_turn(self._turn)
             self._collect()
 
-    def _give_turn(self) -> None:
+    def _give_turn(self, turn: Callable[[], None]) -> None:
         """Let the driver work; what it raises must unwind the session below it without being taken for the user's."""
         try:
-            self._turn()
+            turn()
         except BaseException as error:
             self._raised = error
             raise LeaveNow from error

@@ -41,7 +41,7 @@ class Orchestrator(Ordering):
         spares: further workers that build the program and wait.
         config: settings of the program, as `worker.config`.
         seed: of the data order and all random numbers.
-        storage: folder under which each run has its folder.
+        storage: folder, or URL such as `s3://bucket/runs`, under which each run has its folder.
         cluster: `{"address": …, "autoscale": …, "start_timeout": …}`; without an address: RAY_ADDRESS if it is set,
             else Ray on this machine.
 
@@ -223,7 +223,7 @@ class Orchestrator(Ordering):
             if isinstance(handler, Checkpoint):
                 run.saver.on_error = handler.on_save_error
             if (tick := getattr(handler, "tick", None)) is not None:
-                run.loop.on_tick.append(partial(tick, self))
+                run.loop.on_tick.append(partial(self._call_hook, "a look at the clock", partial(tick, self)))
         self._progress.begin(run.gates)
 
     def _check_names(self, ranks: Ranks) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from orchestrator.bus import users_code
 from orchestrator.checkpoints.registry import Committed, Registry
-from orchestrator.errors import CheckpointError, SpecError, explain
+from orchestrator.errors import CheckpointError, RankfireError, SpecError, explain
 from orchestrator.handlers.checkpoint import Checkpoint
 from orchestrator.handlers.evaluate import Evaluate
 from orchestrator.journal import Journal
@@ -192,7 +193,7 @@ class Ordering(Registrations):
         run = self._running("checkpoint")
         waiting, self._at_boundary = self._at_boundary, []
         for function in waiting:
-            function()
+            self._call_hook("a boundary", function)
         configured = any(isinstance(handler, Checkpoint) for handler in self._attached)
         if run.interrupted and configured and self.saved_at() != self.state.iteration:
             self.checkpoint()
@@ -202,13 +203,25 @@ class Ordering(Registrations):
         self.note("CHECKPOINT_COMMITTED", checkpoint=checkpoint.name, bytes=checkpoint.manifest.size)
         for handler in self._attached:
             if (tell := getattr(handler, "committed", None)) is not None:
-                tell(self, checkpoint)
+                with users_code(f"the commit of {checkpoint.name}"):  # the saver ends the run, if it shall end
+                    tell(self, checkpoint)
 
     def _save_failed(self, error: CheckpointError) -> None:
         self.note("CHECKPOINT_FAILED", text=str(error))
         run = self._running("checkpoint")
         if run.saver.on_error == "continue":
             notice(f"{error}; training goes on")
+
+    def _call_hook(self, where: str, function: Callable[[], None]) -> None:
+        """Call a user's function beside the handlers: what it raises ends the run, whoever would swallow it."""
+        try:
+            with users_code(where):
+                function()
+        except RankfireError as error:
+            ended = self._running(where).loop.end(error)
+            if ended is error:
+                raise
+            raise ended from error
 
     def _running(self, what: str) -> Run:
         if self._run is None:

@@ -16,8 +16,19 @@ from orchestrator.limits import Limits
 from workers.parcels import LoadPoint
 from workers.storage import Storage
 
-__all__ = ["Resume", "StartFrom", "already_done", "changed_versions", "newest", "set_aside", "starting_point", "way_on"]
+__all__ = [
+    "Resume",
+    "StartFrom",
+    "already_done",
+    "changed_versions",
+    "newest",
+    "refuse_existing",
+    "set_aside",
+    "starting_point",
+    "way_on",
+]
 
+EXISTING = {"checkpoints", "journal", "journal.jsonl"}  # what a run that has begun has
 OWN = "lease"  # stays where it is when a run is set aside: whoever owns the run's name goes on owning it
 
 
@@ -73,13 +84,11 @@ def newest(registry: Registry, resume: Resume, tell: Callable[[str], None]) -> C
     """
     point, refused = registry.newest_valid()
     if refused and (resume.strict or point is None):
-        before = (
-            "leave out --strict to go on from the one before it"
-            if point is not None
-            else "nothing is left to go on from"
-        )
         words = "; ".join(map(str, refused))
-        raise CheckpointError(f"{words}; restore the files, {before}, or start anew with --fresh")
+        if point is None:
+            raise CheckpointError(f"{words}; no other is left: restore the files, or start anew with --fresh")
+        ways = "restore the files, leave out --strict to go on from the one before it, or start anew with --fresh"
+        raise CheckpointError(f"{words}; {ways}")
     for one in refused:
         now = registry.set_aside(one.name)
         tell(f"{one}; trying the one before it" + ("" if now is None else f", and this one is now {now}"))
@@ -107,6 +116,27 @@ def starting_point(start: StartFrom, root: Storage) -> LoadPoint:
             )
         )
     return LoadPoint(url=point.url, world_size=point.manifest.world_size, entries=start.state)
+
+
+def refuse_existing(home: Storage, run: str) -> None:
+    """See that a run has not begun yet; one that was refused before it did has an empty journal at most.
+
+    Args:
+        home: the run's folder.
+        run: its id, for the error.
+
+    Raises:
+        SpecError: it has.
+    """
+    if any(home.names(name) or _holds(home, name) for name in home.names() if name in EXISTING):
+        raise SpecError(
+            explain(
+                f"run {run!r}",
+                expected="a run that does not exist yet, since resume is never",
+                received=f"one in {home.url}",
+                mend="choose another run id, or start anew with --fresh, which moves the old one aside",
+            )
+        )
 
 
 def set_aside(root: Storage, run: str) -> str | None:
@@ -170,3 +200,10 @@ def way_on(registry: Registry, iteration: int) -> str:
     if newest.manifest.iteration == iteration:
         return f"saved as {newest.name}; the same command goes on from there"
     return f"the same command goes on from {newest.name}"
+
+
+def _holds(home: Storage, name: str) -> bool:
+    try:
+        return home.size(name) > 0
+    except FileNotFoundError:
+        return False

@@ -15,7 +15,7 @@ from typing import Any
 from orchestrator.asking import Asking
 from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Registry
-from orchestrator.errors import FencedError, RankfireError, RunInterrupted, SpecError, SystemFailure, no_engine
+from orchestrator.errors import FencedError, RankfireError, RunInterrupted, SpecError, explain, no_engine
 from orchestrator.exchange import Group, Interrupt, LeaseLost
 from orchestrator.gatekeeper import Gatekeeper
 from orchestrator.journal import Journal
@@ -72,7 +72,6 @@ class Run:
         self._buses = buses
         self._build = build
         self._limits = limits
-        self._registry = registry
         self.loop = Loop(group, self._ended)
         self.ranks = Ranks(self.loop, self.life, journal, world_size=world_size, start_timeout=limits.start_timeout)
         self.gates = Gatekeeper(self.loop, self.ranks, buses, self.life, journal)
@@ -172,16 +171,8 @@ class Run:
         if self.life.phase in {Phase.RUNNING, Phase.GATE}:
             self.asking.cut()
 
-    def _fenced(self, _: LeaseLost) -> None:
-        try:
-            self._registry.owned()
-        except FencedError as error:
-            raise self.loop.end(error) from error
-        except OSError as error:  # whoever it was: it is not ours any more
-            text = (
-                f"the run was taken over by another process, and its storage can't be read: {error.strerror or error}"
-            )
-            raise self.loop.end(SystemFailure(text)) from error
+    def _fenced(self, lost: LeaseLost) -> None:
+        raise self.loop.end(FencedError(lost.text))
 
     def _ended(self, error: RankfireError, facts: Facts) -> None:
         """Write down who was lost, and tell EXCEPTION_RAISED on the driver."""
@@ -203,8 +194,18 @@ class Run:
 
     def _check_data(self, then: Mapping[str, Any] | None) -> None:
         """A position in the data means the same only if the data is the same."""
+        if then is None:
+            return  # training begins, so it stands nowhere yet
         now = self.ranks.data
-        wrong = fingerprint_mismatch(then, now) if then and now else None
+        if bool(then) != bool(now):
+            kinds = {
+                True: "a map-style data set, whose order the checkpoint knows",
+                False: "data with an order of its own",
+            }
+            expected, received = kinds[bool(then)] + ", as in the checkpoint", kinds[bool(now)].partition(",")[0]
+            mend = "give the same data, or run under another run id"
+            raise SpecError(explain("run: data", expected=expected, received=received, mend=mend))
+        wrong = fingerprint_mismatch(then, now)
         if wrong is not None:
             raise SpecError(f"run: {wrong}")
 

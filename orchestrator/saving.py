@@ -12,18 +12,22 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.asking import Asking
 from orchestrator.checkpoints.manifest import Manifest
 from orchestrator.checkpoints.registry import Committed, Registry, Staging
-from orchestrator.errors import CheckpointError, FencedError, RankfireError, SpecError, name_ranks
+from orchestrator.errors import CheckpointError, RankfireError, SpecError, explain, name_ranks
 from orchestrator.loop import Loop
 from workers.failpoints import failpoint
 from workers.messages import Saved
 from workers.orders import FreezeSave, PlanSave
 from workers.parcels import Failure, Planned
 from workers.retry import retrying
+from workers.state import State
+
+if TYPE_CHECKING:
+    from orchestrator.checkpoints.plan import GlobalPlan  # a second of imports, at the first save
 
 __all__ = ["OnSaveError", "Saver", "manifest_of", "states_of", "versions"]
 
@@ -36,7 +40,7 @@ class _Flight:
 
     staging: Staging
     manifest: Manifest
-    plan: Any  # GlobalPlan
+    plan: GlobalPlan
     told: dict[int, Saved] = field(default_factory=dict)  # rank → its word
 
 
@@ -79,19 +83,19 @@ class Saver:
             CheckpointError: the storage refused, now or at the save before, and the run shall stop at that.
         """
         self.wait()
-        from orchestrator.checkpoints.plan import GlobalPlan  # a second of imports, at the first save
+        from orchestrator.checkpoints.plan import GlobalPlan
 
         planned: dict[int, Planned] = {
             rank: answer.value  # type: ignore[misc]
             for rank, answer in self._asking.ask("checkpoint", lambda number, _: PlanSave(order=number)).items()
         }
+        first = planned[0]
+        plan = GlobalPlan({rank: one.plan for rank, one in planned.items()}, first.spread)
         try:
             staging = self._registry.open(manifest.iteration)
         except CheckpointError as error:
             self._give_up(None, error)
             return None
-        first = planned[0]
-        plan = GlobalPlan({rank: one.plan for rank, one in planned.items()}, first.spread)
         whole = replace(manifest, cursor=first.cursor, data=first.data, state=first.state)
         self._flight = _Flight(staging=staging, manifest=whole, plan=plan)
         self._asking.ask(
@@ -110,7 +114,7 @@ class Saver:
             self._loop.pump()
 
     def salvage(self, seconds: float) -> None:
-        """The run is ending with an error: give the ranks a moment to finish what is in flight, else remove it."""
+        """The run is ending with an error: give the ranks a moment to finish what is in flight."""
         until = time.monotonic() + seconds
         while self._flight is not None and (left := until - time.monotonic()) > 0:
             unheard = self._loop.unheard
@@ -122,6 +126,9 @@ class Saver:
                     break  # told already, if it is one of a save; what ends the run is known
             elif came is None and not self._loop.group.needs_store:
                 break
+
+    def abandon(self) -> None:
+        """The workers have ended: remove what is still in flight, which nobody writes any more."""
         if self._flight is not None:
             self._registry.abandon(self._flight.staging)
             self._flight = None
@@ -141,7 +148,7 @@ class Saver:
             self.committed(checkpoint)
         except CheckpointError as error:
             self._give_up(staging, error)
-        except FencedError as error:
+        except RankfireError as error:  # the run is lost, or a listener raised
             raise self._loop.end(error) from error
 
     def _commit(self, flight: _Flight) -> Committed:
@@ -166,7 +173,7 @@ class Saver:
             raise self._loop.end(error) from error
 
 
-def manifest_of(run_id: str, world_size: int, state: Any, driver: Mapping[str, Any]) -> Manifest:
+def manifest_of(run_id: str, world_size: int, state: State, driver: Mapping[str, Any]) -> Manifest:
     """The manifest of a checkpoint at the driver's present state, without files."""
     return Manifest(
         run=run_id,
@@ -191,12 +198,29 @@ def states_of(handlers: Mapping[str, Any]) -> dict[str, Any]:
     for name, state in states.items():
         try:
             json.dumps(state)
+            _check_keys(state)
         except (TypeError, ValueError) as error:
             raise SpecError(
-                f"orchestrator.checkpoint: state_dict() of handler {name}: expected numbers, texts, lists and "
-                f"dictionaries of them, which JSON can hold, received something else: {error}"
+                explain(
+                    f"orchestrator.checkpoint: state_dict() of handler {name}",
+                    expected="numbers, texts, lists and dictionaries of them by texts, which JSON can hold",
+                    received=f"something else: {error}",
+                    mend="leave it out, or give its parts",
+                )
             ) from error
     return states
+
+
+def _check_keys(state: object) -> None:
+    """JSON makes texts of all keys, so others would not come back as they were."""
+    if isinstance(state, Mapping):
+        if strange := [key for key in state if not isinstance(key, str)]:
+            raise TypeError(f"key {strange[0]!r} is no text")
+        for value in state.values():
+            _check_keys(value)
+    elif isinstance(state, list | tuple):
+        for value in state:
+            _check_keys(value)
 
 
 def versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,12 +16,9 @@ from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Committed, Registry
 from orchestrator.errors import (
     FencedError,
-    RankfireError,
     RunInterrupted,
-    SpecError,
     SystemFailure,
     WorkerLostError,
-    explain,
 )
 from orchestrator.exchange import Group, LeaseLost
 from orchestrator.group import RayGroup
@@ -36,6 +33,7 @@ from orchestrator.resume import (
     already_done,
     changed_versions,
     newest,
+    refuse_existing,
     set_aside,
     starting_point,
     way_on,
@@ -51,13 +49,11 @@ from workers.orders import Build
 from workers.parcels import TRAINER, LoadPoint, RankHandler
 from workers.rank import Membership
 from workers.state import State
-from workers.storage import Storage
 
 __all__ = ["Parts", "RunResult", "train"]
 
 Status = Literal["completed", "terminated"]
 SALVAGE = 10.0  # seconds that a save in flight gets when the run ends with an error
-EXISTING = {"checkpoints", "journal", "journal.jsonl"}  # what a run that has begun has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,52 +110,46 @@ def train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     Raises:
         RankfireError: what ended the run otherwise; its class tells whose fault it was.
     """
+    with contextlib.ExitStack() as stack:
+        stack.callback(parts.lease.release)
+        stack.callback(_close, parts.journal)
+        _own(parts, resume)
+        return _train(parts, limits, resume)
+
+
+def _own(parts: Parts, resume: Resume) -> None:
+    """Take the run, and open its folder and journal."""
     settings = parts.settings
     try:
         parts.lease.acquire(notice)
         if resume.fresh and (aside := set_aside(settings.root, settings.run)) is not None:
             notice(f"what run {settings.run!r} had is now {settings.root.locate(aside)}")
         if resume.mode == "never":
-            _refuse_existing(parts)
+            refuse_existing(settings.home, settings.run)
+        settings.home.tidy()
         if settings.text is not None:
             settings.home.replace("spec.yaml", settings.text.encode())
         parts.journal.start(parts.lease.token)
     except OSError as error:
-        parts.lease.release()
         raise SystemFailure(f"storage: {settings.home.url} can't be written: {error.strerror or error}") from error
-    except RankfireError:
-        parts.lease.release()
-        raise
-    try:
-        return _train(parts, limits, resume)
-    finally:
-        with contextlib.suppress(FencedError, OSError):
-            parts.journal.close()
-        parts.lease.release()
+
+
+def _close(journal: Journal) -> None:
+    with contextlib.suppress(FencedError, OSError):
+        journal.close()
 
 
 def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     settings, journal = parts.settings, parts.journal
-    parts.registry.sweep()
-    point, load = _begin_at(parts, resume)
-    if point is not None and (done := already_done(point, limits)) is not None:
-        journal.write("RUN_COMPLETED", already=True, checkpoint=point.name)
-        notice(f"run {settings.run!r} is already done: {done}")
-        return _result(parts, "completed", None)
-    journal.write(
-        "RUN_STARTED", run=settings.run, world_size=settings.world_size, pid=os.getpid(),
-        host=socket.gethostname(), program=settings.program_name, versions=versions(), token=parts.lease.token,
-    )  # fmt: skip
-    splits = Splits(parts.datasets, settings.world_size)
-    run = _make_run(parts, limits, splits)
-    parts.started(run)
-    parts.lease.when_lost(lambda: run.group.tell(LeaseLost()))
-    if point is not None:
-        journal.write("RESUMED", checkpoint=point.name)
-        run.announcement = f"run {settings.run!r} goes on from checkpoint {point.name}, epoch {point.manifest.epoch}"
-    elif load is not None:
-        journal.write("STARTED_FROM", checkpoint=load.url, state=load.entries)
-    failpoint("load.verified")
+    with _recorded(journal):
+        parts.registry.sweep()
+        point, load = _begin_at(parts, resume)
+        if point is not None and (done := already_done(point, limits)) is not None:
+            journal.write("RUN_COMPLETED", already=True, checkpoint=point.name)
+            notice(f"run {settings.run!r} is already done: {done}")
+            return _result(parts, "completed", None)
+        splits = Splits(parts.datasets, settings.world_size)
+        run = _begin(parts, _make_run(parts, limits, splits), point, load)
     try:
         with contextlib.closing(splits):
             _execute(run, load, None if point is None else point.manifest.data)
@@ -177,6 +167,35 @@ def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     status: Status = "completed" if run.stop_reason is None else "terminated"
     journal.write("RUN_COMPLETED", status=status, reason=run.stop_reason, metrics=parts.buses[TRAINER].state.metrics)
     return _result(parts, status, run.stop_reason)
+
+
+@contextlib.contextmanager
+def _recorded(journal: Journal) -> Iterator[None]:
+    """What ends a run before there is one is in its record as well."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(FencedError):
+            journal.write("RUN_FAILED", error=type(error).__name__, text=str(error))
+        raise
+
+
+def _begin(parts: Parts, run: Run, point: Committed | None, load: LoadPoint | None) -> Run:
+    """Write down and tell what begins, and where; let the orchestrator give it orders."""
+    settings, journal = parts.settings, parts.journal
+    journal.write(
+        "RUN_STARTED", run=settings.run, world_size=settings.world_size, pid=os.getpid(),
+        host=socket.gethostname(), program=settings.program_name, versions=versions(), token=parts.lease.token,
+    )  # fmt: skip
+    parts.started(run)
+    parts.lease.when_lost(lambda text: run.group.tell(LeaseLost(text=text)))
+    if point is not None:
+        journal.write("RESUMED", checkpoint=point.name)
+        run.announcement = f"run {settings.run!r} goes on from checkpoint {point.name}, epoch {point.manifest.epoch}"
+    elif load is not None:
+        journal.write("STARTED_FROM", checkpoint=load.url, state=load.entries)
+    failpoint("load.verified")
+    return run
 
 
 def _ended_badly(parts: Parts, run: Run, error: BaseException) -> BaseException:
@@ -199,16 +218,13 @@ def _ended_badly(parts: Parts, run: Run, error: BaseException) -> BaseException:
 def _execute(run: Run, load: LoadPoint | None, data: Mapping[str, Any] | None) -> None:
     """Run, and end the workers in every case: gently if all went well, else at once."""
     grace = 0.0
-    with Signals(run.group) as signals:
-        try:
-            run.execute(load, data)
-            grace = 2.0
-        finally:
-            signals.stopping()
-            try:
-                run.saver.salvage(SALVAGE)
-            finally:
-                _stop(run, grace)
+    with Signals(run.group) as signals, contextlib.ExitStack() as stack:
+        stack.callback(run.saver.abandon)  # only now nobody writes there any more
+        stack.callback(lambda: _stop(run, grace))
+        stack.callback(run.saver.salvage, SALVAGE)
+        stack.callback(signals.stopping)
+        run.execute(load, data)
+        grace = 2.0
 
 
 def _stop(run: Run, grace: float) -> None:
@@ -259,28 +275,6 @@ def _expressions(
 ) -> dict[str, EventExpression]:
     found = ((name, of(bus)) for name, bus in buses.items())
     return {name: expression for name, expression in found if expression is not None}
-
-
-def _refuse_existing(parts: Parts) -> None:
-    home = parts.settings.home
-    there = [name for name in home.names() if name in EXISTING and (home.names(name) or _holds(home, name))]
-    if there:
-        raise SpecError(
-            explain(
-                f"run {parts.settings.run!r}",
-                expected="a run that does not exist yet, since resume is never",
-                received=f"one in {parts.settings.home.url}",
-                mend="choose another run id, or start anew with --fresh, which moves the old one aside",
-            )
-        )
-
-
-def _holds(home: Storage, name: str) -> bool:
-    """Whether a file has content: the journal of a run that was refused before it began has none."""
-    try:
-        return home.size(name) > 0
-    except FileNotFoundError:
-        return False
 
 
 def _begin_at(parts: Parts, resume: Resume) -> tuple[Committed | None, LoadPoint | None]:

@@ -24,10 +24,10 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("data/processes.py", "data/sampler.py", "events.py", "feed.py", "locations.py", "timers.py"),
     (
         *("collectives.py", "data/randomness.py", "expressions.py", "folder.py", "metadata.py", "objects.py"),
-        *("process_group.py", "rng.py"),
+        *("data/sources.py", "process_group.py", "rng.py"),
     ),
     (
-        *("data/carried.py", "data/fingerprint.py", "data/permutation.py", "data/sources.py"),
+        *("data/carried.py", "data/fingerprint.py", "data/permutation.py"),
         *("errors.py", "failpoints.py", "filters.py", "rank.py", "retry.py", "storage.py"),
         *("tracebacks.py",),
     ),
@@ -50,7 +50,7 @@ ORCHESTRATOR = (
     ),
     ("checkpoints/plan.py", "checkpoints/registry.py"),
     ("exchange.py", "launch/*", "placement.py", "reduce.py", "rendezvous.py", "settings.py", "watch.py"),
-    ("checkpoints/verify.py",),
+    ("checkpoints/committed.py", "checkpoints/verify.py"),
     ("checkpoints/*", "recovery.py", "roll_call.py", "specfile.py", "verdict.py"),
     ("spec_problems.py", "target.py"),
     ("journal.py", "lease.py", "lifecycle.py", "limits.py", "spec.py", "yaml_text.py"),

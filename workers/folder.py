@@ -6,6 +6,7 @@ import contextlib
 import errno
 import glob
 import io
+import itertools
 import os
 import shutil
 import threading
@@ -37,6 +38,7 @@ class Folder(Storage):
         folder = self.root / path
         _make_folder_of(folder)
         folder.mkdir(mode=0o700)
+        _sync_folder(folder.parent)
 
     @contextlib.contextmanager
     def create(self, path: str) -> Iterator[BinaryIO]:  # noqa: D102
@@ -101,6 +103,10 @@ class Folder(Storage):
     def sync(self, path: str) -> None:  # noqa: D102
         _sync_folder(self.root / path)
 
+    def tidy(self) -> None:  # noqa: D102
+        for temporary in self.root.glob(".*.tmp"):
+            temporary.unlink(missing_ok=True)
+
     def _write(self, path: Path, content: bytes) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -160,10 +166,14 @@ class _Synced(io.FileIO):
 
 
 def _make_folder_of(path: Path) -> None:
+    """Make the folders above a path, durably: a file is not there after a power cut if the name of a folder is not."""
+    missing = list(itertools.takewhile(lambda folder: not folder.exists(), path.parents))
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except FileExistsError as error:  # which would say that somebody else was first
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from error
+    for folder in missing:
+        _sync_folder(folder.parent)
 
 
 def _sync_folder(path: Path) -> None:

@@ -43,7 +43,8 @@ class Objects(Storage):
             except BaseException:
                 with contextlib.suppress(Exception):  # an upload that nobody completes is never seen
                     file.discard()
-                file.closed = True
+                with contextlib.suppress(Exception):  # else its end would complete it; a plain file can't be told so
+                    file.closed = True
                 raise
             file.close()
 
@@ -118,6 +119,9 @@ class Objects(Storage):
 
     def sync(self, path: str) -> None:
         """Nothing: a key is durable when its writer has been told so."""
+
+    def tidy(self) -> None:
+        """Nothing: a key is there whole or not at all."""
 
     def _key(self, path: str) -> str:
         return f"{self._prefix}/{path}" if path else self._prefix

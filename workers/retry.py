@@ -1,5 +1,6 @@
-"""Which errors of a storage are worth another try, and how long to wait before it. Used by both sides when they save.
+"""Which errors of a storage are worth another try, and how long to wait before it.
 
+Used by both sides: for what is written of a checkpoint, and for what is listed, read and verified of all of them.
 A full disk, a missing right or a damaged file stays what it is; a network file system that stumbled often does not.
 """
 

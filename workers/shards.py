@@ -248,7 +248,8 @@ def _plain_key(key: object, path: str) -> object:
 def _refusal(value: object, path: str, more: str = "") -> ProgramError:
     return ProgramError(
         f"checkpoint: state {path!r}: expected tensors, numbers, texts and containers of them, "
-        f"received {type(value).__module__}.{type(value).__qualname__}{more}; leave it out of state_dict(), or give its parts"
+        f"received {type(value).__module__}.{type(value).__qualname__}{more}; leave it out of state_dict(), or give "
+        "its parts"
     )
 
 

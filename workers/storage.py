@@ -92,6 +92,13 @@ class Storage(ABC):
     def sync(self, path: str) -> None:
         """Make what was created, renamed or removed in a folder durable."""
 
+    @abstractmethod
+    def tidy(self) -> None:
+        """Remove, right below the root, what a writer left that died in the middle of a small file.
+
+        Nothing happens where a file is there whole or not at all. Nobody else may be writing such files there.
+        """
+
     def read(self, path: str) -> bytes:
         """A small file's content.
 

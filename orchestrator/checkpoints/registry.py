@@ -8,11 +8,13 @@ Either way a checkpoint is what has a manifest; until then the old ones stand, a
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from functools import partial
 
+from orchestrator.checkpoints.committed import Committed, Refused, Staging
 from orchestrator.checkpoints.manifest import NAME, Manifest
 from orchestrator.checkpoints.verify import damage
 from orchestrator.errors import CheckpointError, FencedError
@@ -23,44 +25,11 @@ from workers.storage import Storage
 
 __all__ = ["Committed", "Refused", "Registry", "Staging"]
 
+_logger = logging.getLogger(__name__)
 _COMMITTED = re.compile(r"step-(\d{8,})(?:-(\d+))?")
 _STAGING = re.compile(r"step-\d{8,}(?:-\d+)?\.(attempt|pruned)-\d+")
 _NEXT = 1_000  # from one attempt of an owner to its next; so many owners later it would be another's
 _TOMBSTONE = b"abandoned\n"  # in place of a manifest: whoever still writes this checkpoint can't commit it any more
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Committed:
-    """A committed checkpoint: its name, where it lies, and what its manifest says."""
-
-    name: str
-    storage: Storage
-    manifest: Manifest
-
-    @property
-    def url(self) -> str:
-        """Path or URL of its folder."""
-        return self.storage.url
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
-    """What has the name of a checkpoint and can't be gone on from: its name, and what is wrong with it."""
-
-    name: str
-    why: str
-
-    def __str__(self) -> str:
-        return f"checkpoint {self.name}: {self.why}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Staging:
-    """A checkpoint that is being written: the folder it is written into, and the name it will have."""
-
-    folder: str
-    name: str
-    storage: Storage
 
 
 class Registry:
@@ -86,7 +55,8 @@ class Registry:
         orphans = []
         with self._words(self.storage.url, "can't be swept"):
             self.owned()
-            for name in self.storage.names():
+            self.storage.tidy()
+            for name in self._names():
                 if _STAGING.fullmatch(name):
                     self.storage.remove(name)
                     orphans.append(name)
@@ -155,7 +125,7 @@ class Registry:
         number = 1
         with self._words(self.storage.url, "can't be written"):
             self.owned()
-            taken = set(self.storage.names())
+            taken = set(self._names())
             while True:
                 name = f"step-{step:08d}" + (f"-{number}" if number > 1 else "")
                 staging = None if name in taken else self._stage(name)
@@ -179,7 +149,8 @@ class Registry:
         inside = staging.storage
         with self._words(staging.folder, "can't be committed"):
             self.owned()  # else what a new owner has swept would be told as missing
-            present = [path for path in inside.files() if path not in (NAME, ".claim")]
+            written = retrying("list the files of a checkpoint", inside.files)
+            present = [path for path in written if path not in (NAME, ".claim")]
             if present != [entry.path for entry in entries]:
                 strange = sorted(set(present) ^ {entry.path for entry in entries})
                 raise CheckpointError.at(staging.folder, f"files and receipts differ: {', '.join(strange)}")
@@ -223,8 +194,11 @@ class Registry:
     def _named(self) -> list[str]:
         """Folders with the name of a checkpoint, oldest first."""
         with self._words(self.storage.url, "can't be read"):
-            names = [name for name in self.storage.names() if _COMMITTED.fullmatch(name) and name not in self._aside]
+            names = [name for name in self._names() if _COMMITTED.fullmatch(name) and name not in self._aside]
         return sorted(names, key=_order)
+
+    def _names(self) -> list[str]:
+        return retrying("list the checkpoints", lambda: self.storage.names())
 
     @contextmanager
     def _words(self, where: str, what: str) -> Iterator[None]:
@@ -286,12 +260,15 @@ class Registry:
         inside, content = staging.storage, manifest.to_json().encode()
         retrying("write the manifest", lambda: inside.replace(NAME, content))
         for folder in sorted({path.rpartition("/")[0] for path in inside.files()}):
-            inside.sync(folder)
+            retrying("sync a folder of a checkpoint", partial(inside.sync, folder))
         failpoint("commit.manifest")
         self.owned()
         self.storage.move(staging.folder, staging.name)
-        failpoint("commit.named")
-        self.storage.sync("")
+        try:
+            failpoint("commit.named")
+            retrying("sync the name of a checkpoint", lambda: self.storage.sync(""))
+        except OSError as error:  # it is there, and a power cut at worst takes it back: to call it a failure would lie
+            _logger.warning("checkpoint %s is committed, but its name may not be on the disk: %s", staging.name, error)
 
     def _commit_by_claim(self, staging: Staging, manifest: Manifest) -> None:
         content = manifest.to_json().encode()

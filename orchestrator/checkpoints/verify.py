@@ -31,8 +31,11 @@ def damage(storage: Storage, manifest: Manifest) -> str | None:
 def problems(storage: Storage, manifest: Manifest) -> Iterator[str]:
     """Everything that is wrong with a checkpoint's files, in the order of the manifest."""
     largest_first = sorted(manifest.files, key=lambda entry: -entry.size)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="rankfire-verify") as pool:
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="rankfire-verify")
+    try:
         found = dict(zip(_paths(largest_first), pool.map(partial(_wrong, storage), largest_first), strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for files that nobody has begun to read
     for path in _paths(manifest.files):
         if (wrong := found[path]) is not None:
             yield wrong

@@ -23,7 +23,7 @@ def main(url: str, ttl: str) -> None:
     home, lost = storage_at(url), threading.Event()
     lease = Lease(home, "r", ttl=float(ttl))
     lease.acquire(print)
-    lease.when_lost(lost.set)
+    lease.when_lost(lambda _: lost.set())
     journal, registry = Journal(home, lease.check), Registry(home.child("checkpoints"), lease.check)
     journal.start(lease.token)
     journal.write("OWNED", token=lease.token)

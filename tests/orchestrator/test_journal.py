@@ -175,6 +175,38 @@ def test_what_the_storage_refuses_is_written_when_it_does_not_any_more(
     assert capsys.readouterr().err.count("can't be written: No space left on device") == 1
     journal.write("LAST")
     assert [line.get("number") for line in lines(storage)] == [None, 2, 3, 4, None]
+    journal.close()
+    assert "rankfire: 2 of the journal's lines are lost: its storage did not take them\n" in capsys.readouterr().err
+
+
+def test_lines_that_the_storage_never_took_are_counted_at_the_end(
+    journal: Journal, storage: Storage, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal.start(1)
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", refuse) if storage.moves else patch.setattr(type(storage), "replace", refuse)
+        journal.write("ONE")
+        journal.write("TWO")
+        journal.close()
+    assert "rankfire: 2 of the journal's lines are lost: its storage did not take them\n" in capsys.readouterr().err
+
+
+def test_a_journal_that_can_not_be_synced_is_let_go(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(storage_at(path.parent))
+    journal.start()
+
+    def refuse(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        journal.close()
+    opened = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
+    assert str(path) not in opened
 
 
 # ---------------------------------------------------------------- a file

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -272,13 +273,14 @@ def test_of_newcomers_that_race_one_wins(durable: Storage) -> None:
 # ---------------------------------------------------------------- fenced
 def test_who_was_taken_over_is_told_once_and_by_whom(durable: Storage) -> None:
     with held(durable) as mine:
-        lost = threading.Event()
-        mine.when_lost(lost.set)
+        lost: queue.Queue[str] = queue.Queue()
+        mine.when_lost(lost.put)
         put(durable, 2, elsewhere())
-        assert lost.wait(30)
+        told = lost.get(timeout=30)
         with pytest.raises(FencedError) as caught:
             mine.check()
     assert str(caught.value).startswith("run 'r' was taken over by pid 4711 on node-b, running it since ")
+    assert (told, lost.empty()) == (str(caught.value), True)
     assert owner_of(durable, 1)["released"] is False
     assert owner_of(durable, 2)["released"] is False
 
@@ -289,13 +291,16 @@ def test_who_is_taken_over_though_nobody_asks_ends_its_renewals(durable: Storage
         assert mine._thread is not None
         mine._thread.join(30)
         assert not mine._thread.is_alive()
+        late: list[str] = []
+        mine.when_lost(late.append)
+    assert [text[:41] for text in late] == ["run 'r' was taken over by pid 4711 on nod"]
 
 
 def test_a_lease_that_was_removed_is_lost(durable: Storage) -> None:
     with held(durable, ttl=60.0) as mine:
         durable.remove("lease")
         with pytest.raises(
-            FencedError, match="was taken over by nobody: its lease was removed: this process was silent"
+            FencedError, match=r"^run 'r': its lease was removed from the storage, so .* writes nothing more$"
         ):
             mine.check()
 
@@ -368,9 +373,9 @@ class Failing(Folder):
 @pytest.mark.parametrize("verb", ["replace", "names"])
 def test_a_renewal_that_fails_is_tried_again(tmp_path: Path, verb: str) -> None:
     storage = Failing(tmp_path)
-    lost: list[int] = []
+    lost: list[str] = []
     with held(storage) as mine:
-        mine.when_lost(lambda: lost.append(1))
+        mine.when_lost(lost.append)
         storage.failing = {verb}
         wait_until(lambda: len(storage.failed) >= 2, what="renewals that fail")
         storage.failing = set()

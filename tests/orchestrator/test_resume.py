@@ -9,7 +9,6 @@ from tests.checkpoints import committed
 from workers.parcels import LoadPoint
 from workers.storage import Storage
 
-
 NEW = "step-00000010"
 
 

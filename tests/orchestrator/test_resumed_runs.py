@@ -155,7 +155,7 @@ def test_nothing_valid_is_an_error_and_no_silent_start(tmp_path: Path) -> None:
     run(tmp_path)
     for name in names(tmp_path):
         spoil(tmp_path / "linear" / "checkpoints" / name / "manifest.json")
-    with pytest.raises(CheckpointError, match="nothing is left to go on from, or start anew with --fresh"):
+    with pytest.raises(CheckpointError, match="no other is left: restore the files, or start anew with --fresh"):
         run(tmp_path, epochs=3)
 
 

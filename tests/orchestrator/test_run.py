@@ -1,5 +1,6 @@
 """One training, with scripted ranks: the order of its steps, and every way in which it ends."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,6 @@ from orchestrator.run import Run
 from tests.orchestrator.conftest import MakeRun, lines_of
 from tests.orchestrator.fake_group import FakeGroup, gate
 from workers.events import Events
-from workers.messages import Built
 from workers.orders import Build, CutAt, Go, Join, Order, ProposeCut, Release
 from workers.parcels import LoadPoint
 
@@ -431,43 +431,39 @@ def test_the_end_is_where_the_ranks_finished(make_run: MakeRun) -> None:
     assert events(run) == ["WORKER_BUILT"] * 2 + ["WORKER_JOINED"] * 2
 
 
+# ---------------------------------------------------------------- the run is lost
+def test_a_lost_lease_ends_the_run_with_who_has_it_and_asks_nobody_again(make_run: MakeRun) -> None:
+    group = FakeGroup(2, [gate()])
+    run = make_run(group)
+    run.built = lambda: group.tell(LeaseLost(text="run 'r' was taken over by pid 8"))
+    with pytest.raises(FencedError, match=r"^run 'r' was taken over by pid 8$"):
+        run.execute(None)
+
+
+# ---------------------------------------------------------------- the data
 @pytest.mark.parametrize(
-    ("error", "text"),
+    ("then", "now", "told"),
     [
-        (FencedError.by("r", "pid 8 on other"), "run 'r' was taken over by pid 8 on other"),
-        (
-            OSError(5, "Input/output error"),
-            "the run was taken over by another process, and its storage can't be read: ",
-        ),
+        (None, {"samples": 3}, None),
+        ({}, {}, None),
+        ({"samples": 3}, {"samples": 3}, None),
+        ({"samples": 4}, {"samples": 3}, "run: data: samples: expected 4, as in the checkpoint, received 3; "),
+        ({}, {"samples": 3}, "run: data: expected data with an order of its own, as in the checkpoint, received a map"),
+        ({"samples": 3}, {}, "run: data: expected a map-style data set, .*, received data with an order of its own; "),
     ],
 )
-def test_a_run_that_lost_its_lease_ends_at_once(make_run: MakeRun, error: Exception, text: str) -> None:
+def test_a_position_in_other_data_is_refused(make_run: MakeRun, then: Any, now: Any, told: str | None) -> None:
     group = FakeGroup(2)
-    group.scripts[Go] = lambda worker, _: group.tell(LeaseLost()) if worker else None
+    build = group.scripts[Build]
+
+    def with_data(worker: int, order: Any) -> None:
+        build(worker, order)
+        group.inbox[-1] = replace(group.inbox[-1], data=now)  # type: ignore[type-var]
+
+    group.scripts[Build] = with_data
     run = make_run(group)
-
-    def owned() -> None:
-        raise error
-
-    run._registry.owned = owned
-    with pytest.raises(SystemFailure) as caught:
-        run.execute(None)
-    assert str(caught.value).startswith(text)
-
-
-def test_a_false_alarm_about_the_lease_changes_nothing(make_run: MakeRun) -> None:
-    group = FakeGroup(2)
-    go = group.scripts[Go]
-    group.scripts[Go] = lambda worker, order: (group.tell(LeaseLost()), go(worker, order))[0]
-    make_run(group).execute(None)
-
-
-def test_other_data_than_that_of_the_checkpoint_is_refused_before_training(make_run: MakeRun) -> None:
-    group = FakeGroup(2)
-    group.scripts[Build] = lambda worker, _: group.send(
-        Built, worker, device="cpu", seconds=0.0, engines=("trainer", "evaluator"), state_bytes={}, metrics={},
-        data={"samples": 12},
-    )  # fmt: skip
-    with pytest.raises(SpecError, match=r"^run: data: samples: expected 10, as in the checkpoint, received 12; "):
-        make_run(group).execute(None, {"samples": 10})
-    assert Go not in kinds(group, 0)
+    if told is None:
+        run.execute(None, then)
+        return
+    with pytest.raises(SpecError, match=f"^{told}"):
+        run.execute(None, then)

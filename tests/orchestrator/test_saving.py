@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from orchestrator.checkpoints.registry import Committed, Registry
-from orchestrator.errors import CheckpointError, FencedError, SpecError, TrainingError
+from orchestrator.errors import CheckpointError, FencedError, HandlerError, SpecError, TrainingError
 from orchestrator.run import Run
 from orchestrator.saving import manifest_of, states_of, versions
 from tests.orchestrator.conftest import MakeRun
@@ -41,7 +41,7 @@ class Saves:
 
     @property
     def registry(self) -> Registry:
-        return self.run._registry
+        return self.saver._registry
 
     def execute(self) -> "Saves":
         self.run.execute(None)
@@ -225,6 +225,7 @@ def test_a_fault_of_a_rank_in_the_middle_of_a_save_leaves_nothing(make_run: Make
     with pytest.raises(TrainingError):
         saves.execute()
     saves.saver.salvage(0.0)
+    saves.saver.abandon()
     assert (saves.left(), saves.committed) == ([], [])
 
 
@@ -243,9 +244,7 @@ def test_a_folder_that_vanishes_is_told_as_a_checkpoint_error(make_run: MakeRun)
     assert saves.left() == []
 
 
-@pytest.mark.parametrize(
-    "point", ["commit.received", "commit.indexed", "commit.manifest", "commit.named", "commit.done"]
-)
+@pytest.mark.parametrize("point", ["commit.received", "commit.indexed", "commit.manifest", "commit.done"])
 def test_whatever_step_of_a_commit_the_disk_refuses_it_is_an_error_of_the_checkpoint(
     make_run: MakeRun, point: str
 ) -> None:
@@ -262,6 +261,43 @@ def test_whatever_step_of_a_commit_the_disk_refuses_it_is_an_error_of_the_checkp
     assert newest is not None
     assert (newest.manifest.iteration, refused) == (20, [])
     assert not [name for name in saves.left() if "attempt" in name]
+
+
+def test_a_checkpoint_that_has_its_name_is_one_though_the_disk_refuses_to_sync_it(
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
+    saves = Saves(make_run, FakeGroup(2, gates(1)))
+    failpoints.arm("commit.named=enospc:1")
+    try:
+        saves.execute()
+    finally:
+        failpoints.arm("")
+    assert (saves.left(), [made.name for made in saves.committed]) == (["step-00000010"], ["step-00000010"])
+    assert "step-00000010 is committed, but its name may not be on the disk" in caplog.text
+
+
+def test_a_plan_that_can_not_be_made_leaves_no_place(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("a bug of ours")
+
+    saves = Saves(make_run, FakeGroup(2, gates(1)))
+    monkeypatch.setattr("orchestrator.checkpoints.plan.GlobalPlan.__init__", refuse)
+    with pytest.raises(HandlerError, match="a bug of ours"):
+        saves.execute()
+    assert saves.left() == []
+
+
+def test_a_listener_that_raises_ends_the_run_and_nobody_can_swallow_it(make_run: MakeRun) -> None:
+    saves = Saves(make_run, FakeGroup(2, gates(1)), on_error="continue")
+
+    def listen(checkpoint: Committed) -> None:
+        raise HandlerError.in_handler("tell (x.py:1)", "the commit of step-00000010", "IndexError")
+
+    saves.saver.committed = listen
+    with pytest.raises(HandlerError):
+        saves.execute()
+    with pytest.raises(HandlerError):
+        saves.run.loop.pump()
 
 
 @pytest.mark.parametrize("on_error", ["stop", "continue"])
@@ -332,8 +368,9 @@ def test_what_is_in_flight_when_a_run_fails_is_still_committed(make_run: MakeRun
 def test_what_is_not_written_in_time_when_a_run_fails_is_removed(make_run: MakeRun) -> None:
     group = FakeGroup(2, gates(1))
     saves = ending(make_run, group)
-    assert saves.left() == ["step-00000010.attempt-1"]
     saves.saver.salvage(0.0)
+    assert saves.left() == ["step-00000010.attempt-1"]  # the workers are still alive, and may write
+    saves.saver.abandon()
     assert saves.left() == []
     group.inbox.append(lambda: None)
     saves.saver.salvage(10.0)  # nothing is in flight
@@ -345,6 +382,7 @@ def test_what_nobody_writes_any_more_when_a_run_fails_is_removed(make_run: MakeR
     group.scripts[FreezeSave] = lambda worker, order: group.answer(worker, order, None)
     saves = ending(make_run, group)
     saves.saver.salvage(10.0)
+    saves.saver.abandon()
     assert (saves.left(), saves.committed) == ([], [])
 
 
@@ -358,9 +396,9 @@ def test_a_save_that_fails_while_a_run_is_failing_is_not_what_ends_it(make_run: 
 
 # ---------------------------------------------------------------- the manifest
 def test_a_manifest_tells_where_training_stood() -> None:
-    state = SimpleNamespace(
-        epoch=2, iteration=20, epoch_length=10, metrics={"loss": 0.5, "confusion": [[1, 2], [3, 4]], "best": 7}
-    )
+    state = State()
+    state.epoch, state.iteration, state.epoch_length = 2, 20, 10
+    state.metrics = {"loss": 0.5, "confusion": [[1, 2], [3, 4]], "best": 7}
     manifest = manifest_of("digits", 4, state, {"handlers": {}})
     assert (manifest.run, manifest.epoch, manifest.iteration, manifest.world_size) == ("digits", 2, 20, 4)
     assert manifest.metrics == {"loss": 0.5, "best": 7}
@@ -374,9 +412,16 @@ def test_a_handler_whose_state_json_can_not_hold_is_named() -> None:
     with pytest.raises(SpecError) as caught:
         states_of({"Stop": stop, "Odd": odd})
     assert str(caught.value) == (
-        "orchestrator.checkpoint: state_dict() of handler Odd: expected numbers, texts, lists and dictionaries of "
-        "them, which JSON can hold, received something else: Object of type set is not JSON serializable"
+        "orchestrator.checkpoint: state_dict() of handler Odd: expected numbers, texts, lists and dictionaries of them "
+        "by texts, which JSON can hold, received something else: Object of type set is not JSON serializable; leave it "
+        "out, or give its parts"
     )
+
+
+@pytest.mark.parametrize("state", [{1: "a"}, {"deep": [{None: 1}]}, {"deep": ({True: 1},)}])
+def test_a_key_that_json_would_make_a_text_is_refused(state: Any) -> None:
+    with pytest.raises(SpecError, match=r"of handler Odd: .* received something else: key \w+ is no text; leave it"):
+        states_of({"Odd": SimpleNamespace(state_dict=lambda: state)})
 
 
 def test_versions_are_told_of_what_takes_part() -> None:

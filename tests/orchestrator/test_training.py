@@ -12,6 +12,7 @@ import pytest
 from orchestrator import Checkpoint, HandlerError, Orchestrator, RankfireError, RunInterrupted, SpecError, SystemFailure
 from orchestrator.errors import WorkerLostError
 from orchestrator.group import RayGroup
+from orchestrator.journal import Journal
 from orchestrator.local import LocalGroup
 from orchestrator.saving import Saver
 from orchestrator.spec_problems import make_spec
@@ -244,3 +245,87 @@ def test_a_lost_rank_is_told_with_where_the_same_command_goes_on(tmp_path: Path)
         orchestrator.run(max_epochs=3)
     told = "rank 1 was lost; saved as step-00000006; the same command goes on from there"
     assert (str(caught.value), lines(tmp_path, "RUN_FAILED")[0]["text"]) == (told, told)
+
+
+@pytest.mark.parametrize("where", ["_begin_at", "_make_run", "Registry.sweep"])
+@pytest.mark.parametrize("error", [SystemFailure("no"), ZeroDivisionError("no"), KeyboardInterrupt()])
+def test_what_ends_a_run_before_it_has_begun_is_in_its_record_and_lets_it_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"orchestrator.training.{where}", fail)
+        with pytest.raises(type(error)):
+            make(tmp_path).run(max_epochs=1)
+    assert [line["error"] for line in lines(tmp_path, "RUN_FAILED")] == [type(error).__name__]
+    assert make(tmp_path).run(max_epochs=1).status == "completed"
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("no"), KeyboardInterrupt()])
+def test_a_run_is_let_go_whatever_happens_while_it_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "start", fail)
+        with pytest.raises(type(error)):
+            make(tmp_path).run(max_epochs=1)
+    assert make(tmp_path).run(max_epochs=1).status == "completed"
+
+
+class Hook:
+    """A handler object with a hook beside its events that raises."""
+
+    def __init__(self, name: str, error: BaseException) -> None:
+        self.error = error
+        setattr(self, name, self.fail)
+
+    def attach(self, orchestrator: Orchestrator) -> None:
+        orchestrator.on(Events.EPOCH_COMPLETED(once=1))(self.begin)
+
+    def begin(self, run: Orchestrator) -> None:
+        run.checkpoint()
+        if hasattr(self, "boundary"):
+            run.at_boundary(self.boundary)
+
+    def fail(self, *_: object) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [IndexError("pop"), SystemExit(3)])
+@pytest.mark.parametrize(
+    ("name", "when"),
+    [("committed", "the commit of step-00000003"), ("tick", "a look at the clock"), ("boundary", "a boundary")],
+)
+def test_a_hook_that_raises_is_a_handler_that_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, when: str, error: BaseException
+) -> None:
+    monkeypatch.setattr("orchestrator.local.TICK", -1.0)
+    orchestrator = make(tmp_path)
+    orchestrator.attach(Hook(name, error))
+    with pytest.raises(HandlerError, match=rf"^driver handler fail \(.*\) at {when} raised {type(error).__name__}: "):
+        orchestrator.run(max_epochs=3)
+    assert [line["error"] for line in lines(tmp_path, "RUN_FAILED")] == ["HandlerError"]
+
+
+def test_what_is_still_in_flight_when_a_run_fails_is_removed_only_when_its_workers_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    for kind, name in ((Saver, "salvage"), (LocalGroup, "stop"), (Saver, "abandon")):
+        real = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda *a, n=name, r=real, **k: (order.append(n), r(*a, **k))[1])
+    make(tmp_path).run(max_epochs=1)
+    assert order == ["salvage", "stop", "abandon"]
+
+
+def test_what_a_driver_left_that_died_while_it_wrote_the_job_file_is_removed(tmp_path: Path) -> None:
+    make(tmp_path).run(max_epochs=1)
+    left = tmp_path / "linear" / ".spec.yaml.0123abcd.tmp"
+    left.touch()
+    make(tmp_path).run(max_epochs=2)
+    assert not left.exists()

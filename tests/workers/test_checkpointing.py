@@ -268,11 +268,11 @@ def test_a_new_program_takes_only_the_entries_that_it_names(point):
     [
         (
             ("head",),
-            "checkpoint: state 'head': expected the checkpoint to hold it, received 'model'; leave it out of start_from",
+            "state 'head': expected the checkpoint to hold it, received 'model'; leave it out of start_from",
         ),
         (
             ("gone",),
-            "checkpoint: state 'gone': expected the checkpoint to hold it, received 'model'; leave it out of start_from",
+            "state 'gone': expected the checkpoint to hold it, received 'model'; leave it out of start_from",
         ),
     ],
 )

@@ -2,9 +2,12 @@
 
 import contextlib
 import errno
+import io
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -443,3 +446,50 @@ def test_a_claim_that_failed_is_told() -> None:
     store.content = None
     with pytest.raises(OSError, match="pre-conditions"):
         Objects("s3://b", store).claim("lease", b"mine")
+
+
+# ---------------------------------------------------------------- what a power cut leaves
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folders that are brought to the disk from now on."""
+    folders: list[str] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        if os.path.isdir(path := os.path.realpath(f"/proc/self/fd/{descriptor}")):
+            folders.append(path)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    return folders
+
+
+def test_folders_that_are_made_on_the_way_are_on_the_disk_with_what_is_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = synced(monkeypatch)
+    storage = Folder(tmp_path / "runs")
+    storage.make_folder("r/a")
+    assert sorted(folders) == [str(tmp_path), f"{tmp_path}/runs", f"{tmp_path}/runs/r"]
+    folders.clear()
+    put(storage, "r/a/data/x")
+    put(storage, "r/a/data/y")
+    assert folders == [f"{tmp_path}/runs/r/a"]
+
+
+def test_what_a_writer_left_that_died_is_tidied_away_and_nothing_else(storage: Storage) -> None:
+    left = [".spec.yaml.0123abcd.tmp"] if storage.moves else []
+    for path in ("spec.yaml", ".hidden", "lease/.1.json.0123abcd.tmp", *left):
+        put(storage, path)
+    storage.tidy()
+    kept = [".hidden", "lease/.1.json.0123abcd.tmp", "spec.yaml"]
+    assert storage.files() == kept
+
+
+class Plain(io.BytesIO):
+    """A file of a library that lets nobody say that it is closed."""
+
+
+def test_an_upload_that_fails_is_told_as_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Objects("s3://b", SimpleNamespace(_strip_protocol=lambda url: url, open=lambda key, mode: Plain()))
+    with pytest.raises(ZeroDivisionError):
+        interrupted(store, b"half")

@@ -74,8 +74,8 @@ LOADER_ERRORS = [
     (
         [1, 2, 3],
         {"global_batch_size": 4, "drop_last": True},
-        "drop_last: expected at least one whole batch of 4 samples, received data of 3, of which nothing would be left; "
-        "make the batch smaller, or keep the last one",
+        "drop_last: expected at least one whole batch of 4 samples, received data of 3, of which nothing would be "
+        "left; make the batch smaller, or keep the last one",
     ),
 ]
 

@@ -47,6 +47,7 @@ class Fetcher:
         self._options = options
         self._plan = _Plan(batches)
         self._seen: object = None
+        self._named = False  # whether its processes' semaphores have names yet
         self.loader: DataLoader[object] | None = None
 
     def fetch(self, span: range, rank: int, world_size: int) -> Iterator[object]:
@@ -58,15 +59,22 @@ class Fetcher:
         if iterator is not self._seen and self.loader.num_workers:
             end_with(iterator)
             self._seen = iterator if self.loader.persistent_workers else None
+            self._named = True
             return self._begin(iterator, self.loader.num_workers)
+        if self._named:  # the first span was too short; to begin another one torch has heard from all of them
+            self._forget(iterator)
         return iterator
 
     def _begin(self, iterator: Iterator[object], processes: int) -> Iterator[object]:
         """The batches of a new iterator; its processes take turns, so after one from each all are at work."""
         for number, batch in enumerate(iterator, start=1):
             if number == processes:
-                forget_names(iterator)
+                self._forget(iterator)
             yield batch
+
+    def _forget(self, iterator: Iterator[object]) -> None:
+        forget_names(iterator)
+        self._named = False
 
     def _make(self) -> DataLoader[object]:
         options = dict(self._options)

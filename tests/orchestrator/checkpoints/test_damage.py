@@ -146,7 +146,7 @@ def test_a_storage_that_can_not_be_read_says_nothing_of_the_way_on(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
-        raise OSError(5, "Input/output error")
+        raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(registry.storage, "names", refuse)
     assert way_on(registry, 10) == "nothing was saved"
@@ -181,5 +181,5 @@ def test_if_nothing_is_left_the_run_does_not_start_anew_by_itself(
     text = str(caught.value)
     assert f"checkpoint {NEW}: index.json has " in text
     assert f"; checkpoint {OLD}: its manifest is damaged: no manifest: JSONDecodeError" in text
-    assert text.endswith("; restore the files, nothing is left to go on from, or start anew with --fresh")
+    assert text.endswith("; no other is left: restore the files, or start anew with --fresh")
     assert [name for name, _ in registry.found()] == [OLD, NEW]  # nothing is set aside

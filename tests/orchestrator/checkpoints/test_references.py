@@ -81,9 +81,16 @@ def test_a_step_that_is_not_there_is_told_with_those_that_are(root: Storage, whi
     )
 
 
-@pytest.mark.parametrize("rule", [None, {"metric": "loss", "mode": "min"}])
-def test_a_run_that_does_not_tell_its_best_is_told(root: Storage, rule: dict[str, str] | None) -> None:
-    save(root, 20, rule=rule)
+def test_a_rule_whose_metric_no_checkpoint_has_is_told(root: Storage) -> None:
+    save(root, 20, rule={"metric": "loss", "mode": "min"})
+    assert refusal("digits@best", root).startswith(
+        "checkpoint 'digits@best': expected a checkpoint that was made where loss was measured, received none; "
+        "evaluate where you save, or name the step: step-00000005"
+    )
+
+
+def test_a_run_that_does_not_tell_its_best_is_told(root: Storage) -> None:
+    save(root, 20)
     assert refusal("digits@best", root) == (
         "checkpoint 'digits@best': expected a run that says which metric tells its best checkpoint, received one that "
         "does not; give checkpoint.best in the job file, or name the step: step-00000005, step-00000010, "

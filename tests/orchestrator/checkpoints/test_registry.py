@@ -27,11 +27,12 @@ class Refusing(Folder):
         super().__init__(root)
         self.refused: set[str] = set()
         self.times = 10**6
+        self.number = errno.EROFS
 
     def __getattribute__(self, name: str) -> object:
         if name in ("names", "move", "remove", "make_folder") and name in self.refused and self.times > 0:
             self.times -= 1
-            raise OSError(errno.EROFS, "Read-only file system")
+            raise OSError(self.number, os.strerror(self.number))
         return super().__getattribute__(name)
 
     def child(self, path: str) -> Folder:
@@ -431,3 +432,21 @@ def test_a_receipt_of_what_is_not_there_is_refused(registry: Registry) -> None:
     staging = registry.open(5)
     with pytest.raises(CheckpointError, match="files and receipts differ: data/x"):
         registry.commit(staging, manifest(), [Receipt(path="data/x", size=1, sha256="0")])
+
+
+# ---------------------------------------------------------------- a storage that stumbles
+def test_a_listing_that_stumbles_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Refusing(folder)
+    registry = Registry(storage)
+    monkeypatch.setattr("workers.retry.time.sleep", lambda seconds: None)
+    acts: list[Callable[[], object]] = [
+        lambda: committed(registry, 5),
+        lambda: registry.committed(),
+        lambda: registry.newest_valid(),
+        lambda: registry.sweep(),
+    ]
+    for act in acts:
+        storage.refused, storage.times, storage.number = {"names"}, 2, errno.EIO
+        act()
+        assert storage.times == 0
+    assert names(registry) == ["step-00000005"]

@@ -1,6 +1,7 @@
 """Whether every byte is as the manifest says, on any storage."""
 
 import errno
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -96,3 +97,23 @@ def test_a_storage_that_stumbles_is_asked_again_before_a_checkpoint_is_given_up(
     with storage.create(FILE.path) as file:
         file.write(b"hello")
     assert damage(storage, manifest(files=(FILE,))) == told
+
+
+def test_who_stops_to_verify_does_not_wait_for_what_is_not_begun(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shut: list[dict[str, bool]] = []
+    shutdown = ThreadPoolExecutor.shutdown
+
+    def note(pool: ThreadPoolExecutor, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        shut.append({"cancel_futures": cancel_futures})
+        shutdown(pool, wait, cancel_futures=cancel_futures)
+
+    def stop(storage: Storage, path: str) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", note)
+    monkeypatch.setattr(Folder, "size", stop)
+    with pytest.raises(KeyboardInterrupt):
+        damage(storage_at(tmp_path), manifest(files=(FILE,)))
+    assert shut == [{"cancel_futures": True}]

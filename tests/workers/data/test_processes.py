@@ -289,3 +289,14 @@ def test_loader_processes_at_work_leave_no_name_that_a_kill_could_leave_behind()
     assert [batch for batch, _ in seen] == [[i, i + 1] for i in range(0, 12, 2)]
     assert [count > 0 for _, count in seen] == [True, *[False] * 5]
     assert [batch.tolist() for batch in loader] == [batch for batch, _ in seen]  # and they go on working
+
+
+def test_where_there_are_more_loader_processes_than_batches_no_name_is_left_from_the_second_pass_on() -> None:
+    def names() -> set[str]:
+        return {name for name in os.listdir("/dev/shm") if name.startswith("sem.mp-")}
+
+    before = names()
+    loader = Worker().loader(list(range(2)), global_batch_size=2, num_workers=2)
+    counts = [[len(names() - before) for _ in loader] for _ in range(3)]
+    assert [count > 0 for count in counts[0]] == [True]
+    assert counts[1:] == [[0], [0]]
