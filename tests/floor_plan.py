@@ -21,13 +21,16 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("cursor.py", "dispatch.py", "faults.py", "mailbox.py"),
     ("data/fetching.py", "dcp.py", "listeners.py", "messages.py", "orders.py"),
     ("index.py", "parcels.py", "signature.py", "state.py"),
-    ("data/processes.py", "data/sampler.py", "events.py", "feed.py", "locations.py", "timers.py"),
+    (
+        *("data/processes.py", "data/sampler.py", "data/sources.py", "events.py", "feed.py", "locations.py"),
+        *("timers.py",),
+    ),
     (
         *("collectives.py", "data/randomness.py", "expressions.py", "folder.py", "metadata.py", "objects.py"),
         *("process_group.py", "rng.py"),
     ),
     (
-        *("data/carried.py", "data/fingerprint.py", "data/permutation.py", "data/sources.py"),
+        *("data/carried.py", "data/fingerprint.py", "data/permutation.py"),
         *("errors.py", "failpoints.py", "filters.py", "rank.py", "retry.py", "storage.py"),
         *("tracebacks.py",),
     ),
@@ -43,9 +46,9 @@ ORCHESTRATOR = (
     ("registrations.py", "resume.py", "saving.py"),
     ("asking.py",),
     ("gatekeeper.py", "handlers/*", "loggers/*"),
-    ("driver.py", "ranks.py", "shipping.py", "splits.py"),
+    ("checkpoints/export.py", "driver.py", "ranks.py", "shipping.py", "splits.py"),
     (
-        *("bus.py", "checkpoints/export.py", "checkpoints/references.py", "group.py", "local.py", "loop.py"),
+        *("bus.py", "checkpoints/reading.py", "checkpoints/references.py", "group.py", "local.py", "loop.py"),
         *("signals.py",),
     ),
     ("checkpoints/plan.py", "checkpoints/registry.py"),
@@ -116,7 +119,7 @@ SHARED = {
         "workers.storage",
         "workers.tracebacks",
     ),
-    "orchestrator/checkpoints/export.py": ("workers.shards",),
+    "orchestrator/checkpoints/reading.py": ("workers.shards",),
     "orchestrator/checkpoints/plan.py": ("workers.dcp",),
     "orchestrator/group.py": ("workers.actor",),
     "orchestrator/local.py": ("workers.mailbox", "workers.session"),  # the rank in the calling process

@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.filesystem import (
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlanner, SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load
+from torch.utils.serialization import config
 
 from workers.index import INDEX, from_json, to_json
 from workers.parcels import Receipt
@@ -71,8 +72,23 @@ def write_tensors(
     writer = FileSystemWriter("data", single_file_per_rank=True, sync_files=False)  # `_Files` syncs
     writer.fs = files  # type: ignore[assignment]
     writer.path = "data"
-    results = writer.write_data(planner.finish_plan(plan), planner).wait()
+    with _one_sum():
+        results = writer.write_data(planner.finish_plan(plan), planner).wait()
     return files.receipts, list(results)
+
+
+@contextmanager
+def _one_sum() -> Iterator[None]:
+    """torch's own CRC-32 of every tensor is left out: each byte is in a sha256 already, and two sums cost twice.
+
+    torch's readers do not ask for it. The setting is the process's: what a user saves in these moments lacks it too.
+    """
+    before = config.save.compute_crc32
+    config.save.compute_crc32 = False
+    try:
+        yield
+    finally:
+        config.save.compute_crc32 = before
 
 
 def index_files(metadata: Metadata, results: Sequence[Sequence[Any]]) -> dict[str, bytes]:
@@ -161,12 +177,17 @@ class _Hashed(io.RawIOBase):
         self._file = file
         self._digest = hashlib.sha256()
         self._written = 0
+        self._refusal: OSError | None = None
 
     def writable(self) -> bool:
         return True
 
     def write(self, block: Any) -> int:
-        self._file.write(block)
+        try:
+            self._file.write(block)
+        except OSError as error:
+            self._refusal = error
+            raise
         self._digest.update(block)
         count = memoryview(block).nbytes
         self._written += count
@@ -180,6 +201,16 @@ class _Hashed(io.RawIOBase):
 
     def close(self) -> None:
         """The file's owner closes it."""
+
+    @contextmanager
+    def plain_errors(self) -> Iterator[None]:
+        """What the storage refused is told as that; torch makes another error of it, about a position."""
+        try:
+            yield
+        except Exception:
+            if self._refusal is not None:
+                raise self._refusal from None
+            raise
 
     def receipt(self, path: str) -> Receipt:
         return Receipt(path=path, size=self._written, sha256=self._digest.hexdigest())
@@ -203,7 +234,8 @@ class _Files(FileSystemBase):
         with self._storage.create(name) as file:
             hashed = _Watched(file, self._progress)
             self._progress("opened")
-            yield hashed
+            with hashed.plain_errors():
+                yield hashed
             receipt = hashed.receipt(name)
         self.receipts.append(receipt)
 
@@ -242,6 +274,10 @@ class _Watched(_Hashed):
         count = super().write(block)
         if not self._told:
             self._told = True
-            self._file.flush()
-            self._progress("half")
+            try:
+                self._file.flush()
+                self._progress("half")
+            except OSError as error:
+                self._refusal = error
+                raise
         return count

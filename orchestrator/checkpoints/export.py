@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -19,10 +18,9 @@ from typing import Any
 import torch
 
 from orchestrator.checkpoints.manifest import Manifest
+from orchestrator.checkpoints.reading import read_verified
 from orchestrator.checkpoints.registry import Committed
-from orchestrator.checkpoints.verify import damage
-from orchestrator.errors import CheckpointError, SpecError, SystemFailure, explain
-from workers.shards import load_state
+from orchestrator.errors import SpecError, SystemFailure, explain
 
 __all__ = ["write_entry"]
 
@@ -99,13 +97,7 @@ def _read(checkpoint: Committed, entry: str) -> object:
                 mend="it holds " + (", ".join(map(repr, held)) or "none"),
             )
         )
-    wrong = damage(checkpoint.storage, checkpoint.manifest)
-    if wrong is not None:
-        raise CheckpointError.at(checkpoint.url, f"{wrong}; restore it, or export another checkpoint")
-    try:
-        return load_state(checkpoint.storage, entry.__eq__)[entry]
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-        raise CheckpointError.at(checkpoint.url, f"can't be read: {error}") from error
+    return read_verified(checkpoint, entry.__eq__)[entry]
 
 
 # ---------------------------------------------------------------- writing

@@ -4,7 +4,8 @@ Run `python tests/benchmarks/checkpoints.py`. The state is one model of 25 tenso
 step is a matrix product of some 20 ms. Peers, in the same ranks and the same run, on the same disk:
 - waiting: `torch.save` of the state on rank 0 while the other one waits; it neither syncs nor hashes.
 - saving: `dcp.save` by both ranks, which syncs; ours syncs too, hashes every byte, and commits.
-- loading: `dcp.load` in one process; ours verifies every byte first, in the same process.
+- loading: `dcp.load` in one process; ours verifies every byte meanwhile, in the same process, and gives nothing out
+  before that is done. (A run that resumes verifies while its ranks start.)
 Files are read from the page cache. Memory is the growth of the resident set at its peak during a save, per rank,
 against the bytes that this rank writes; of ours the first save is measured, in which the copies' room is made.
 """
@@ -153,12 +154,10 @@ def reads(checkpoint: Any, peer: Path) -> dict[str, list[float]]:
     import torch
     import torch.distributed.checkpoint as dcp
 
-    from orchestrator.checkpoints.verify import damage
-    from workers.shards import load_state
+    from orchestrator.checkpoints.reading import read_verified
 
     def ours() -> None:
-        assert damage(checkpoint.storage, checkpoint.manifest) is None
-        load_state(checkpoint.storage)
+        read_verified(checkpoint)
 
     def theirs() -> None:
         state = {f"ballast.{i}": torch.empty(FLOATS) for i in range(TENSORS)}

@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -129,17 +130,23 @@ def serve() -> None:
 
 
 def _import_all() -> None:
-    import s3fs  # noqa: F401
     import torch
 
-    import orchestrator.checkpoints.plan  # noqa: F401
-    import orchestrator.local
-    import orchestrator.orchestrator
-    import orchestrator.reduce  # noqa: F401
-    import tests.orchestrator.linear  # noqa: F401
-    import workers.checkpointing
-    import workers.saving  # noqa: F401
-
+    for name in (
+        "aiobotocore.session",
+        "rich.table",
+        "s3fs",
+        "torch",
+        "torch._dynamo",
+        "orchestrator.checkpoints.plan",
+        "orchestrator.local",
+        "orchestrator.orchestrator",
+        "orchestrator.reduce",
+        "tests.orchestrator.linear",
+        "workers.checkpointing",
+        "workers.saving",
+    ):
+        import_module(name)
     torch.set_num_threads(1)
 
 

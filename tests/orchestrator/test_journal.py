@@ -12,6 +12,7 @@ import pytest
 from orchestrator import journal as module
 from orchestrator.errors import FencedError
 from orchestrator.journal import Journal, read_journal
+from workers import failpoints
 from workers.folder import Folder
 from workers.locations import storage_at
 from workers.storage import Storage
@@ -272,3 +273,18 @@ def test_a_journal_in_the_current_folder_is_read_by_its_name_alone(path: Path, m
     path.write_text('{"event": "NOTE"}\n')
     assert [line["event"] for line in read_journal("journal.jsonl")] == ["NOTE"]
     assert [line["event"] for line in read_journal(storage_at(".").locate("journal.jsonl"))] == ["NOTE"]
+
+
+@pytest.mark.parametrize("action", ["eio:1", "enospc:1"])
+def test_a_disk_that_refuses_the_second_half_of_a_line_keeps_no_first_half(path: Path, action: str) -> None:
+    journal = Journal(Folder(path.parent))
+    journal.start()
+    failpoints.arm(f"journal.half={action}#2")
+    try:
+        for number in range(3):
+            journal.write("NOTE", number=number)
+            assert path.read_bytes().endswith(b"}\n")
+    finally:
+        failpoints.arm("")
+    journal.close()
+    assert [line["number"] for line in read_journal(path)] == [0, 1, 2]

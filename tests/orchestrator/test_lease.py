@@ -329,6 +329,16 @@ def test_other_files_beside_the_leases_are_left_alone(durable: Storage) -> None:
     assert durable.read("lease/notes.txt") == b"mine"
 
 
+def test_what_an_owner_left_that_died_while_it_renewed_goes_with_its_lease(tmp_path: Path) -> None:
+    storage = storage_at(tmp_path)
+    put(storage, 1, replace(Owner.here(TTL), pid=2**22 + 1))
+    (tmp_path / "lease" / ".00000001.json.1234abcd.tmp").write_bytes(b"half")
+    for _ in range(2):
+        with held(storage):
+            pass
+    assert [path.name for path in sorted((tmp_path / "lease").iterdir())] == ["00000002.json", "00000003.json"]
+
+
 # ---------------------------------------------------------------- a storage that fails
 class Failing(Folder):
     """A folder of which some verbs fail for a while."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import cloudpickle
 import pytest
 
-from orchestrator.exchange import Incoming, Interrupt
+from orchestrator.exchange import Incoming, Interrupt, LeaseLost
 from orchestrator.local import LocalGroup
 from workers import Engine, Events, Program, Worker
 from workers.messages import Arrived, Built, Fault, Finished, Hello, Joined, Observed
@@ -151,3 +151,13 @@ def test_what_the_look_at_the_clock_raises_is_not_taken_for_the_users(monkeypatc
         driver.train()
     assert Fault not in driver.kinds()
     assert driver.group.stop(grace=0.0) == []
+
+
+def test_what_another_thread_tells_is_heard_between_two_iterations() -> None:
+    def note(came: Incoming) -> None:
+        if isinstance(came, Observed):
+            driver.group.tell(LeaseLost(text="gone"))
+
+    driver = Driver(note)
+    driver.train(watches={"trainer": Events.ITERATION_COMPLETED(once=2)})
+    assert driver.kinds()[-3:] == [Observed, LeaseLost, Finished]

@@ -22,7 +22,7 @@ from orchestrator import (
     TrainingError,
 )
 from orchestrator.errors import exit_code_of
-from tests.orchestrator.linear import build, journal, make, trained
+from tests.orchestrator.linear import build, journal, make, parameters, trained
 from workers import Engine, Events, Program
 
 
@@ -447,6 +447,107 @@ def test_a_run_goes_on_bit_equal_from_whatever_event_it_was_saved_at(tmp_path: P
     orchestrator.on(Events.ITERATION_COMPLETED(once=6), rank=0)(lambda: [].pop())
     assert "IndexError" in str(failure(orchestrator, TrainingError))
     assert trained(make(tmp_path)) == trained(make(tmp_path, "whole"))
+
+
+def test_to_wait_for_a_checkpoint_is_to_have_it_committed(tmp_path: Path) -> None:
+    orchestrator, seen = make(tmp_path), []
+
+    @orchestrator.on(Events.EPOCH_COMPLETED(once=1))
+    def save(run: Orchestrator) -> None:
+        url = run.checkpoint(wait=True)
+        seen.append((url, saves(tmp_path), events(tmp_path)[-1]))
+
+    orchestrator.run(max_epochs=2)
+    name = "step-00000003"
+    assert seen == [(f"{tmp_path}/linear/checkpoints/{name}", [name], "CHECKPOINT_COMMITTED")]
+
+
+def test_every_few_iterations_a_checkpoint_is_saved_and_at_the_end(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.attach(Checkpoint(every={"iterations": 2}, keep=9))
+    orchestrator.run(max_epochs=1)
+    assert saves(tmp_path) == ["step-00000002", "step-00000003"]
+
+
+def test_a_checkpoint_that_is_due_by_the_clock_is_saved_between_two_iterations(tmp_path: Path) -> None:
+    orchestrator, now = make(tmp_path), [0.0]
+    handler = Checkpoint(every={"seconds": 10.0}, keep=9, clock=lambda: now[0])
+    orchestrator.attach(handler)
+
+    @orchestrator.on(Events.ITERATION_COMPLETED(once=2), blocking=True)
+    def time_passes(run: Orchestrator) -> None:
+        handler.tick(run)
+        now[0] += 11.0
+        handler.tick(run)
+        handler.tick(run)
+
+    orchestrator.run(max_epochs=2)
+    assert saves(tmp_path)[0] in ("step-00000002", "step-00000003")
+    assert saves(tmp_path)[1:] == ["step-00000006"]
+    assert trained(make(tmp_path), max_epochs=3) == trained(make(tmp_path, "whole"), max_epochs=3)
+
+
+def test_what_waits_for_a_boundary_is_called_there_once(tmp_path: Path) -> None:
+    orchestrator, seen = make(tmp_path), []
+
+    @orchestrator.on(Events.ITERATION_COMPLETED(once=2), blocking=True)
+    def ask(run: Orchestrator) -> None:
+        def there() -> None:
+            seen.append((run.state.iteration, run.call(lambda worker: worker.rank)))
+
+        run.at_boundary(there)
+        run.at_boundary(there)
+
+    orchestrator.run(max_epochs=2)
+    assert len(seen) == 1
+    assert seen[0][0] in (2, 3)
+
+
+def test_a_manifest_tells_the_rule_of_the_best_the_owner_and_the_place_in_the_data(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.attach(Checkpoint(best=Best("loss", "min")))
+    orchestrator.run(max_epochs=1)
+    (made,) = orchestrator.registry.committed()
+    manifest = made.manifest
+    assert (manifest.best, manifest.token, manifest.spec) == ({"metric": "loss", "mode": "min"}, 1, "")
+    assert (manifest.cursor, manifest.state) == ({"seed": 0, "position": 12}, {"model": 16, "optimizer": 32})
+
+
+def test_other_data_than_that_of_the_checkpoint_is_refused(tmp_path: Path) -> None:
+    first, second = make(tmp_path), make(tmp_path, seed=1)
+    for orchestrator in (first, second):
+        orchestrator.attach(Checkpoint())
+    first.run(max_epochs=1)
+    text = str(failure(second, SpecError))
+    assert text.startswith("run: data: seed: expected 0, as in the checkpoint, received 1")
+
+
+def test_a_new_run_starts_from_a_part_of_another(tmp_path: Path) -> None:
+    first = make(tmp_path, "base")
+    first.attach(Checkpoint())
+    weights = trained(first, max_epochs=1)
+    second, seen = make(tmp_path, "fine"), []
+    second.start_from("base@latest", state=["model"])
+    second.on(Events.STARTED)(lambda run: seen.append((run.state.iteration, run.call(parameters, rank=0))))
+    second.run(max_epochs=1)
+    assert seen == [(0, weights)]
+    (line,) = [line for line in journal(tmp_path, "fine") if line["event"] == "STARTED_FROM"]
+    assert line["checkpoint"] == f"{tmp_path}/base/checkpoints/step-00000003"
+
+
+def test_versions_that_changed_since_the_checkpoint_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = make(tmp_path), make(tmp_path)
+    for orchestrator in (first, second):
+        orchestrator.attach(Checkpoint())
+    monkeypatch.setattr("orchestrator.saving.version", lambda package: "1.0")
+    first.run(max_epochs=1)
+    monkeypatch.undo()
+    second.run(max_epochs=2)
+    (line,) = [line for line in journal(tmp_path) if line["event"] == "VERSIONS_CHANGED"]
+    assert "torch 1.0 → 2" in line["text"]
+    assert "step-00000003 was made with other versions: " in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- what goes wrong

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator import Checkpoint, HandlerError, Orchestrator, RankfireError, RunInterrupted, SpecError, SystemFailure
+from orchestrator.errors import WorkerLostError
 from orchestrator.group import RayGroup
 from orchestrator.journal import Journal
 from orchestrator.local import LocalGroup
@@ -314,3 +315,17 @@ def test_what_a_driver_left_that_died_while_it_wrote_the_job_file_is_removed(tmp
     left.touch()
     make(tmp_path).run(max_epochs=2)
     assert not left.exists()
+
+
+def test_a_lost_rank_is_told_with_where_the_same_command_goes_on(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+
+    @orchestrator.on(Events.EPOCH_COMPLETED(once=2))
+    def lose(run: Orchestrator) -> None:
+        run.checkpoint(wait=True)
+        raise WorkerLostError("rank 1 was lost")
+
+    with pytest.raises(WorkerLostError) as caught:
+        orchestrator.run(max_epochs=3)
+    told = "rank 1 was lost; saved as step-00000006; the same command goes on from there"
+    assert (str(caught.value), lines(tmp_path, "RUN_FAILED")[0]["text"]) == (told, told)

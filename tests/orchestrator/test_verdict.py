@@ -3,7 +3,7 @@
 from typing import Any
 
 from orchestrator.errors import CheckpointError, SystemFailure, TrainingError, WorkerLostError
-from orchestrator.verdict import Facts, verdict
+from orchestrator.verdict import Facts, tell_failures, verdict
 from workers.messages import Fault
 from workers.parcels import Failure
 from workers.rank import Place
@@ -106,3 +106,17 @@ def test_broken_collectives_on_every_rank_leave_nobody_to_tell_of() -> None:
 def test_workers_are_silent_until_they_failed_or_were_lost() -> None:
     assert facts(fault(0), fault(0), lost=(1,)).silent(3)
     assert not facts(fault(0), fault(2), lost=(1, 2)).silent(3)
+
+
+def test_a_node_is_named_by_as_much_of_its_id_as_tells_it_apart() -> None:
+    known = facts(lost=(0,), world=1)
+    known.places[0] = Place(node="6411d897997856e92f95e04a", host="host0", address="10.0.0.1", pid=100)
+    assert str(verdict(known)) == f"rank 0 (pid 100 on node 6411d8979978 (host0)) was lost: {GONE}"
+
+
+def test_the_users_line_is_told_where_there_is_one() -> None:
+    failures = {
+        rank: Failure(type_name="ValueError", text="no", traceback="", place=place)
+        for rank, place in ((0, "train.py:28"), (1, "train.py:28"))
+    }
+    assert tell_failures(failures) == "ranks 0-1 raised ValueError: no (train.py:28)"

@@ -1,10 +1,12 @@
 """torch's checkpoint format on our storage: standard for torch's tools, and safe to read whatever is in it."""
 
+import contextlib
 import errno
 import io
 import json
 import os
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from orchestrator.checkpoints.plan import GlobalPlan
 from tests.checkpoints import written
 from workers.dcp import METADATA, _Files, _Hashed, read_tensors, write_file, write_tensors
+from workers.folder import Folder
 from workers.index import INDEX, from_json
 from workers.locations import storage_at
 from workers.shards import Shards
@@ -266,6 +269,48 @@ def test_a_disk_that_refuses_is_told_as_an_error_of_the_system(tmp_path, step):
     share = shards.freeze(plan.part(0), {})
     with pytest.raises(OSError, match="No space left on device"):
         write_tensors(storage_at(tmp_path), share._plan, share._planner, refuse)
+
+
+class Filling(Folder):
+    """A disk that has room for so many bytes."""
+
+    def __init__(self, root, room):
+        super().__init__(root)
+        self.room = room
+
+    @contextlib.contextmanager
+    def create(self, path):
+        with super().create(path) as file:
+            write, left = file.write, [self.room]
+
+            def limited(block):
+                left[0] -= memoryview(block).nbytes
+                if left[0] < 0:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                return write(block)
+
+            yield SimpleNamespace(write=limited, flush=file.flush)
+
+
+@pytest.mark.parametrize("room", [0, 100, 1000, 20_000, 40_000])
+def test_a_disk_that_fills_up_is_told_as_that_though_torch_makes_another_error_of_it(tmp_path, room):
+    shards = Shards({"a": torch.ones(5000), "b": torch.ones(5000)}, {}, 0)
+    plan = GlobalPlan({0: shards.plan()})
+    share = shards.freeze(plan.part(0), {})
+    with pytest.raises(OSError, match="No space left on device"):
+        write_tensors(Filling(tmp_path, room), share._plan, share._planner, lambda step: None)
+
+
+def test_a_mistake_of_ours_while_writing_is_told_as_that(tmp_path):
+    def mistake(step):
+        if step == "half":
+            raise ZeroDivisionError("ours")
+
+    shards = Shards({"a": torch.ones(5)}, {}, 0)
+    plan = GlobalPlan({0: shards.plan()})
+    share = shards.freeze(plan.part(0), {})
+    with pytest.raises((ZeroDivisionError, RuntimeError)):
+        write_tensors(storage_at(tmp_path), share._plan, share._planner, mistake)
 
 
 def test_torch_finds_the_file_system_that_it_wants(saved):

@@ -92,7 +92,7 @@ def test_what_shares_memory_or_lies_across_is_written_out(checkpoint: Committed,
 def test_tensors_that_share_memory_once_loaded_are_written_out(
     checkpoint: Committed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.checkpoints.export.load_state", lambda storage, entries: STATES)
+    monkeypatch.setattr("orchestrator.checkpoints.export.read_verified", lambda checkpoint, entries: STATES)
 
     loaded = flat(checkpoint, "shared", tmp_path)
 

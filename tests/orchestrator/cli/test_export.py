@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_not_exported(file: str, runs: Path, rankfire: R
     assert (code, said) == (3, "")
     assert complaints == (
         f"error: checkpoint {damaged}: {file} is not what was written: its sha256 differs; "
-        "restore it, or export another checkpoint\n"
+        "restore it, or take another checkpoint\n"
     )
     assert os.listdir() == ["runs"]
 
