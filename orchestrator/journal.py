@@ -14,9 +14,11 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import FencedError
 from orchestrator.notice import notice
 from workers.failpoints import armed, failpoint
 from workers.folder import Folder
@@ -77,6 +79,16 @@ class Journal:
         }
         self._held.append((json.dumps(_jsonable(line), allow_nan=False) + "\n").encode())
         self._flush()
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """What ends a run inside this block, before there is one that could tell, is a line as well."""
+        try:
+            yield
+        except BaseException as error:
+            with suppress(FencedError):
+                self.write("RUN_FAILED", error=type(error).__name__, text=str(error))
+            raise
 
     def close(self) -> None:
         """Bring everything to the disk and let go of the file; tell how many lines the storage never took."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -141,7 +141,7 @@ def _close(journal: Journal) -> None:
 
 def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     settings, journal = parts.settings, parts.journal
-    with _recorded(journal):
+    with journal.recorded():
         parts.registry.sweep()
         point, load = _begin_at(parts, resume)
         if point is not None and (done := already_done(point, limits)) is not None:
@@ -167,17 +167,6 @@ def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     status: Status = "completed" if run.stop_reason is None else "terminated"
     journal.write("RUN_COMPLETED", status=status, reason=run.stop_reason, metrics=parts.buses[TRAINER].state.metrics)
     return _result(parts, status, run.stop_reason)
-
-
-@contextlib.contextmanager
-def _recorded(journal: Journal) -> Iterator[None]:
-    """What ends a run before there is one is in its record as well."""
-    try:
-        yield
-    except BaseException as error:
-        with contextlib.suppress(FencedError):
-            journal.write("RUN_FAILED", error=type(error).__name__, text=str(error))
-        raise
 
 
 def _begin(parts: Parts, run: Run, point: Committed | None, load: LoadPoint | None) -> Run:

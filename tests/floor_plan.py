@@ -21,7 +21,10 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("cursor.py", "dispatch.py", "faults.py", "mailbox.py"),
     ("data/fetching.py", "dcp.py", "listeners.py", "messages.py", "orders.py"),
     ("index.py", "parcels.py", "signature.py", "state.py"),
-    ("data/processes.py", "data/sampler.py", "events.py", "feed.py", "locations.py", "timers.py"),
+    (
+        *("data/processes.py", "data/sampler.py", "data/sources.py", "events.py", "feed.py", "locations.py"),
+        *("timers.py",),
+    ),
     (
         *("collectives.py", "data/randomness.py", "expressions.py", "folder.py", "metadata.py", "objects.py"),
         *("data/sources.py", "process_group.py", "rng.py"),

@@ -93,19 +93,11 @@ class Registry:
         return None, refused
 
     def set_aside(self, name: str) -> str | None:
-        """Let what was refused be no checkpoint any more: else it would go on being the newest, and others be pruned.
-
-        Nothing of it is removed: it may be all that is left of weeks, for who can mend it.
-
-        Args:
-            name: of what was refused.
+        """Let what was refused be no checkpoint any more, else it would stay the newest, and others be pruned.
 
         Returns:
             The name that it has now, which nobody sweeps; None where nothing can be renamed: there this process, the
             run's owner, leaves it out from now on.
-
-        Raises:
-            CheckpointError: the storage refuses.
         """
         if not self.storage.moves:
             self._aside.add(name)

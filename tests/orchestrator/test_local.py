@@ -140,16 +140,6 @@ def test_there_is_one_worker() -> None:
         LocalGroup(turn=lambda: None).order(1, Go(max_epochs=1, max_iters=None, epoch_length=None))
 
 
-def test_what_another_thread_tells_is_heard_between_two_iterations() -> None:
-    def note(came: Incoming) -> None:
-        if isinstance(came, Observed):
-            driver.group.tell(LeaseLost(text="gone"))
-
-    driver = Driver(note)
-    driver.train(watches={"trainer": Events.ITERATION_COMPLETED(once=2)})
-    assert driver.kinds()[-3:] == [Observed, LeaseLost, Finished]
-
-
 def test_what_the_look_at_the_clock_raises_is_not_taken_for_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     def look() -> None:
         raise LookupError("the clock")
@@ -161,3 +151,13 @@ def test_what_the_look_at_the_clock_raises_is_not_taken_for_the_users(monkeypatc
         driver.train()
     assert Fault not in driver.kinds()
     assert driver.group.stop(grace=0.0) == []
+
+
+def test_what_another_thread_tells_is_heard_between_two_iterations() -> None:
+    def note(came: Incoming) -> None:
+        if isinstance(came, Observed):
+            driver.group.tell(LeaseLost(text="gone"))
+
+    driver = Driver(note)
+    driver.train(watches={"trainer": Events.ITERATION_COMPLETED(once=2)})
+    assert driver.kinds()[-3:] == [Observed, LeaseLost, Finished]

@@ -22,6 +22,7 @@ from orchestrator.run import Run
 from tests.orchestrator.conftest import MakeRun, lines_of
 from tests.orchestrator.fake_group import FakeGroup, gate
 from workers.events import Events
+from workers.messages import Built
 from workers.orders import Build, CutAt, Go, Join, Order, ProposeCut, Release
 from workers.parcels import LoadPoint
 
@@ -467,3 +468,14 @@ def test_a_position_in_other_data_is_refused(make_run: MakeRun, then: Any, now: 
         return
     with pytest.raises(SpecError, match=f"^{told}"):
         run.execute(None, then)
+
+
+def test_other_data_than_that_of_the_checkpoint_is_refused_before_training(make_run: MakeRun) -> None:
+    group = FakeGroup(2)
+    group.scripts[Build] = lambda worker, _: group.send(
+        Built, worker, device="cpu", seconds=0.0, engines=("trainer", "evaluator"), state_bytes={}, metrics={},
+        data={"samples": 12},
+    )  # fmt: skip
+    with pytest.raises(SpecError, match=r"^run: data: samples: expected 10, as in the checkpoint, received 12; "):
+        make_run(group).execute(None, {"samples": 10})
+    assert Go not in kinds(group, 0)

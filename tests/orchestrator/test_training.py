@@ -233,20 +233,6 @@ def test_with_workers_the_ranks_are_those_of_ray(tmp_path: Path, monkeypatch: py
     assert asked == [(3, 4, orchestrator.settings.roots)]
 
 
-def test_a_lost_rank_is_told_with_where_the_same_command_goes_on(tmp_path: Path) -> None:
-    orchestrator = make(tmp_path)
-
-    @orchestrator.on(Events.EPOCH_COMPLETED(once=2))
-    def lose(run: Orchestrator) -> None:
-        run.checkpoint(wait=True)
-        raise WorkerLostError("rank 1 was lost")
-
-    with pytest.raises(WorkerLostError) as caught:
-        orchestrator.run(max_epochs=3)
-    told = "rank 1 was lost; saved as step-00000006; the same command goes on from there"
-    assert (str(caught.value), lines(tmp_path, "RUN_FAILED")[0]["text"]) == (told, told)
-
-
 @pytest.mark.parametrize("where", ["_begin_at", "_make_run", "Registry.sweep"])
 @pytest.mark.parametrize("error", [SystemFailure("no"), ZeroDivisionError("no"), KeyboardInterrupt()])
 def test_what_ends_a_run_before_it_has_begun_is_in_its_record_and_lets_it_go(
@@ -329,3 +315,17 @@ def test_what_a_driver_left_that_died_while_it_wrote_the_job_file_is_removed(tmp
     left.touch()
     make(tmp_path).run(max_epochs=2)
     assert not left.exists()
+
+
+def test_a_lost_rank_is_told_with_where_the_same_command_goes_on(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+
+    @orchestrator.on(Events.EPOCH_COMPLETED(once=2))
+    def lose(run: Orchestrator) -> None:
+        run.checkpoint(wait=True)
+        raise WorkerLostError("rank 1 was lost")
+
+    with pytest.raises(WorkerLostError) as caught:
+        orchestrator.run(max_epochs=3)
+    told = "rank 1 was lost; saved as step-00000006; the same command goes on from there"
+    assert (str(caught.value), lines(tmp_path, "RUN_FAILED")[0]["text"]) == (told, told)
