@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
+import re
 import socket
 import threading
 import time
@@ -29,6 +29,8 @@ __all__ = ["TTL", "Lease", "Owner", "standing"]
 TTL = 15.0  # seconds without a renewal after which an owner of whom nothing else is known counts as gone
 RENEWALS = 4  # in so many seconds as the TTL
 FOLDER = "lease"
+_NAME = re.compile(r"[0-9]{8,18}\.json")
+_AGES = 1e11  # seconds: what is longer ago, or would be waited for longer, is no time
 _given_back: set[str] = set()  # owners that were this process, also if the storage did not take the word of it
 
 
@@ -76,12 +78,12 @@ class Owner:
         """Read a lease; None if it is damaged, and so nobody's."""
         try:
             owner = cls(**json.loads(content))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return None
         texts, numbers = (owner.who, owner.host, owner.machine, owner.born), (owner.pid, owner.beat)
         times = (owner.since, owner.ttl)
         whole = all(isinstance(text, str) for text in texts) and all(isinstance(number, int) for number in numbers)
-        sound = whole and all(isinstance(seconds, int | float) and math.isfinite(seconds) for seconds in times)
+        sound = whole and all(isinstance(seconds, int | float) and 0 <= seconds < _AGES for seconds in times)
         return owner if sound and isinstance(owner.released, bool) else None
 
     def __str__(self) -> str:
@@ -233,8 +235,7 @@ class Lease:
         return max(self._tokens(), default=0)
 
     def _tokens(self) -> list[int]:
-        names = (Path(name).stem for name in self._storage.names(FOLDER))
-        return [int(name) for name in names if name.isdigit()]
+        return [int(name[:-5]) for name in self._storage.names(FOLDER) if _NAME.fullmatch(name)]
 
     def _read(self, token: int) -> Owner | None:
         try:

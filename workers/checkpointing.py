@@ -79,7 +79,7 @@ def restore(worker: Worker, program: Program, point: LoadPoint) -> None:
     """
     storage = storage_at(point.url)
     if point.entries is not None:
-        _restore_entries(program, point.url, point.entries)
+        _restore_entries(program, point, point.entries)
         return
     stranger = worker.rank >= point.world_size  # this rank did not exist when the checkpoint was made
     with _readable(point.url):
@@ -90,7 +90,7 @@ def restore(worker: Worker, program: Program, point: LoadPoint) -> None:
     _check_names("engine", program.engines, own["engines"])
     _check_places(program, own, point.world_size, worker.world_size)
     for name, entry in program.state.items():
-        entry.load_state_dict(shared[name])
+        _take_up(name, entry, shared[name], point)
     for name, engine in program.engines.items():
         engine.load_state_dict(_fitting(own["engines"][name], engine.attached) if stranger else own["engines"][name])
     for name, data in _stateful_data(program).items():
@@ -118,15 +118,27 @@ def _readable(url: str) -> Iterator[None]:
         raise UnreadableError(f"checkpoint {url}: can't be read: {type(error).__name__}: {why}") from error
 
 
-def _restore_entries(program: Program, url: str, entries: tuple[str, ...]) -> None:
+def _take_up(name: str, entry: Stateful, state: Any, point: LoadPoint) -> None:
+    """Whatever an entry has against its state, the checkpoint and the entry are named."""
+    try:
+        entry.load_state_dict(state)
+    except Exception as error:
+        raise ProgramError(
+            f"checkpoint: state {name!r}: expected what the program can take up, received what {point.url} holds, "
+            f"and its load_state_dict raised {type(error).__name__}: {error}; build the program as it was when "
+            "that was saved, or give the run another name to start afresh"
+        ) from error
+
+
+def _restore_entries(program: Program, point: LoadPoint, entries: tuple[str, ...]) -> None:
     """Only some entries of the state: the rest of the program starts afresh."""
-    storage, mend = storage_at(url), "leave it out of start_from.state"
-    with _readable(url):
+    storage, mend = storage_at(point.url), "leave it out of start_from.state"
+    with _readable(point.url):
         held, states = read_structure(storage), load_state(storage, entries.__contains__)
     _check_names("state", entries, held, mend=mend)
     _check_names("state", entries, program.state, where="the program", mend=mend)
     for name, state in states.items():
-        program.state[name].load_state_dict(state)
+        _take_up(name, program.state[name], state, point)
 
 
 def _stateful_data(program: Program) -> dict[str, Stateful]:

@@ -62,7 +62,7 @@ def from_json(content: bytes) -> Metadata:
             entries[name] = _tensor(name, tensor)
             for part in tensor["parts"]:
                 storage[MetadataIndex(name, part["offsets"])] = _place(part)
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (AttributeError, KeyError, TypeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{INDEX}: damaged: {type(error).__name__}: {error}") from error
     return Metadata(state_dict_metadata=entries, storage_data=storage)
 

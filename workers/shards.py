@@ -9,6 +9,7 @@ checkpoint is the driver's decision.
 from __future__ import annotations
 
 import io
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -28,6 +29,8 @@ __all__ = ["SHARED", "Frozen", "Shards", "Written", "load_state", "rank_file", "
 
 SHARED = "shared.pt"
 _SCALARS = (bool, int, float, str, bytes)
+_BITS = 2000  # of an integer: what is much larger, weights_only=True can't read
+_VERSIONS, _STATE = "__versions__", "__state__"  # mark a state dict that knows the versions of its modules
 _TENSOR = "__tensor__"  # marks, in the structure, where a tensor of data/ belongs
 
 
@@ -55,7 +58,7 @@ class Shards:
         self.rank = rank
         self.tensors: dict[str, torch.Tensor] = {}
         self._structure = self._split(shared, "")
-        self._own = _plain(own, "own", lambda tensor, _: tensor.detach())
+        self._own = _plain(own, "own", lambda tensor, _: _compact(tensor.detach()))
         self._planner = _Planner(self.tensors)
 
     @property
@@ -100,7 +103,7 @@ class Shards:
     def _split(self, value: object, path: str) -> object:
         def keep(tensor: torch.Tensor, where: str) -> object:
             if tensor.dim() == 0:  # an optimizer has thousands of these: they would drown the index
-                return tensor.detach().cpu()
+                return tensor.detach().cpu().clone()  # alone, without the storage that it may be a part of
             while where in self.tensors:  # {"a.b": {"c": …}, "a": {"b.c": …}} would meet
                 where += "'"
             self.tensors[where] = tensor.detach()
@@ -218,8 +221,12 @@ def _plain(value: object, path: str, keep: Callable[[torch.Tensor, str], object]
     if isinstance(value, torch.Tensor):
         return keep(value, path)
     if value is None or type(value) in _SCALARS:  # not their subclasses, which are pickled by name
-        return value
+        return _readable(value, path)
     if isinstance(value, Mapping):
+        versions = getattr(value, "_metadata", None)  # which layout of its state each module has, as torch keeps it
+        if versions:
+            bare = dict(value)
+            return {_VERSIONS: _plain(dict(versions), f"{path}._metadata", keep), _STATE: _plain(bare, path, keep)}
         return {
             _plain_key(key, path): _plain(item, f"{path}.{key}" if path else str(key), keep)
             for key, item in value.items()
@@ -239,8 +246,23 @@ def _plain(value: object, path: str, keep: Callable[[torch.Tensor, str], object]
     raise _refusal(value, path)
 
 
+def _readable(value: object, path: str) -> object:
+    """Two kinds of plain values can be written, and not be read again."""
+    if value == b"":
+        raise _refusal(value, path, " of no bytes")
+    if isinstance(value, int) and value.bit_length() > _BITS:
+        raise _refusal(value, path, f" of more than {_BITS} bits")
+    return value
+
+
+def _compact(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that brings no more along than itself."""
+    whole = tensor.untyped_storage().nbytes()
+    return tensor.clone() if whole > tensor.numel() * tensor.element_size() else tensor
+
+
 def _plain_key(key: object, path: str) -> object:
-    if type(key) in _SCALARS and key != _TENSOR:  # a key like our mark would be taken for one
+    if type(key) in _SCALARS and key not in (_TENSOR, _VERSIONS, _STATE):  # a key like a mark would be taken for one
         return key
     raise _refusal(key, f"{path}, key {key!r}")
 
@@ -267,6 +289,10 @@ def _joined(structure: object, tensors: Mapping[str, torch.Tensor]) -> object:
     if isinstance(structure, dict):
         if structure.keys() == {_TENSOR}:
             return tensors[structure[_TENSOR]]
+        if structure.keys() == {_VERSIONS, _STATE}:
+            state = OrderedDict(cast("dict[str, object]", _joined(structure[_STATE], tensors)))
+            state._metadata = OrderedDict(structure[_VERSIONS])  # type: ignore[attr-defined]
+            return state
         return {key: _joined(item, tensors) for key, item in structure.items()}
     if isinstance(structure, list | tuple):
         items = [_joined(item, tensors) for item in structure]

@@ -96,7 +96,7 @@ class Manifest:
                 if not entry.path or entry.path.startswith("/") or ".." in PurePosixPath(entry.path).parts:
                     raise ValueError(f"a file is said to lie in {entry.path!r}, outside the checkpoint")
             return cls(files=files, **content)
-        except (AttributeError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (AttributeError, KeyError, TypeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"no manifest: {type(error).__name__}: {error}") from error
 
 

@@ -3,6 +3,8 @@
 import hashlib
 from collections import OrderedDict
 from enum import IntEnum
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from orchestrator.checkpoints.plan import GlobalPlan
 from tests.checkpoints import equal, written
 from workers.errors import ProgramError
+from workers.folder import Folder
 from workers.locations import storage_at
 from workers.shards import SHARED, Shards, load_state, rank_file, read_rank_file, read_structure
 
@@ -215,3 +218,32 @@ def test_a_state_without_tensors_has_no_data_file(storage):
     parts, _ = written(storage, [Shards({"step": 7}, {}, 0)])
     assert [receipt.path for receipt in parts[0].receipts] == ["ranks/rank-0000.pt", "shared.pt"]
     assert load_state(storage) == {"step": 7}
+
+
+# ---------------------------------------------------------------- what a state keeps, and what it can't
+def taken_back(tmp_path: Path, state: dict[str, Any]) -> Any:
+    """What `load_state` gives of an entry."""
+    shards = Shards({"entry": state}, {}, 0)
+    plan = GlobalPlan({0: shards.plan()})
+    written = shards.freeze(plan.part(0), {}).write(Folder(tmp_path))
+    plan.write_index(Folder(tmp_path), {0: written.results})
+    return load_state(Folder(tmp_path))["entry"]
+
+
+def test_the_versions_of_modules_come_back_with_their_state(tmp_path: Path) -> None:
+    state = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)).state_dict()
+    back = taken_back(tmp_path, state)
+    assert back._metadata == state._metadata
+    assert back.keys() == state.keys()
+
+
+@pytest.mark.parametrize("value", [b"", 1 << 5000, -(1 << 5000)])
+def test_what_could_be_saved_but_not_read_again_is_refused(value: object) -> None:
+    with pytest.raises(ProgramError, match=r"^checkpoint: state 'entry.x': expected tensors"):
+        Shards({"entry": {"x": value}}, {}, 0)
+
+
+def test_a_number_out_of_a_large_tensor_is_saved_alone(tmp_path: Path) -> None:
+    big = torch.zeros(1_000_000)
+    taken_back(tmp_path, {"a": big[0], "b": big[1]})
+    assert Folder(tmp_path).size("shared.pt") < 10_000

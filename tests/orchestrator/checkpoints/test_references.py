@@ -90,7 +90,7 @@ def test_a_rule_whose_metric_no_checkpoint_has_is_told(root: Storage) -> None:
 
 
 def test_a_run_that_does_not_tell_its_best_is_told(root: Storage) -> None:
-    save(root, 20)
+    save(root, 20, rule=None)
     assert refusal("digits@best", root) == (
         "checkpoint 'digits@best': expected a run that says which metric tells its best checkpoint, received one that "
         "does not; give checkpoint.best in the job file, or name the step: step-00000005, step-00000010, "
