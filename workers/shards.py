@@ -59,7 +59,7 @@ class Shards:
         self.tensors: dict[str, torch.Tensor] = {}
         self._structure = self._split(shared, "")
         self._own = _plain(own, "own", lambda tensor, _: _compact(tensor.detach()))
-        self._planner = _Planner(self.tensors)
+        self._planner = _Planner()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -178,9 +178,8 @@ def load_state(storage: Storage, entries: Callable[[str], bool] = lambda _: True
 class _Planner(DefaultSavePlanner):
     """torch's planner, which finds the living tensors until they are frozen, then the copies."""
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__(flatten_state_dict=False)
-        self._living = tensors
         self._frozen: Mapping[Any, torch.Tensor] | None = None
 
     def find(self, item: WriteItem) -> torch.Tensor:
@@ -189,8 +188,7 @@ class _Planner(DefaultSavePlanner):
 
     def freeze(self, frozen: Mapping[Any, torch.Tensor]) -> None:
         self._frozen = frozen
-        self.state_dict = {}  # and with it the living ones, which may be gone before the copies are written
-        self._living = {}
+        self.state_dict = {}  # the living ones, which may be gone before the copies are written
 
     def lookup_object(self, index: Any) -> Any:
         return super().lookup_object(index) if self._frozen is None else self._frozen[index]
