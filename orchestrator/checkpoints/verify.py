@@ -15,7 +15,7 @@ from workers.storage import Storage
 
 __all__ = ["damage", "problems"]
 
-BLOCK = 1 << 20  # bytes that are hashed in one go; hashlib lets other threads run meanwhile
+BLOCK = 8 << 20  # bytes that are hashed in one go; hashlib lets other threads run meanwhile
 
 
 def damage(storage: Storage, manifest: Manifest) -> str | None:

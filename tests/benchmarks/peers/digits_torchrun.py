@@ -8,6 +8,7 @@ every step, and computed over all ranks at an epoch's end.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -53,9 +54,8 @@ def main(epochs: int, folder: Path) -> None:
     (folder / f"rank{rank}.json").write_text(
         json.dumps({"ended": ended, "steps": steps, "samples": len(train_set), "loss": losses[-1]})
     )
-    del model, optimizer  # they hold the group
-    dist.barrier()  # a rank that leaves while another still talks to it can bring that one down (std::terminate)
-    dist.destroy_process_group()
+    dist.barrier()  # both have left their notes
+    os._exit(0)  # not measured: tearing the group down here ends one run in ten in std::terminate, in torch 2.13
 
 
 if __name__ == "__main__":
