@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workers.parcels import Failure, FaultKind, GateKey, Number, Pack
+from workers.parcels import Failure, FaultKind, GateKey, Number, Pack, SnapshotLabel
 from workers.rank import Place
 
 __all__ = [
@@ -25,6 +25,8 @@ __all__ = [
     "Observed",
     "Pulse",
     "Saved",
+    "SnapshotTaken",
+    "Stopped",
 ]
 
 
@@ -64,6 +66,32 @@ class Built(Message):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined(Message):
     """The process group is formed and the state restored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotTaken(Message):
+    """This rank holds another snapshot in memory.
+
+    Args:
+        label: which one.
+        own: what dies with this rank: its random numbers, engines, metrics, data; pickled, for who replaces it.
+    """
+
+    label: SnapshotLabel
+    own: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopped(Message):
+    """The training thread has let go of everything after `Abort`, or after a peer was lost; it waits for `Join`.
+
+    Args:
+        held: the snapshots in its memory, the newest last.
+        failure: what its collective raised, if one was cut.
+    """
+
+    held: tuple[SnapshotLabel, ...]
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workers.events import EventExpression
-from workers.parcels import GateKey, LoadPoint, RankHandler, Then
+from workers.parcels import GateKey, LoadPoint, RankHandler, Rewind, Then
 from workers.rank import Membership
 
 __all__ = [
-    "Build", "Call", "CutAt", "Evaluate", "FreezeSave", "Go", "Join", "Leave", "Order", "PlanSave", "ProposeCut",
-    "Release",
+    "Abort", "Build", "Call", "CutAt", "Evaluate", "FreezeSave", "Go", "Join", "Leave", "Order", "PlanSave",
+    "ProposeCut", "Release",
 ]  # fmt: skip
 
 
@@ -60,6 +60,7 @@ class Join(Order):
     store: tuple[str, int] | None
     timeout: float
     load: LoadPoint | None = None
+    rewind: Rewind | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +130,13 @@ class CutAt(Order):
     """Run up to this iteration and arrive at the gate CUT there."""
 
     iteration: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abort(Order):
+    """Let go of this generation at once: cut its links, unwind, answer `Stopped`, and wait for `Join`."""
+
+    generation: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,8 @@ __all__ = [
     "RankHandler",
     "Receipt",
     "Reduction",
+    "Rewind",
+    "SnapshotLabel",
     "Then",
     "Where",
 ]
@@ -173,3 +175,44 @@ class LoadPoint:
     url: str
     world_size: int
     entries: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotLabel:
+    """Which snapshot in memory: the same on every rank that holds it, since all take them at the same places.
+
+    Args:
+        iteration: of the trainer; so many are complete.
+        gate: at which it was taken, on arriving; None between two iterations.
+        order: id of the last order that was carried out at that gate before it was taken; 0 for none.
+
+    Example:
+        >>> str(SnapshotLabel(iteration=8))
+        'iteration 8'
+    """
+
+    iteration: int
+    gate: GateKey | None = None
+    order: int = 0
+
+    def __str__(self) -> str:
+        where = "" if self.gate is None else f" at {self.gate}"
+        return f"iteration {self.iteration}{where}" + (f", after order {self.order}" if self.order else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewind:
+    """What a rank takes up in a new generation after a fault, instead of a checkpoint.
+
+    Args:
+        label: the snapshot.
+        donor: rank that holds it and gives it to newcomers.
+        newcomers: ranks that do not hold it.
+        own: for a newcomer, what belonged to the rank it replaces, as that one told the driver; None for a rank that
+            nobody held before, and for all that hold the snapshot.
+    """
+
+    label: SnapshotLabel
+    donor: int
+    newcomers: tuple[int, ...] = ()
+    own: bytes | None = None
