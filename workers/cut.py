@@ -64,7 +64,8 @@ class Cut:
             completed = engine.announced - 1
             if not self._cancelled and (self._target is None or completed < self._target):
                 return
-            engine.set_boundary(self._before)
+            if engine.boundary == self._at_boundary:  # else somebody who could not wait has put another there
+                engine.set_boundary(self._before)
             if self._cancelled:
                 return
         self._arrive(engine, completed)

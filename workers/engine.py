@@ -6,7 +6,6 @@ called at an event). Needs neither torch nor Ray.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from time import perf_counter as clock
 from typing import Any
@@ -25,7 +24,7 @@ __all__ = ["Engine"]
 _END = object()
 _ITERATION_EVENTS = (Events.ITERATION_STARTED, Events.ITERATION_COMPLETED)
 _BATCH_EVENTS = (Events.GET_BATCH_STARTED, Events.GET_BATCH_COMPLETED)
-_logger = logging.getLogger(__name__)
+_ENDS = {Events.TERMINATE.key, Events.INTERRUPT.key, Events.COMPLETED.key}
 
 
 class Engine(Resumable):
@@ -40,6 +39,8 @@ class Engine(Resumable):
         announced: number of the iteration that the engine is in or about to start.
         state_dict_user_keys: names of attributes of `state` that are saved with the engine.
         worker: this rank's `Worker`, where there is one; for handlers that want more than the engine.
+        foreign: tells exceptions that come from outside the program, such as a lost peer: they are raised, and no
+            handler hears of them.
 
     Example:
         >>> trainer = Engine(lambda engine, batch: batch * 2)
@@ -64,6 +65,7 @@ class Engine(Resumable):
         self._timers = Timer("run")
         self._within = self._timers
         self._first_iteration = 0
+        self.foreign: Callable[[Exception], bool] = lambda error: False
 
     # ---------------------------------------------------------------- running
     def run(
@@ -126,6 +128,8 @@ class Engine(Resumable):
             self.fire_event(Events.INTERRUPT)
             raise
         except Exception as error:
+            if self.foreign(error):
+                raise
             self._tell_exception(error)
             if not self._suppressed:
                 raise
@@ -136,7 +140,7 @@ class Engine(Resumable):
     def _run(self, first: Event) -> None:
         """The run, step by step.
 
-        STARTED, or RESUMED
+        STARTED, or RESUMED; nothing if it was rewound, which may be to any event below
         while epochs are left, and nothing was requested:
             EPOCH_STARTED, once an epoch
             iterations                      (`_iterate`)
@@ -147,20 +151,21 @@ class Engine(Resumable):
         COMPLETED
         """
         started = clock()
-        self.fire_event(first)
+        after = self._enter(first)
         self._within = self._timers["epoch loop"]
-        while not (self._terminating or self._interrupting) and self._epochs_left():
+        while not (after in _ENDS or self._terminating or self._interrupting) and self._epochs_left():
             self._run_epoch()
         self._within = self._timers
         self.state.times[Events.COMPLETED.key] = clock() - started
         self._timers.add(clock() - started)
         if self._interrupting and not self._terminating:
-            self.fire_event(Events.INTERRUPT)
+            if after != Events.INTERRUPT.key:
+                self.fire_event(Events.INTERRUPT)
             self._paused = True
             return
-        if self._terminating:
+        if self._terminating and after not in _ENDS:
             self.fire_event(Events.TERMINATE)
-        if not self._skip_completed:
+        if not self._skip_completed and after != Events.COMPLETED.key:
             self.fire_event(Events.COMPLETED)
         self._completed = not self._epochs_left()
 
@@ -296,14 +301,6 @@ class Engine(Resumable):
         if called:
             self._within[f"event {listeners.event.key}"].add(now - start)
         return now
-
-    def _tell_exception(self, error: Exception) -> None:
-        listeners = self._listeners_of(Events.EXCEPTION_RAISED)
-        traceback = error.__traceback__
-        for raised in listeners.fire_all(self._next_count(Events.EXCEPTION_RAISED), error):
-            if raised is not error:
-                _logger.error("a handler of EXCEPTION_RAISED raised an exception itself", exc_info=raised)
-        error.__traceback__ = traceback
 
     # ---------------------------------------------------------------- what is attached, measured, saved
     @property

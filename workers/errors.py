@@ -13,6 +13,7 @@ __all__ = [
     "LeaveNow",
     "ProgramError",
     "RankfireError",
+    "Retreat",
     "UnreadableError",
 ]
 
@@ -39,6 +40,10 @@ class LeaveNow(BaseException):
 
 class FaultTold(LeaveNow):
     """Unwinds the training thread after a `Fault` was sent: the run is over, whatever its handlers would make of it."""
+
+
+class Retreat(LeaveNow):
+    """Unwinds the training thread to where it waits for the next generation: a peer was lost."""
 
 
 class FastForwardWarning(RuntimeWarning):

@@ -16,7 +16,7 @@ from workers.parcels import RankHandler
 from workers.program import Program
 from workers.rank import Membership
 
-__all__ = ["attach_gates", "attach_shipped", "runs_here"]
+__all__ = ["Shipped", "attach_gates", "runs_here"]
 
 Reach = Callable[[str, Engine, Event, int], None]  # (engine name, engine, event, count)
 
@@ -75,22 +75,31 @@ def _firing(engine: Engine) -> tuple[Event, int]:
     return event, engine.state.counters[event]
 
 
-def attach_shipped(
-    program: Program, handlers: tuple[RankHandler, ...], membership: Membership
-) -> list[RemovableEventHandle]:
-    """Attach the shipped handlers that name this rank; their handles take them off again.
+class Shipped:
+    """The handlers that the driver shipped and that run on this rank.
 
     One with `state_dict` and `load_state_dict` is saved with its engine.
     """
-    handles = []
-    for number, shipped in enumerate(handlers):
-        if runs_here(shipped, membership):
-            handler, args, kwargs = pickle.loads(shipped.pickled)
-            engine = program.engine(shipped.engine)
-            handles.append(engine.add_event_handler(shipped.event, handler, *args, **kwargs))
-            if is_stateful(handler):
-                engine.attached[f"handler {number}: {type(handler).__name__}"] = handler
-    return handles
+
+    def __init__(self) -> None:
+        self._attached: dict[int, RemovableEventHandle] = {}
+
+    def attach(self, program: Program, handlers: tuple[RankHandler, ...], membership: Membership) -> None:
+        """Attach those that name this rank, take off those that do not any more; what was here stays as it is."""
+        for number, shipped in enumerate(handlers):
+            here = runs_here(shipped, membership)
+            if number in self._attached and not here:
+                self._attached.pop(number).remove()
+                prefix = f"handler {number}: "
+                attached = program.engine(shipped.engine).attached
+                for name in [known for known in attached if known.startswith(prefix)]:
+                    del attached[name]
+            elif number not in self._attached and here:
+                handler, args, kwargs = pickle.loads(shipped.pickled)
+                engine = program.engine(shipped.engine)
+                self._attached[number] = engine.add_event_handler(shipped.event, handler, *args, **kwargs)
+                if is_stateful(handler):
+                    engine.attached[f"handler {number}: {type(handler).__name__}"] = handler
 
 
 def runs_here(handler: RankHandler, membership: Membership) -> bool:

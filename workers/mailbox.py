@@ -31,6 +31,13 @@ class Mailbox:
         self._changed = threading.Condition()
         self._waiting: list[tuple[int, Order]] = []  # heap by number
         self._next = 0
+        self._interrupted: type[BaseException] | None = None
+
+    def interrupt(self, error: type[BaseException] | None) -> None:
+        """Have whoever waits here now, or from now on, raise this exception; None: nobody any more. Any thread."""
+        with self._changed:
+            self._interrupted = error
+            self._changed.notify_all()
 
     def put(self, number: int, order: Order) -> None:
         """Deliver order `number`; numbers count from 0 without a gap, and may be delivered in any sequence."""
@@ -45,15 +52,22 @@ class Mailbox:
             return self._pop()
 
     def get(self) -> Order:
-        """The next order, waiting for it."""
+        """The next order, waiting for it.
+
+        Raises:
+            BaseException: what `interrupt` was given.
+        """
         if self.idle is not None:
             while (order := self.take()) is None:
                 self.idle()
             return order
         with self._changed:
-            while (order := self._pop()) is None:
+            while True:
+                if self._interrupted is not None:
+                    raise self._interrupted
+                if (order := self._pop()) is not None:
+                    return order
                 self._changed.wait()
-            return order
 
     def _pop(self) -> Order | None:
         if not self._waiting or self._waiting[0][0] != self._next:

@@ -119,7 +119,9 @@ class Report(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrived(Report):
-    """This rank waits at a gate."""
+    """This rank waits at a gate; `after` is the order that its state knows of, where it came back after a fault."""
+
+    after: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,11 +111,15 @@ class FreezeSave(Order):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release(Order):
-    """Go on from a gate, with the reduced metrics; `then` ends the trainer's run."""
+    """Go on from a gate, with the reduced metrics; `then` ends the trainer's run.
+
+    `order` is the last one at this gate that may have changed the ranks' state: a snapshot is taken then. 0: none did.
+    """
 
     gate: GateKey
     metrics: Mapping[str, float]
     then: Then = "go on"
+    order: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from workers.cursor import Course, Past
@@ -17,6 +18,7 @@ from workers.steering import Steered
 
 __all__ = ["Resumable"]
 
+_logger = logging.getLogger(__name__)
 _LOOP_KEYS = (Events.ITERATION_STARTED.key, Events.ITERATION_COMPLETED.key)
 _BATCH_KEYS = (Events.GET_BATCH_STARTED.key, Events.GET_BATCH_COMPLETED.key)
 _EPOCH_KEYS = (Events.EPOCH_STARTED.key, Events.EPOCH_COMPLETED.key)
@@ -37,6 +39,7 @@ class Resumable(Steered):
         self._completed = False
         self._running = False
         self._held_data: Any = None
+        self._rewound: tuple[str, Callable[[Any], object]] | None = None
 
     def attach(self, name: str, thing: Any) -> None:
         """Keep a thing under a name; one with `state_dict` and `load_state_dict` is saved with the engine.
@@ -108,6 +111,18 @@ class Resumable(Steered):
         self._held_data, self._completed = found.data, found.completed
         self._loaded, self._paused = True, False
 
+    def rewind(self, event: str, then: Callable[[Any], object]) -> None:
+        """Have the next `run` go on in the middle of one that was left, as if nothing had happened.
+
+        For a driver that gave the engine the state it had when an event fired, by `load_state_dict`. Instead of telling
+        RESUMED, `run` calls `then(engine)`, and fires nothing again that had fired by then.
+
+        Args:
+            event: key of the event.
+            then: what is left to be done of that firing; it may ask the engine for something.
+        """
+        self._rewound = event, then
+
     def _next_count(self, event: Event) -> int:
         """Events of the loop that are fired by hand carry the number of the iteration or epoch."""
         if event.key in self.state.following:
@@ -159,6 +174,16 @@ class Resumable(Steered):
         resumes = course.goes_on and (course.iteration > 0 or state.fired[Events.STARTED.key] > 0)
         return Events.RESUMED if resumes else Events.STARTED
 
+    def _enter(self, first: Event) -> str | None:
+        """Fire the first event; or, rewound, do what is left of the one that the run stands at, and give its key."""
+        rewound, self._rewound = self._rewound, None
+        if rewound is None:
+            self.fire_event(first)
+            return None
+        event, then = rewound
+        then(self)
+        return event
+
     def _feed_for(self, course: Course) -> Feed:
         """The batches of the run: those of an interrupted run, where it stood, or new ones in their place."""
         data = course.data
@@ -187,6 +212,14 @@ class Resumable(Steered):
         state = self.state
         length = NEVER if state.epoch_length is None else epoch * state.epoch_length
         return min(length, NEVER if state.max_iters is None else state.max_iters)
+
+    def _tell_exception(self, error: Exception) -> None:
+        listeners = self._listeners_of(Events.EXCEPTION_RAISED)
+        traceback = error.__traceback__
+        for raised in listeners.fire_all(self._next_count(Events.EXCEPTION_RAISED), error):
+            if raised is not error:
+                _logger.error("a handler of EXCEPTION_RAISED raised an exception itself", exc_info=raised)
+        error.__traceback__ = traceback
 
     def _end(self) -> None:
         self._running = False

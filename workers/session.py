@@ -8,28 +8,35 @@ cluster, and by the driver itself for `workers: 0`.
 from __future__ import annotations
 
 import contextlib
-import itertools
-import pickle
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
-
-import cloudpickle
+from typing import Any
 
 from workers import process_group
 from workers.building import build_program, fingerprint_of, make_worker, metrics_of, state_bytes
 from workers.cut import Cut
-from workers.dispatch import RemovableEventHandle
 from workers.engine import Engine
-from workers.errors import FaultTold, LeaveNow
-from workers.evaluating import evaluate
+from workers.errors import FaultTold, LeaveNow, Retreat
 from workers.events import Event
 from workers.faults import fault_kind
-from workers.gates import attach_gates, attach_shipped
+from workers.gates import Shipped, attach_gates
 from workers.mailbox import Mailbox, Outbox
-from workers.messages import Answer, Arrived, Built, Fault, Finished, Hello, Joined, Message, Observed, Pulse, Saved
+from workers.messages import (
+    Answer,
+    Arrived,
+    Built,
+    Fault,
+    Finished,
+    Hello,
+    Joined,
+    Observed,
+    SnapshotTaken,
+    Stopped,
+)  # fmt: skip
 from workers.orders import (
+    Abort,
     Build,
     Call,
     CutAt,
@@ -44,19 +51,15 @@ from workers.orders import (
     Release,
 )
 from workers.parcels import CUT, TRAINER, Failure, GateKey
-from workers.program import Program
-from workers.rank import Membership, Place
-from workers.reports import Reports
+from workers.rank import Place
+from workers.rewinding import Rewinder
 from workers.rng import seed_rng
-from workers.worker import Worker
-
-if TYPE_CHECKING:
-    from workers.saving import RankSaver
+from workers.serving import Serving
 
 __all__ = ["Session"]
 
 
-class Session:
+class Session(Serving):
     """One rank.
 
     Args:
@@ -70,21 +73,15 @@ class Session:
     """
 
     def __init__(self, *, worker_id: int, place: Place, outbox: Outbox, mailbox: Mailbox) -> None:
-        self.worker_id = worker_id
-        self.place = place
-        self.outbox = outbox
-        self.mailbox = mailbox
-        self.membership = Membership(generation=0, rank=worker_id, world_size=1)
-        self.phase = "starting"
+        super().__init__(worker_id=worker_id, place=place, outbox=outbox, mailbox=mailbox)
         self.error: BaseException | None = None  # what ended this rank, for a driver in the same process
-        self._sequence = itertools.count()
-        self._reports = Reports()
         self._cut = Cut(self._arrive_at_cut, mailbox.idle)
-        self._shipped: list[RemovableEventHandle] = []
-        self._visits: dict[str, int] = {}
-        self._saver: RankSaver | None = None  # from the first save on
+        self._shipped = Shipped()
+        self._rewinder: Rewinder | None = None  # from the first join of several ranks on
         self._build_order: Build | None = None
-        self._worker: Worker | None = None
+        self._wanted = 0  # the lowest generation that this rank may still join
+        self._out = False  # a peer was lost: until the next `Join`, no order but that is served
+        self._aborted = 0  # the highest generation that `Abort` has announced
         self._orders: dict[type[Order], Callable[[Any], None]] = {
             Build: self._build,
             Join: self._join,
@@ -98,24 +95,26 @@ class Session:
 
     # ---------------------------------------------------------------- the training thread
     def run(self) -> None:
-        """Serve orders until `Leave`; after a `Fault` nothing else is served."""
+        """Serve orders until `Leave`; after a user's exception nothing else is served."""
         self.send(Hello, place=self.place)
         try:
             while True:
-                self.serve(self.mailbox.get())
+                try:
+                    self.serve(self.mailbox.get())
+                except Retreat:
+                    self._stand_clear()
         except LeaveNow:
             pass
         finally:
             self.outbox.close()
 
     def serve(self, order: Order) -> None:
-        """Carry out one order; what the program raises is reported as `Fault`, and ends this rank's work."""
+        """Carry out one order; what the program raises is reported as `Fault`.
+
+        A user's exception ends this rank's work. After a lost peer, it waits for the next generation.
+        """
         with contextlib.suppress(FaultTold):
             self._carry_out(order)
-
-    def send(self, message: type[Message], /, **fields: Any) -> None:
-        """Stamp a message and put it into the outbox."""
-        self.outbox.put(message(**self._stamp(), **fields))
 
     # ---------------------------------------------------------------- any thread
     def control(self, order: Order) -> bool:
@@ -124,32 +123,11 @@ class Session:
             self.send(Answer, order=order.order, value=self._cut.propose(self.trainer))
         elif isinstance(order, CutAt):
             self._cut.settle(order.iteration)
+        elif isinstance(order, Abort):
+            self._abort(order.generation)
         else:
             return False
         return True
-
-    def pulse(self) -> Pulse:
-        """What this rank is doing right now."""
-        progress = self._reports.progress(self._engine(), self._worker)
-        return Pulse(**self._stamp(), phase=self.phase, drops=self.outbox.drops, **progress)
-
-    # ---------------------------------------------------------------- what there is
-    @property
-    def worker(self) -> Worker:
-        """This rank's worker; only after `Build`."""
-        assert self._worker is not None, "an order came before Build"
-        return self._worker
-
-    @property
-    def program(self) -> Program:
-        """This rank's program; only after `Build`."""
-        assert self.worker.program is not None, "an order came before build() returned"
-        return self.worker.program
-
-    @property
-    def trainer(self) -> Engine:
-        """The engine that trains."""
-        return self.program.engines[TRAINER]
 
     # ---------------------------------------------------------------- orders, in the order of a life
     def _build(self, order: Build) -> None:
@@ -159,6 +137,8 @@ class Session:
         self._build_order = order
         self._worker = make_worker(order)
         program = build_program(order, self._worker)
+        for engine in program.engines.values():
+            engine.foreign = lambda error: fault_kind(error) == "communication"
         attach_gates(program, order.gates, order.watches, arrive=self._arrive, observe=self._observe)
         self.send(
             Built,
@@ -171,30 +151,44 @@ class Session:
         )
 
     def _join(self, order: Join) -> None:
+        assert self._build_order is not None, "Join came before Build"
+        if order.rewind is not None and self.worker.rank_read and self._build_order.membership != order.membership:
+            self._build(replace(self._build_order, membership=order.membership))  # what was built was another rank's
         self._note("joining the process group")
         self.membership = self.worker.membership = order.membership
+        self._wanted = order.membership.generation
         if order.store is not None:
             process_group.form(
                 order.membership, order.store, self.worker.device, self.place.address, timeout=order.timeout
             )
-        for handle in self._shipped:
-            handle.remove()
-        assert self._build_order is not None, "Join came before Build"
-        self._shipped = attach_shipped(self.program, self._build_order.handlers, order.membership)
-        if order.load is not None:
+        self._shipped.attach(self.program, self._build_order.handlers, order.membership)
+        several = order.membership.world_size > 1
+        if several and self._rewinder is None:
+            self._rewinder = Rewinder(self.worker, self.program, partial(self.send, SnapshotTaken))
+        afresh = order.rewind is None and (order.load is None or order.load.entries is not None)
+        layouts = None
+        if order.rewind is not None:
+            assert self._rewinder is not None, "a rank that trains alone has no snapshot"
+            self._note(f"going back to {order.rewind.label}")
+            layouts = self._rewinder.rewind(order.rewind)
+        elif order.load is not None:
             from workers.checkpointing import restore  # a second of imports that most starts can spare
 
             self._note("loading the checkpoint")
-            restore(self.worker, self.program, order.load)
-        afresh = order.load is None or order.load.entries is not None
-        if order.membership.world_size > 1:
-            self.worker.models.wrap(first=afresh)
+            layouts = restore(self.worker, self.program, order.load)
+        if several:
+            self.worker.models.wrap(first=afresh, layouts=layouts)
         if afresh:
             seed_rng(self.worker.seed, order.membership.rank)
+        if self._rewinder is not None and order.rewind is None:
+            self._rewinder.at_begin()
+        self._out = False
         self.send(Joined)
 
     def _go(self, order: Go) -> None:
         self._note("training")
+        if self._rewinder is not None:
+            self._rewinder.go_on(partial(self._wait_at, self.trainer))
         state = self.trainer.run(
             self.program.data.get(TRAINER),
             max_epochs=order.max_epochs,
@@ -203,41 +197,6 @@ class Session:
         )
         self._note("finished")
         self.send(Finished, iteration=state.iteration, epoch=state.epoch)
-
-    def _evaluate(self, order: Evaluate) -> None:
-        before = self._note(f"evaluating with {order.engine}")
-        self._visits[order.engine] = order.order
-        engine = evaluate(self.worker, self.program, order.engine)
-        self._note(before)
-        self.send(Answer, order=order.order, value=self._reports.packs(engine))
-
-    def _call(self, order: Call) -> None:
-        function, args, kwargs = pickle.loads(order.pickled)
-        before = self._note(f"calling {getattr(function, '__qualname__', function)}")
-        try:
-            value, failure = cloudpickle.dumps(function(self.worker, *args, **kwargs)), None
-        except LeaveNow:
-            raise
-        except BaseException as error:  # the caller on the driver gets it, as from any function
-            value, failure = None, Failure.of(error)
-        self._note(before)
-        self.send(Answer, order=order.order, value=value, failure=failure)
-
-    def _plan_save(self, order: PlanSave) -> None:
-        from workers.saving import RankSaver  # a second of imports, at the first save
-
-        before = self._note("planning a checkpoint")
-        if self._saver is None:
-            self._saver = RankSaver(self.worker, self.program, partial(self.send, Saved))
-        self.send(Answer, order=order.order, value=self._saver.plan())
-        self._note(before)
-
-    def _freeze_save(self, order: FreezeSave) -> None:
-        assert self._saver is not None, "FreezeSave came before PlanSave"
-        before = self._note("copying the state for a checkpoint")
-        self._saver.freeze(order.plan, order.url)
-        self.send(Answer, order=order.order)
-        self._note(before)
 
     def _leave(self, order: Leave) -> None:
         self._note("leaving")
@@ -250,7 +209,7 @@ class Session:
 
     def _carry_out(self, order: Order) -> None:
         """Like `serve`, in the middle of another order too: that one is unwound then."""
-        if self.error is not None and not isinstance(order, Leave):
+        if not isinstance(order, Leave) and (self.error is not None or not self._timely(order)):
             return
         try:
             self._orders[type(order)](order)
@@ -260,57 +219,90 @@ class Session:
             self._fail(error)
             raise FaultTold from error
 
+    def _timely(self, order: Order) -> bool:
+        """Whether an order is of this generation: one that was given before a fault is not."""
+        if isinstance(order, Build | Join):
+            return order.membership.generation >= self._wanted
+        return not self._out
+
     def _fail(self, error: BaseException) -> None:
         if self.error is not None:
             return  # raised by a program that stopped the first one's unwinding
-        self.error = error
+        kind = fault_kind(error)
+        if kind == "communication":  # a peer is gone: the others shall hear of it, and this rank can go on
+            process_group.sever()
+            self._wanted, self._out = max(self._wanted, self.membership.generation + 1), True
+            if self._aborted > self.membership.generation:
+                raise Retreat from error
+        else:
+            self.error = error
         self.send(
             Fault,
-            kind=fault_kind(error),
+            kind=kind,
             phase=self._note("failed"),
             iteration=self._reports.progress(self._engine(), self._worker)["iteration"],
             failure=Failure.of(error),
         )
 
+    # ---------------------------------------------------------------- when a peer is lost
+    def _abort(self, generation: int) -> None:
+        """Another generation is coming: let the training thread out of whatever it is in; from any thread."""
+        if self.error is not None or generation <= self._aborted:
+            return
+        self._aborted = generation
+        self.mailbox.interrupt(Retreat)
+        self._cut.cancel()
+        for engine in self._engines():
+            engine.set_boundary(_retreat)
+        process_group.sever()
+
+    def _stand_clear(self) -> None:
+        """Let go of the group, and tell what snapshots there are."""
+        self._note("waiting for the next generation")
+        self.mailbox.interrupt(None)
+        if self._worker is not None:
+            self._worker.models.unwrap()
+        process_group.leave()
+        self._cut = Cut(self._arrive_at_cut)
+        for engine in self._engines():
+            engine.set_boundary(None)
+        self._wanted, self._out = self._aborted, True
+        self.membership = replace(self.membership, generation=self._aborted)
+        self.send(Stopped, held=() if self._rewinder is None else self._rewinder.held)
+
     # ---------------------------------------------------------------- gates
     def _arrive(self, name: str, engine: Engine, event: Event, count: int) -> None:
-        self._wait_at(GateKey(engine=name, event=event.key, count=count, visit=self._visits.get(name, 0)), engine)
+        self._come_to(GateKey(engine=name, event=event.key, count=count, visit=self._visits.get(name, 0)), engine)
 
     def _arrive_at_cut(self, engine: Engine, iteration: int) -> None:
-        self._wait_at(GateKey(engine=TRAINER, event=CUT, count=iteration), engine)
+        self._come_to(GateKey(engine=TRAINER, event=CUT, count=iteration), engine)
 
     def _observe(self, name: str, engine: Engine, event: Event, count: int) -> None:
         key = GateKey(engine=name, event=event.key, count=count, visit=self._visits.get(name, 0))
         self.send(Observed, gate=key, **self._reports.of(engine, self.worker, on_cpu=True))
 
-    def _wait_at(self, key: GateKey, engine: Engine) -> None:
+    def _come_to(self, key: GateKey, engine: Engine) -> None:
+        """A gate: first of all a snapshot, so that nobody goes back beyond a gate that was passed."""
+        if self._rewinder is not None:
+            self._rewinder.at_gate(key)
+        self._wait_at(engine, key)
+
+    def _wait_at(self, engine: Engine, key: GateKey, after: int = 0) -> None:
         before = self._note(f"waiting at {key}")
-        self.send(Arrived, gate=key, **self._reports.of(engine, self.worker))
+        self.send(Arrived, gate=key, after=after, **self._reports.of(engine, self.worker))
         while not isinstance(order := self.mailbox.get(), Release):
             self._carry_out(order)
         assert order.gate == key, f"released from {order.gate} while waiting at {key}"
         self._note(before)
+        if self._rewinder is not None and order.order > after:
+            self._rewinder.at_gate(key, order=order.order)
         self._reports.take_back(engine, order.metrics)
         if order.then == "terminate":
             self.trainer.terminate()
         elif order.then == "interrupt":
             self.trainer.interrupt()
 
-    def _stamp(self) -> dict[str, Any]:
-        """What every message carries."""
-        return {
-            "generation": self.membership.generation,
-            "worker": self.worker_id,
-            "rank": self.membership.rank,
-            "seq": next(self._sequence),
-        }
 
-    def _engine(self) -> Engine | None:
-        """The trainer, once it is built."""
-        return self.trainer if self._worker is not None and self._worker.program is not None else None
-
-    def _note(self, phase: str) -> str:
-        """Set the phase that pulses tell; returns the one before."""
-        before, self.phase = self.phase, phase
-        self._reports.moved()
-        return before
+def _retreat(engine: Engine) -> None:
+    """What an engine does between two iterations when another generation is coming."""
+    raise Retreat

@@ -7,12 +7,14 @@ collective.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from workers.dispatch import EventSource
 
 __all__ = ["Steered"]
+
+_REQUESTS = ("terminating", "terminating_epoch", "skip_epoch_completed", "interrupting", "skip_completed")
 
 
 class Steered(EventSource):
@@ -79,6 +81,17 @@ class Steered(EventSource):
             function: what to call, or None to call nothing any more.
         """
         self._boundary = function
+        self._requested = True
+
+    @property
+    def requests(self) -> dict[str, bool]:
+        """What was asked of the engine and has not been seen to; setting it asks for the same again."""
+        return {name: getattr(self, f"_{name}") for name in _REQUESTS}
+
+    @requests.setter
+    def requests(self, requests: Mapping[str, bool]) -> None:
+        for name in _REQUESTS:
+            setattr(self, f"_{name}", requests[name])
         self._requested = True
 
     def _clear_requests(self) -> None:

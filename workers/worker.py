@@ -62,11 +62,13 @@ class Worker:
         self.program: Program | None = None  # set when build() has returned
         self.samples = 0  # handed out by this rank's loaders
         self.batch_size = 1  # samples of this rank in the batch that was handed out last
+        self.rank_read = False  # whether anybody asked for it; what is built by rank is built anew for another one
         self._weight = 1.0
 
     @property
     def rank(self) -> int:
         """Number of this rank, 0 … world_size - 1."""
+        self.rank_read = True
         return self.membership.rank
 
     @property
@@ -77,6 +79,7 @@ class Worker:
     @property
     def local_rank(self) -> int:
         """Number of this rank among those of its node."""
+        self.rank_read = True
         return self.membership.local_rank
 
     @property

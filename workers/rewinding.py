@@ -1,0 +1,118 @@
+"""A rank's way back: snapshots of its state at the places where all ranks take one, and a return to one of them.
+
+Made by the session when it joins others; a rank that trains alone has nobody who could come back to it. What a snapshot
+holds is in `snapshot.py`; which one is taken up after a fault is the driver's decision.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from workers.engine import Engine
+from workers.events import Events
+from workers.failpoints import failpoint
+from workers.parcels import CUT, TRAINER, GateKey, Rewind, SnapshotLabel
+from workers.program import Program
+from workers.snapshot import SnapshotRing
+from workers.worker import Worker
+
+__all__ = ["BEGIN", "Rewinder"]
+
+BEGIN = GateKey(engine=TRAINER, event="BEGIN", count=0)  # of the first snapshot; no gate: nobody waits there
+    engine=TRAINER, event="BEGIN", count=0
+)  # where the first snapshot is taken; no gate: nobody waits there
+_BETWEEN = {
+    *(Events.STARTED.key, Events.RESUMED.key, Events.EPOCH_STARTED.key, Events.EPOCH_COMPLETED.key, CUT),
+    *(Events.ITERATION_COMPLETED.key, Events.TERMINATE.key, Events.INTERRUPT.key, Events.COMPLETED.key),
+}
+"""Events of the trainer at which no iteration is in progress, so that its state says all."""
+
+
+class Rewinder:
+    """The snapshots of one rank.
+
+    Args:
+        worker: this rank.
+        program: whose state is copied.
+        told: called with `label` and `own` of each snapshot.
+    """
+
+    def __init__(self, worker: Worker, program: Program, told: Callable[..., None]) -> None:
+        self._worker = worker
+        self._trainer = program.engines[TRAINER]
+        self._ring = SnapshotRing(worker, program)
+        self._requests: dict[SnapshotLabel, Mapping[str, bool]] = {}
+        self._told = told
+        self._at: SnapshotLabel | None = None  # where a rewind has led, until training goes on
+
+    @property
+    def held(self) -> tuple[SnapshotLabel, ...]:
+        """The snapshots that are there, the newest last."""
+        return self._ring.held
+
+    def take(self, label: SnapshotLabel) -> None:
+        """Copy the state, and tell the driver what would die with this rank."""
+        requests = self._trainer.requests
+        own = self._ring.take(label)
+        self._requests = {known: self._requests[known] for known in self._ring.held if known in self._requests}
+        self._requests[label] = requests
+        failpoint("snapshot.taken", self._worker.rank)
+        self._told(label=label, own=pickle.dumps((requests, own), protocol=pickle.HIGHEST_PROTOCOL))
+
+    def at_begin(self) -> None:
+        """Before training begins or goes on from a checkpoint: the first snapshot."""
+        self.take(SnapshotLabel(iteration=self._trainer.state.iteration, gate=BEGIN))
+
+    def at_gate(self, key: GateKey, *, order: int = 0) -> None:
+        """On arriving at a gate, and on leaving one at which orders were carried out: a snapshot, if one can be."""
+        if key.engine == TRAINER and key.event in _BETWEEN:
+            self.take(SnapshotLabel(iteration=self._trainer.state.iteration, gate=key, order=order))
+
+    def between(self, engine: Engine) -> None:
+        """After an iteration: a snapshot, unless a gate has just brought one."""
+        iteration = engine.state.iteration
+        if not self.held or self.held[-1].iteration < iteration:
+            self.take(SnapshotLabel(iteration=iteration))
+
+    def rewind(self, rewind: Rewind) -> Any:
+        """Take up a snapshot, which newcomers get from a donor; a collective of the donor and the newcomers.
+
+        Args:
+            rewind: what the driver decided.
+
+        Returns:
+            The layouts with which the models are wrapped anew.
+        """
+        rank, requests, own = self._worker.membership.rank, None, None
+        if rewind.own is not None:
+            requests, own = pickle.loads(rewind.own)
+        if rank in rewind.newcomers:
+            self._ring.receive(rewind.label, rewind.donor)
+            self._requests[rewind.label] = requests or dict.fromkeys(self._trainer.requests, False)
+        elif rank == rewind.donor:
+            self._ring.give(rewind.label, rewind.newcomers)
+        failpoint("rewind.received", rank)
+        layouts = self._ring.restore(rewind.label, own)
+        self._at = rewind.label
+        failpoint("rewind.restored", rank)
+        return layouts
+
+    def go_on(self, arrive: Callable[[GateKey, int], None]) -> None:
+        """Have the trainer go on where the last rewind led to; nothing to do if there was none.
+
+        Args:
+            arrive: wait at a gate again, to which this rank had come by then; gets the order after which that was.
+        """
+        label, self._at = self._at, None
+        if label is None or label.gate == BEGIN:
+            return
+        gate, requests = label.gate, self._requests[label]
+
+        def then(engine: Engine) -> None:
+            engine.requests = requests
+            if gate is not None:
+                arrive(gate, label.order)
+
+        self._trainer.rewind(Events.ITERATION_COMPLETED.key if gate is None else gate.event, then)
