@@ -20,9 +20,7 @@ from workers.worker import Worker
 
 __all__ = ["BEGIN", "Rewinder"]
 
-BEGIN = GateKey(engine=TRAINER, event="BEGIN", count=0)  # of the first snapshot; no gate: nobody waits there
-    engine=TRAINER, event="BEGIN", count=0
-)  # where the first snapshot is taken; no gate: nobody waits there
+BEGIN = GateKey(engine=TRAINER, event="BEGIN", count=0)  # of the first snapshot, at which nobody waits
 _BETWEEN = {
     *(Events.STARTED.key, Events.RESUMED.key, Events.EPOCH_STARTED.key, Events.EPOCH_COMPLETED.key, CUT),
     *(Events.ITERATION_COMPLETED.key, Events.TERMINATE.key, Events.INTERRUPT.key, Events.COMPLETED.key),
