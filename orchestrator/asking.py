@@ -14,6 +14,7 @@ import cloudpickle
 from orchestrator.errors import SpecError, TrainingError, explain, name_ranks, no_engine
 from orchestrator.gatekeeper import Gatekeeper
 from orchestrator.loop import Loop
+from orchestrator.passed import Given
 from orchestrator.ranks import Ranks
 from orchestrator.roll_call import Asked
 from orchestrator.settings import pickled
@@ -38,13 +39,19 @@ class Asking:
         self._ranks = ranks
         self._gates = gates
         self._numbers = itertools.count(1)
-        self._answers: dict[int, dict[int, Answer]] = {}
+        self._given: list[Given] = []  # orders that are waited for, outermost first
         self._cut: int | None = None  # order id of a cut that is being agreed on, or was
+        self._proposals: dict[int, int] = {}  # rank → the iteration that it answered
         loop.handle({Answer: self._on_answer})
         gates.cut_reached = self.cut_reached
 
     def ask(
-        self, what: str, make: Callable[[int, int], Order], ranks: Iterable[int] | None = None
+        self,
+        what: str,
+        make: Callable[[int, int], Order],
+        ranks: Iterable[int] | None = None,
+        *,
+        lasting: bool = False,
     ) -> dict[int, Answer]:
         """Give ranks an order with an id, and wait until all have answered.
 
@@ -52,6 +59,7 @@ class Asking:
             what: its name, for the error of ranks that part over it.
             make: (order id, rank) → the order.
             ranks: whom to ask; None: all.
+            lasting: it may change the ranks' state: ranks that go back after a fault carry it out once more.
 
         Returns:
             rank → its answer, in the order of ranks.
@@ -70,21 +78,26 @@ class Asking:
                     "yours with blocking=True",
                 )
             )
+        self._gates.wait_present()
         world = self._ranks.world_size
         asked = list(range(world)) if ranks is None else sorted(set(ranks))
         assert all(0 <= rank < world for rank in asked), f"asked {name_ranks(asked)} in a world of {world}"
-        number = next(self._numbers)
-        answers = self._answers[number] = {}
-        self._gates.asked.append(Asked(what=what, ranks=asked, answered=answers.keys(), outer=self._gates.open[-1]))
+        gate = self._gates.open[-1]
+        given = Given(
+            number=next(self._numbers), what=what, make=make, asked=asked, everyone=ranks is None, lasting=lasting
+        )
+        gate.given.append(given)
+        self._given.append(given)
+        self._gates.asked.append(Asked(what=what, ranks=asked, answered=given.answers.keys(), outer=gate.key))
         try:
-            for rank in asked:
-                self._ranks.order(rank, make(number, rank))
-            while len(answers) < len(asked):
+            self._gates.give(given)
+            while len(given.answers) < len(asked):
                 self._loop.pump()
         finally:
             self._gates.asked.pop()
-            del self._answers[number]
-        return {rank: answers[rank] for rank in asked}
+            self._given.remove(given)
+        given.done = True
+        return {rank: given.answers[rank] for rank in asked}
 
     def evaluate(self, engine: str) -> dict[str, Any]:
         """Have all ranks evaluate their share; the metrics over all of them, by name.
@@ -96,7 +109,9 @@ class Asking:
             raise SpecError(no_engine("orchestrator.evaluate", engine, self._ranks.engines))
         from orchestrator.reduce import reduce_packs  # imported by `Run` while the ranks start
 
-        answers = self.ask(f"evaluate({engine!r})", lambda number, _: Evaluate(order=number, engine=engine))
+        answers = self.ask(
+            f"evaluate({engine!r})", lambda number, _: Evaluate(order=number, engine=engine), lasting=True
+        )
         packs: list[Any] = [answer.value for answer in answers.values()]
         return reduce_packs(packs, self._ranks.empty_metrics(engine))
 
@@ -120,7 +135,7 @@ class Asking:
             TrainingError: it raised on a rank, or returned what can't be pickled.
         """
         call = pickled((function, args, dict(kwargs)), "orchestrator.call")
-        answers = self.ask("call", lambda number, _: Call(order=number, pickled=call), ranks)
+        answers = self.ask("call", lambda number, _: Call(order=number, pickled=call), ranks, lasting=True)
         failed = {rank: answer.failure for rank, answer in answers.items() if answer.failure is not None}
         if failed:
             ranks_of_first, first = by_failure(failed)[0]
@@ -132,16 +147,30 @@ class Asking:
         """Have all ranks arrive at a gate of its own after one common iteration. Two cuts at once are one."""
         if self._cut is None:
             self._cut = next(self._numbers)
+            self._proposals.clear()
             self._ranks.order_all(ProposeCut(order=self._cut))
+
+    def regroup(self) -> None:
+        """The ranks have gone back, and train again: what they had agreed on is void."""
+        if self._cut is not None:
+            self._cut = None
+            self.cut()
 
     def cut_reached(self) -> None:
         """All ranks stand at the cut: the next one is another."""
         self._cut = None
 
     def _on_answer(self, message: Answer) -> None:
-        answers = self._answers.setdefault(message.order, {})
-        answers[message.rank] = message
-        if message.order == self._cut and len(answers) == self._ranks.world_size:
-            proposals: list[Any] = [answer.value for answer in self._answers.pop(message.order).values()]
-            self._ranks.order_all(CutAt(iteration=max(proposals)))
+        if message.order == self._cut:
+            self._propose(message)
+        repeated = self._gates.repeated
+        for given in (*self._given, *(() if repeated is None else (repeated,))):
+            if given.number == message.order:
+                given.answers[message.rank] = message
         self._gates.check()
+
+    def _propose(self, message: Answer) -> None:
+        assert isinstance(message.value, int), f"rank {message.rank} proposed {message.value!r} for a cut"
+        self._proposals[message.rank] = message.value
+        if len(self._proposals) == self._ranks.world_size:
+            self._ranks.order_all(CutAt(iteration=max(self._proposals.values())))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from orchestrator.bus import EventBus
 from orchestrator.errors import GateMismatchError, RankfireError, SpecError
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.loop import Loop
+from orchestrator.passed import Given, OpenGate, PassedGate, PassedGates
 from orchestrator.ranks import Ranks
 from orchestrator.roll_call import Asked, Observations, RollCall, parted
 from workers.events import Events
@@ -41,8 +43,12 @@ class Gatekeeper:
         self.then: Then = "go on"  # what the trainer is told at its next release; "interrupt" is told at a cut only
         self.at_cut: Callable[[], None] | None = None  # called at a cut, while all ranks wait
         self.cut_reached: Callable[[], None] = lambda: None  # called before it: the next cut is another
-        self.open: list[GateKey] = []  # gates whose handlers are running, outermost first
+        self.open: list[OpenGate] = []  # gates whose handlers are running, outermost first
+        self.passed = PassedGates()
+        self.present = True  # whether the ranks wait at the innermost open gate; not while they are on their way back
+        self.came_back: Callable[[], None] = lambda: None  # called when ranks are at a gate again that was passed
         self.asked: list[Asked] = []  # orders that are being carried out, outermost first; kept by who gives them
+        self.repeated: Given | None = None  # an order that is carried out again by ranks that went back
         self.samples = 0  # consumed by all ranks, as of the last report of all of them
         self._loop = loop
         self._ranks = ranks
@@ -82,7 +88,8 @@ class Gatekeeper:
         Raises:
             SpecError: there is one.
         """
-        begun = [key for key in self.open if key.engine == TRAINER and key.event == Events.ITERATION_STARTED.key]
+        keys = [gate.key for gate in self.open]
+        begun = [key for key in keys if key.engine == TRAINER and key.event == Events.ITERATION_STARTED.key]
         if begun:
             raise SpecError(
                 f"{what}: expected all ranks between two iterations, received iteration {begun[0].count} in progress; "
@@ -99,13 +106,38 @@ class Gatekeeper:
         if places is not None:
             raise self._loop.end(GateMismatchError.at(places))
 
+    def regroup(self) -> None:
+        """The ranks have gone back to a snapshot: they come to gates again, at some of which they were before."""
+        world = self._ranks.world_size
+        self._roll_call = RollCall(world)
+        self._observations.regroup(world)
+        self.finished.clear()
+        self.present = not self.open
+        for gate in self.open:
+            for given in gate.given:
+                if not given.done:
+                    given.regroup(world)
+
+    def wait_present(self) -> None:
+        """Wait until the ranks are at the innermost open gate."""
+        while not self.present:
+            self._loop.pump()
+
     # ---------------------------------------------------------------- what comes
     def _on_arrived(self, message: Arrived) -> None:
         self._roll_call.arrive(message.rank, message.gate, message)
         self._loop.facts.phases[message.worker] = f"waiting at {message.gate}"
         self.check()
         if self._roll_call.full:
-            self._open(*self._roll_call.take())
+            key, reports = self._roll_call.take()
+            after = min(report.after for report in reports.values())
+            passed = self.passed.get(key)
+            if passed is not None:
+                self._pass_again(passed, after)
+            elif known := [gate for gate in self.open if gate.key == key]:
+                self._come_back(known[0], after)
+            else:
+                self._open(key, reports)
 
     def _on_observed(self, message: Observed) -> None:
         reports = self._observations.report(message.rank, message.gate, message)
@@ -130,7 +162,8 @@ class Gatekeeper:
         if outermost:
             self._life.enter(Phase.GATE)
             self.clock(runs=False)
-        self.open.append(key)
+        gate = OpenGate(key=key)
+        self.open.append(gate)
         if key.event == CUT:
             self._take_position(key, reports)
             self.cut_reached()
@@ -138,13 +171,60 @@ class Gatekeeper:
                 self.at_cut()
         else:
             self._fire(key, reports)
+        self.wait_present()
         self.open.pop()
         told = key.engine == TRAINER and (key.event == CUT or self.then != "interrupt")
         metrics = dict(self._buses[key.engine].state.metrics)
         if outermost:
             self.clock(runs=True)
             self._life.enter(Phase.RUNNING)
-        self._ranks.order_all(Release(gate=key, metrics=metrics, then=self.then if told else "go on"))
+        lasting = gate.lasting()
+        release = Release(
+            gate=key,
+            metrics=metrics,
+            then=self.then if told else "go on",
+            order=lasting[-1].number if lasting else 0,
+        )
+        iteration = self._buses[TRAINER].state.iteration
+        self.passed.add(key, PassedGate(iteration=iteration, given=lasting, release=release))
+        self._ranks.order_all(release)
+
+    def _pass_again(self, gate: PassedGate, after: int) -> None:
+        """Ranks that went back are at a gate that was passed: they are told what they were told then."""
+        if self._give_again(gate.given, after):
+            self.came_back()
+            self._ranks.order_all(gate.release)
+
+    def _come_back(self, gate: OpenGate, after: int) -> None:
+        """Ranks that went back are at a gate whose handler is still running: it goes on, and never learns."""
+        if not self._give_again(gate.lasting(), after):
+            return
+        if gate is self.open[-1]:
+            self.present = True
+        if gate.given and not gate.given[-1].done:
+            self.give(gate.given[-1])
+
+    def give(self, given: Given) -> None:
+        """Send an order to the ranks that it asks."""
+        for rank in given.asked:
+            self._ranks.order(rank, given.make(given.number, rank))
+
+    def _give_again(self, orders: list[Given], after: int) -> bool:
+        """Have ranks that went back before these orders carry them out once more; False if they went back again."""
+        generation = self._ranks.generation
+        for given in orders:
+            if given.number <= after:
+                continue
+            again = replace(given, answers={}, asked=list(given.asked), done=False)
+            again.regroup(self._ranks.world_size)
+            self.repeated = again
+            self.give(again)
+            while len(again.answers) < len(again.asked):
+                self._loop.pump()
+                if self._ranks.generation != generation:
+                    return False
+        self.repeated = None
+        return True
 
     def _fire(self, key: GateKey, reports: Mapping[int, Report]) -> None:
         """Reduce what the ranks brought, and run the handlers due."""

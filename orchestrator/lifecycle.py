@@ -17,6 +17,7 @@ class Phase(Enum):
     PLACING = "placing"
     BUILDING = "building"
     JOINING = "joining"
+    RECOVERING = "recovering"
     RUNNING = "running"
     GATE = "gate"
     FINISHING = "finishing"
@@ -29,10 +30,11 @@ _LEGAL: dict[Phase, tuple[Phase, ...]] = {
     Phase.NEW: (Phase.PLACING,),
     Phase.PLACING: (Phase.BUILDING,),
     Phase.BUILDING: (Phase.JOINING,),
-    Phase.JOINING: (Phase.RUNNING,),
-    Phase.RUNNING: (Phase.GATE, Phase.FINISHING),
-    Phase.GATE: (Phase.RUNNING,),
-    Phase.FINISHING: (Phase.COMPLETED,),
+    Phase.JOINING: (Phase.RUNNING, Phase.RECOVERING),
+    Phase.RECOVERING: (Phase.JOINING, Phase.RECOVERING),
+    Phase.RUNNING: (Phase.GATE, Phase.FINISHING, Phase.RECOVERING),
+    Phase.GATE: (Phase.RUNNING, Phase.RECOVERING),
+    Phase.FINISHING: (Phase.COMPLETED, Phase.RECOVERING),
     Phase.COMPLETED: (),
     Phase.STOPPED: (),
     Phase.FAILED: (),

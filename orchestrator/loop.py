@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.errors import RankfireError
 from orchestrator.exchange import Group, Incoming, Lost
 from orchestrator.verdict import Facts, verdict
-from workers.messages import Built, Fault, Pulse, Saved
+from workers.messages import Built, Fault, Message, Pulse, Saved
 
 __all__ = ["Loop"]
 
@@ -38,6 +38,8 @@ class Loop:
         self.unheard: deque[Saved] = deque()  # came while the run was being judged; see Saver.salvage
         self.on_tick: list[Callable[[], None]] = []
         self.on_pulse: Callable[[Mapping[int, Pulse]], None] | None = None
+        self.fresh: Callable[[Message], bool] = lambda message: True  # whether it is of this generation
+        self.recover: Callable[[], bool] = lambda: False  # makes the ranks whole again after a fault, if it can
         self._ended = ended
         self._verdict: RankfireError | None = None
         self._handlers: dict[type[Any], Callable[[Any], None]] = {
@@ -60,7 +62,7 @@ class Loop:
             raise self._verdict
         self.tick()
         came = self.group.take(timeout)
-        if came is not None:
+        if came is not None and (not isinstance(came, Message) or self.fresh(came)):
             self._handlers[type(came)](came)
 
     def tick(self) -> None:
@@ -92,7 +94,9 @@ class Loop:
         self._conclude()
 
     def _conclude(self) -> None:
-        """Hear what the others have to say for a moment, then judge."""
+        """Recover, if that is possible. Else hear what the others have to say for a moment, then judge."""
+        if self.recover():
+            return
         began = time.monotonic()
         while self.facts.silent(self.group.size):
             left = began + (SETTLE_BUILDING if self.facts.still_building() else SETTLE) - time.monotonic()

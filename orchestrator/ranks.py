@@ -1,13 +1,13 @@
 """From workers to ranks: start them, deal the ranks, have them build and join; then they are ready to train.
 
-Orders to one rank or all go through here too, since only this file knows which worker holds which rank. Called by the
-run; what happens in training is in `gatekeeper.py` and `asking.py`.
+Orders to one rank or all go through here too, since only this file knows which worker holds which rank; and who takes
+whose place after a fault. Called by the run; what happens in training is in `gatekeeper.py` and `asking.py`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from orchestrator.loop import Loop
 from orchestrator.notice import notice
 from workers.messages import Built, Hello, Joined
 from workers.orders import Build, Join, Order
-from workers.parcels import LoadPoint
+from workers.parcels import LoadPoint, Rewind
 from workers.rank import Membership, deal_ranks
 
 __all__ = ["Ranks"]
@@ -33,10 +33,18 @@ class Ranks:
         journal: the run's record.
         world_size: how many train; workers beyond that are spares, which build and wait.
         start_timeout: seconds for each step; for one that may rightly take long, seconds between two notices.
+
+    Attributes:
+        generation: number of the membership; every message of a member carries it.
+        spares: workers that have built and wait.
+        coming: workers that were started later, and have not built yet.
     """
 
     def __init__(self, loop: Loop, life: Lifecycle, journal: Journal, *, world_size: int, start_timeout: float) -> None:
         self.world_size = world_size
+        self.generation = 0
+        self.spares: list[int] = []
+        self.coming: set[int] = set()
         self._loop = loop
         self._life = life
         self._journal = journal
@@ -45,11 +53,15 @@ class Ranks:
         self._members: dict[int, Membership] = {}
         self._built: dict[int, Built] = {}
         self._joined: set[int] = set()
+        self._started = 0  # workers ever started: the next one's id
+        self._build: Callable[[Membership], Build] | None = None
         loop.handle({Hello: self._on_hello, Built: self._on_built, Joined: self._on_joined})
 
+    # ---------------------------------------------------------------- the start
     def start(self) -> None:
         """Start the workers; returns before they are up."""
         self._life.enter(Phase.PLACING)
+        self._started = self._loop.group.size
         self._loop.group.start()
 
     def place(self) -> None:
@@ -57,7 +69,8 @@ class Ranks:
         group, facts = self._loop.group, self._loop.facts
         self._until(lambda: len(facts.places) == group.size, "start", lambda: range(group.size) - facts.places.keys())
         self._members = deal_ranks(facts.places, generation=0)
-        self._workers = sorted(self._members, key=lambda worker: self._members[worker].rank)
+        in_order = sorted(self._members, key=lambda worker: self._members[worker].rank)
+        self._workers, self.spares = in_order[: self.world_size], in_order[self.world_size :]
         for worker, member in self._members.items():  # the world is the ranks that train, without spares
             self._members[worker] = replace(member, world_size=self.world_size)
         facts.ranks = {worker: member.rank for worker, member in self._members.items()}
@@ -65,35 +78,121 @@ class Ranks:
     def build(self, order: Callable[[Membership], Build]) -> None:
         """Have every worker build the program; spares too."""
         self._life.enter(Phase.BUILDING)
-        self._loop.facts.building.update(self._workers)
-        for worker in self._workers:
+        self._build = order
+        everyone = [*self._workers, *self.spares]
+        self._loop.facts.building.update(everyone)
+        for worker in everyone:
             self._loop.group.order(worker, order(self._members[worker]))
         self._until(
-            lambda: len(self._built) == len(self._workers),
+            lambda: len(self._built) == len(everyone),
             "build",
             lambda: self._members.keys() - self._built.keys(),
             patient=True,
         )
 
-    def join(self, store: tuple[str, int] | None, *, timeout: float, load: LoadPoint | None) -> None:
-        """Have the ranks form their process group and take up their state; `timeout` is that of a collective."""
+    def join(
+        self,
+        store: tuple[str, int] | None,
+        *,
+        timeout: float,
+        load: LoadPoint | None = None,
+        rewinds: Mapping[int, Rewind] | None = None,
+    ) -> None:
+        """Have the ranks form the process group of this generation and take up their state.
+
+        Args:
+            store: where they meet.
+            timeout: of a collective, in seconds.
+            load: the checkpoint that all take up.
+            rewinds: rank → the snapshot that it takes up instead.
+        """
         self._life.enter(Phase.JOINING)
-        training = self._workers[: self.world_size]
-        for worker in training:
-            order = Join(membership=self._members[worker], store=store, timeout=timeout, load=load)
-            self._loop.group.order(worker, order)
+        for rank, worker in enumerate(self._workers):
+            self._loop.group.order(
+                worker,
+                Join(
+                    membership=self._members[worker],
+                    store=store,
+                    timeout=timeout,
+                    load=load,
+                    rewind=None if rewinds is None else rewinds[rank],
+                ),
+            )
+        generation = self.generation
         self._until(
-            lambda: len(self._joined) == len(training),
+            lambda: generation != self.generation or self._joined >= set(self._workers),
             "join",
-            lambda: set(training) - self._joined,
+            lambda: set(self._workers) - self._joined,
             patient=load is not None,
         )
-        for rank, worker in enumerate(training):
-            place, device = self._loop.facts.places[worker], self._built[worker].device
-            self._journal.write(
-                "WORKER_JOINED", rank=rank, pid=place.pid, node=place.node, host=place.host, device=device
-            )
 
+    def tell_joined(self, workers: Collection[int] | None = None) -> None:
+        """Write down who has joined, all or some."""
+        for rank, worker in enumerate(self._workers):
+            if workers is None or worker in workers:
+                place, device = self._loop.facts.places[worker], self._built[worker].device
+                self._journal.write(
+                    "WORKER_JOINED", rank=rank, pid=place.pid, node=place.node, host=place.host, device=device
+                )
+
+    # ---------------------------------------------------------------- after the start
+    @property
+    def members(self) -> list[int]:
+        """The workers that train, by rank."""
+        return list(self._workers)
+
+    def announce(self) -> int:
+        """Another generation begins: what members still say of the one before is of no use. Gives its number."""
+        self.generation += 1
+        self._joined.clear()
+        return self.generation
+
+    def deal(self, workers: Sequence[int]) -> None:
+        """Say who has which rank in this generation.
+
+        Args:
+            workers: its members, by rank; all have built.
+        """
+        self.world_size = len(workers)
+        self.spares = [spare for spare in self.spares if spare not in workers]
+        places = {worker: self._loop.facts.places[worker] for worker in workers}
+        local = deal_ranks(places, generation=self.generation)
+        self._workers = list(workers)
+        for rank, worker in enumerate(workers):
+            self._members[worker] = replace(local[worker], rank=rank)
+            self._loop.facts.ranks[worker] = rank
+
+    def add(self, *, avoid: Collection[str] = ()) -> int:
+        """Start one more worker, which builds as soon as it is up and then waits as a spare.
+
+        Args:
+            avoid: ids of nodes on which it shall not be.
+
+        Returns:
+            Its id.
+        """
+        worker, self._started = self._started, self._started + 1
+        self.coming.add(worker)
+        self._loop.facts.ranks[worker] = worker
+        self._loop.group.add(worker, avoid=avoid)
+        return worker
+
+    def forget(self, worker: int) -> None:
+        """A worker is gone."""
+        self.coming.discard(worker)
+        if worker in self.spares:
+            self.spares.remove(worker)
+        for known in (self._built, self._loop.facts.places, self._loop.facts.phases):
+            known.pop(worker, None)
+        self._loop.facts.building.discard(worker)
+
+    def rebuild(self) -> None:
+        """Have all members build anew: nothing is left of what they had."""
+        assert self._build is not None, "nothing was built yet"
+        for worker in self._workers:
+            self._loop.group.order(worker, self._build(self._members[worker]))
+
+    # ---------------------------------------------------------------- any time
     def order(self, rank: int, order: Order) -> None:
         """Send an order to one rank."""
         self._loop.group.order(self._workers[rank], order)
@@ -106,16 +205,20 @@ class Ranks:
     @property
     def engines(self) -> tuple[str, ...]:
         """Names of the program's engines."""
-        return self._built[self._workers[0]].engines
+        return self._first.engines
 
     @property
     def data(self) -> dict[str, Any]:
         """Fingerprint of the trainer's data; empty if it has no global order."""
-        return dict(self._built[self._workers[0]].data)
+        return dict(self._first.data)
 
     def empty_metrics(self, engine: str) -> dict[str, object]:
         """Empty copies of the metrics attached to an engine."""
-        return dict(self._built[self._workers[0]].metrics.get(engine, {}))
+        return dict(self._first.metrics.get(engine, {}))
+
+    @property
+    def _first(self) -> Built:
+        return self._built[self._workers[0]]
 
     def _until(
         self, done: Callable[[], bool], step: str, missing: Callable[[], set[int]], *, patient: bool = False
@@ -145,6 +248,13 @@ class Ranks:
 
     def _on_hello(self, message: Hello) -> None:
         self._loop.facts.places[message.worker] = message.place
+        if message.worker in self.coming:
+            assert self._build is not None, "a worker came before the program was known"
+            rank = self.world_size + len(self.spares)
+            member = Membership(generation=self.generation, rank=rank, world_size=self.world_size)
+            self._members[message.worker] = member
+            self._loop.facts.building.add(message.worker)
+            self._loop.group.order(message.worker, self._build(member))
 
     def _on_built(self, message: Built) -> None:
         self._built[message.worker] = message
@@ -152,6 +262,10 @@ class Ranks:
             "WORKER_BUILT", rank=message.rank, seconds=round(message.seconds, 3), state_bytes=dict(message.state_bytes)
         )
         self._loop.facts.building.discard(message.worker)
+        if message.worker in self.coming:
+            self.coming.remove(message.worker)
+            self.spares.append(message.worker)
 
     def _on_joined(self, message: Joined) -> None:
-        self._joined.add(message.worker)
+        if message.generation == self.generation:
+            self._joined.add(message.worker)

@@ -136,6 +136,12 @@ class Observations(Generic[Report]):
         self.world_size = world_size
         self.dropped = 0  # firings that some rank never reported: its box was full, or its data shorter
         self._open: dict[tuple[str, str, int], dict[int, dict[int, Report]]] = {}
+        self._told: dict[tuple[str, str, int], int] = {}  # the highest count of which all have reported
+
+    def regroup(self, world_size: int) -> None:
+        """Ranks go back and report once more: what was not complete begins anew, what was stays told."""
+        self.world_size = world_size
+        self._open.clear()
 
     @property
     def incomplete(self) -> int:
@@ -148,6 +154,8 @@ class Observations(Generic[Report]):
         Returns:
             All ranks' reports if this was the last one missing, else None.
         """
+        if key.count <= self._told.get((key.engine, key.event, key.visit), 0):
+            return None  # from ranks that went back after a fault
         counts = self._open.setdefault((key.engine, key.event, key.visit), {})
         reports = counts.setdefault(key.count, {})
         reports[rank] = report
@@ -157,6 +165,7 @@ class Observations(Generic[Report]):
             del counts[count]  # every rank reports in order, so these will never be complete
             self.dropped += 1
         del counts[key.count]
+        self._told[key.engine, key.event, key.visit] = key.count
         if not counts:
             del self._open[key.engine, key.event, key.visit]
         return {known: reports[known] for known in sorted(reports)}

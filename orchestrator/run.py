@@ -121,7 +121,7 @@ class Run:
         if self.interrupted:
             return  # it ends at the cut
         self.gates.then = "terminate"
-        at_gate = any(key.engine == TRAINER for key in self.gates.open)
+        at_gate = any(gate.key.engine == TRAINER for gate in self.gates.open)
         if not at_gate and self.life.phase in {Phase.RUNNING, Phase.GATE}:
             self.asking.cut()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +19,7 @@ from orchestrator.checkpoints.manifest import Manifest
 from orchestrator.checkpoints.registry import Committed, Registry, Staging
 from orchestrator.errors import CheckpointError, RankfireError, SpecError, explain, name_ranks
 from orchestrator.loop import Loop
+from orchestrator.ranks import Ranks
 from workers.failpoints import failpoint
 from workers.messages import Saved
 from workers.orders import FreezeSave, PlanSave
@@ -41,7 +42,9 @@ class _Flight:
     staging: Staging
     manifest: Manifest
     plan: GlobalPlan
+    writers: dict[int, int]  # worker → its rank when the save began
     told: dict[int, Saved] = field(default_factory=dict)  # rank → its word
+    doomed: bool = False  # a rank was lost before it had written its share
 
 
 class Saver:
@@ -51,22 +54,24 @@ class Saver:
         loop: where the ranks' words come from.
         asking: how to reach the ranks, which wait at a gate when a save begins.
         registry: where checkpoints go.
-        world_size: how many ranks write.
+        ranks: who writes.
 
     Attributes:
+        again: set when a save was lost with a rank: it is to be made anew at the next gate.
         committed: called with each checkpoint when it is one.
         failed: called with each error of a save.
         on_error: what an error means for the run.
     """
 
-    def __init__(self, loop: Loop, asking: Asking, registry: Registry, world_size: int) -> None:
+    def __init__(self, loop: Loop, asking: Asking, registry: Registry, ranks: Ranks) -> None:
         self.committed: Callable[[Committed], None] = lambda _: None
         self.failed: Callable[[CheckpointError], None] = lambda _: None
         self.on_error: OnSaveError = "stop"
         self._loop = loop
         self._asking = asking
         self._registry = registry
-        self._world_size = world_size
+        self._ranks = ranks
+        self.again = False
         self._flight: _Flight | None = None
         loop.handle({Saved: self._on_saved})
 
@@ -97,7 +102,9 @@ class Saver:
             self._give_up(None, error)
             return None
         whole = replace(manifest, cursor=first.cursor, data=first.data, state=first.state)
-        self._flight = _Flight(staging=staging, manifest=whole, plan=plan)
+        writers = {worker: rank for rank, worker in enumerate(self._ranks.members)}
+        self._flight = _Flight(staging=staging, manifest=whole, plan=plan, writers=writers)
+        self.again = False
         self._asking.ask(
             "checkpoint",
             lambda number, rank: FreezeSave(order=number, url=staging.storage.url, plan=plan.part(rank)),
@@ -127,6 +134,22 @@ class Saver:
             elif came is None and not self._loop.group.needs_store:
                 break
 
+    def regroup(self, lost: Collection[int]) -> None:
+        """These workers are gone; what they had not written of a save in flight nobody has.
+
+        Args:
+            lost: ids of workers.
+        """
+        flight = self._flight
+        if flight is None:
+            return
+        for worker in lost:
+            rank = flight.writers.get(worker)
+            if rank is not None and rank not in flight.told:
+                del flight.writers[worker]
+                flight.doomed = self.again = True
+        self._close(flight)
+
     def abandon(self) -> None:
         """The workers have ended: remove what is still in flight, which nobody writes any more."""
         if self._flight is not None:
@@ -137,10 +160,17 @@ class Saver:
         flight = self._flight
         if flight is None or message.url != flight.staging.storage.url:
             return  # a save that was given up
-        flight.told[message.rank] = message
-        if len(flight.told) < self._world_size:
+        flight.told[flight.writers[message.worker]] = message
+        self._close(flight)
+
+    def _close(self, flight: _Flight) -> None:
+        """Once all who can have said what they wrote: commit it, or remove what is there of one that was lost."""
+        if len(flight.told) < len(flight.writers):
             return
         self._flight = None
+        if flight.doomed:
+            self._registry.abandon(flight.staging)
+            return
         staging: Staging | None = flight.staging
         try:
             checkpoint = self._commit(flight)

@@ -55,7 +55,7 @@ ORCHESTRATOR = (
     ("checkpoints/plan.py", "checkpoints/registry.py"),
     ("exchange.py", "launch/*", "placement.py", "reduce.py", "rendezvous.py", "settings.py", "watch.py"),
     ("checkpoints/committed.py", "checkpoints/verify.py"),
-    ("checkpoints/*", "recovery.py", "roll_call.py", "specfile.py", "verdict.py"),
+    ("checkpoints/*", "passed.py", "recovery.py", "roll_call.py", "specfile.py", "verdict.py"),
     ("spec_problems.py", "target.py"),
     ("journal.py", "lease.py", "lifecycle.py", "limits.py", "spec.py", "yaml_text.py"),
     ("errors.py", "notice.py"),
