@@ -22,7 +22,11 @@ from orchestrator.verdict import by_failure, tell_failures
 from workers.messages import Answer
 from workers.orders import Call, CutAt, Evaluate, Order, ProposeCut
 
-__all__ = ["Asking"]
+__all__ = ["Asking", "RegroupedError"]
+
+
+class RegroupedError(Exception):
+    """The ranks went back to a snapshot before all had answered."""
 
 
 class Asking:
@@ -52,6 +56,7 @@ class Asking:
         ranks: Iterable[int] | None = None,
         *,
         lasting: bool = False,
+        once: bool = False,
     ) -> dict[int, Answer]:
         """Give ranks an order with an id, and wait until all have answered.
 
@@ -60,12 +65,14 @@ class Asking:
             make: (order id, rank) → the order.
             ranks: whom to ask; None: all.
             lasting: it may change the ranks' state: ranks that go back after a fault carry it out once more.
+            once: it is not given again to ranks that go back before all have answered.
 
         Returns:
             rank → its answer, in the order of ranks.
 
         Raises:
             GateMismatchError: ranks wait at a gate within it that others will never reach.
+            RegroupedError: the ranks went back, and the order was to be given once.
             SpecError: no gate is open.
         """
         if not self._gates.open:
@@ -84,19 +91,27 @@ class Asking:
         assert all(0 <= rank < world for rank in asked), f"asked {name_ranks(asked)} in a world of {world}"
         gate = self._gates.open[-1]
         given = Given(
-            number=next(self._numbers), what=what, make=make, asked=asked, everyone=ranks is None, lasting=lasting
+            number=next(self._numbers),
+            what=what,
+            make=make,
+            asked=asked,
+            everyone=ranks is None,
+            lasting=lasting,
+            once=once,
         )
         gate.given.append(given)
         self._given.append(given)
         self._gates.asked.append(Asked(what=what, ranks=asked, answered=given.answers.keys(), outer=gate.key))
         try:
             self._gates.give(given)
-            while len(given.answers) < len(asked):
+            while len(given.answers) < len(asked) and not given.void:
                 self._loop.pump()
         finally:
             self._gates.asked.pop()
             self._given.remove(given)
         given.done = True
+        if given.void:
+            raise RegroupedError
         return {rank: given.answers[rank] for rank in asked}
 
     def evaluate(self, engine: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Gatekeeper:
         self.open: list[OpenGate] = []  # gates whose handlers are running, outermost first
         self.passed = PassedGates()
         self.present = True  # whether the ranks wait at the innermost open gate; not while they are on their way back
-        self.came_back: Callable[[], None] = lambda: None  # called when ranks are at a gate again that was passed
+        self.came_back: Callable[[GateKey], None] = lambda key: None  # called when ranks pass a gate once more
         self.asked: list[Asked] = []  # orders that are being carried out, outermost first; kept by who gives them
         self.repeated: Given | None = None  # an order that is carried out again by ranks that went back
         self.samples = 0  # consumed by all ranks, as of the last report of all of them
@@ -191,9 +191,13 @@ class Gatekeeper:
 
     def _pass_again(self, gate: PassedGate, after: int) -> None:
         """Ranks that went back are at a gate that was passed: they are told what they were told then."""
-        if self._give_again(gate.given, after):
-            self.came_back()
-            self._ranks.order_all(gate.release)
+        if not self._give_again(gate.given, after):
+            return
+        self.open.append(OpenGate(key=gate.release.gate))
+        self.came_back(gate.release.gate)
+        self.wait_present()
+        self.open.pop()
+        self._ranks.order_all(gate.release)
 
     def _come_back(self, gate: OpenGate, after: int) -> None:
         """Ranks that went back are at a gate whose handler is still running: it goes on, and never learns."""

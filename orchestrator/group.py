@@ -24,7 +24,7 @@ from orchestrator.placement import Cluster, bundle_of
 from orchestrator.spec import ClusterSpec, WorkersSpec
 from workers.actor import RankActor
 from workers.messages import Hello
-from workers.orders import CutAt, Leave, Order, ProposeCut
+from workers.orders import Leave, Order, acts_at_once
 from workers.rank import Place
 from workers.stacks import stacks_of
 
@@ -92,7 +92,7 @@ class RayGroup:
         if isinstance(order, Leave):
             self._leaving.add(worker)
         number = -1
-        if not isinstance(order, ProposeCut | CutAt):
+        if not acts_at_once(order):
             number = self._numbers[worker]
             self._numbers[worker] += 1
         self._actors[worker].control.remote(number, order)

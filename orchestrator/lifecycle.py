@@ -30,7 +30,7 @@ _LEGAL: dict[Phase, tuple[Phase, ...]] = {
     Phase.NEW: (Phase.PLACING,),
     Phase.PLACING: (Phase.BUILDING,),
     Phase.BUILDING: (Phase.JOINING,),
-    Phase.JOINING: (Phase.RUNNING, Phase.RECOVERING),
+    Phase.JOINING: (Phase.RUNNING, Phase.GATE, Phase.RECOVERING),
     Phase.RECOVERING: (Phase.JOINING, Phase.RECOVERING),
     Phase.RUNNING: (Phase.GATE, Phase.FINISHING, Phase.RECOVERING),
     Phase.GATE: (Phase.RUNNING, Phase.RECOVERING),

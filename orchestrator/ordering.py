@@ -22,7 +22,8 @@ from orchestrator.run import Run
 from orchestrator.saving import manifest_of, states_of
 from orchestrator.settings import Settings
 from orchestrator.shipping import check_ranks
-from workers.parcels import TRAINER
+from workers.events import Events
+from workers.parcels import TRAINER, GateKey
 from workers.state import State
 
 __all__ = ["Ordering"]
@@ -99,7 +100,7 @@ class Ordering(Registrations):
         run = self._running("checkpoint")
         run.gates.refuse_within_iteration("orchestrator.checkpoint")
         driver = {"handlers": states_of(self.stateful)}
-        manifest = manifest_of(self.settings.run, self.settings.world_size, self.state, driver)
+        manifest = manifest_of(self.settings.run, run.ranks.world_size, self.state, driver)
         manifest = replace(manifest, metrics=self._of_now(manifest.metrics))
         rules = [handler.best for handler in self._attached if isinstance(handler, Checkpoint) and handler.best]
         best = {"metric": rules[0].metric, "mode": rules[0].mode} if rules else None
@@ -158,7 +159,7 @@ class Ordering(Registrations):
             'cpu'
         """
         run = self._running("call")
-        asked = check_ranks(rank, self.settings.world_size, "orchestrator.call", words=("all",))
+        asked = check_ranks(rank, run.ranks.world_size, "orchestrator.call", words=("all",))
         ranks = None if isinstance(asked, str) else [asked] if isinstance(asked, int) else asked
         values = run.asking.call(function, args, kwargs, ranks)
         return values[rank] if isinstance(rank, int) else list(values.values())
@@ -196,6 +197,20 @@ class Ordering(Registrations):
             self._call_hook("a boundary", function)
         configured = any(isinstance(handler, Checkpoint) for handler in self._attached)
         if run.interrupted and configured and self.saved_at() != self.state.iteration:
+            self.checkpoint()
+
+    def _recovered(self) -> None:
+        """The ranks are whole again after a fault: a save that was lost with one of them is made up for soon."""
+        if self._running("checkpoint").saver.again:
+            self.at_boundary(self._save_again)
+
+    def _came_back(self, key: GateKey) -> None:
+        """Ranks pass a gate once more; it may be their last."""
+        if key.engine == TRAINER and key.event in (Events.EPOCH_COMPLETED.key, Events.COMPLETED.key):
+            self._save_again()
+
+    def _save_again(self) -> None:
+        if self._running("checkpoint").saver.again:
             self.checkpoint()
 
     def _committed(self, checkpoint: Committed) -> None:

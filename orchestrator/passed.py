@@ -28,6 +28,7 @@ class Given:
         asked: the ranks to which it goes, in order.
         everyone: whether those are all ranks, however many there are.
         lasting: whether it may have changed their state, so that it is given again to ranks that went back.
+        once: whether it means nothing any more to ranks that went back.
         answers: rank → its answer.
         done: whether all have answered once.
     """
@@ -37,12 +38,15 @@ class Given:
     make: Callable[[int, int], Order]
     asked: list[int]
     everyone: bool
-    lasting: bool
+    lasting: bool = False
+    once: bool = False
     answers: dict[int, Answer] = field(default_factory=dict)
     done: bool = False
+    void: bool = False  # ranks went back before all had answered it
 
     def regroup(self, world_size: int) -> None:
         """There are so many ranks now, and none has answered."""
+        self.done = self.void = self.once
         self.answers.clear()
         self.asked[:] = range(world_size) if self.everyone else [rank for rank in self.asked if rank < world_size]
 

@@ -7,7 +7,7 @@ how things come and faults end it in `loop.py`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from importlib import import_module
 from typing import Any
@@ -24,12 +24,13 @@ from orchestrator.limits import Limits
 from orchestrator.loop import Loop
 from orchestrator.notice import notice
 from orchestrator.ranks import Ranks
+from orchestrator.regrouping import Regrouping, Way
 from orchestrator.saving import Saver
 from orchestrator.verdict import Facts
 from workers.data.fingerprint import fingerprint_mismatch
 from workers.events import Events
 from workers.orders import Build, Go
-from workers.parcels import TRAINER, LoadPoint
+from workers.parcels import TRAINER, LoadPoint, Rewind
 from workers.rank import Membership
 
 __all__ = ["Run"]
@@ -67,6 +68,10 @@ class Run:
         self.stop_reason: str | None = None
         self.interrupted = False
         self.announcement: str | None = None  # told when the program is known to fit what it goes on from
+        self.newest: Callable[[], LoadPoint | None] = lambda: None  # finds the newest valid checkpoint of this run
+        self.recovered: Callable[[], None] = lambda: None  # called when ranks are whole again after a fault
+        self._trains = False
+        self._load: LoadPoint | None = None  # with what the run began
         self._cut_wanted = False  # by somebody for whom training had not begun yet
         self.built: Callable[[], None] = lambda: None  # called when the program is known, before anything is trained
         self._buses = buses
@@ -76,7 +81,11 @@ class Run:
         self.ranks = Ranks(self.loop, self.life, journal, world_size=world_size, start_timeout=limits.start_timeout)
         self.gates = Gatekeeper(self.loop, self.ranks, buses, self.life, journal)
         self.asking = Asking(self.loop, self.ranks, self.gates)
-        self.saver = Saver(self.loop, self.asking, registry, world_size)
+        self.saver = Saver(self.loop, self.asking, registry, self.ranks)
+        self._store: tuple[str, int] | None = None
+        if group.needs_store:
+            way = Way(join=self._join, regrouped=self._regrouped, checkpoint=self._checkpoint, go=self._go)
+            self.regrouping = Regrouping(self.loop, self.life, self.ranks, journal, way)
         self.loop.handle({Interrupt: self._interrupt, LeaseLost: self._fenced})
 
     def execute(self, load: LoadPoint | None, data: Mapping[str, Any] | None = None) -> None:
@@ -109,10 +118,11 @@ class Run:
             self._check_data(data)
             if self.announcement is not None:
                 notice(self.announcement)
-            store = stack.enter_context(Rendezvous(self.group.address())) if self.group.needs_store else None
-            self.ranks.join(store, timeout=self._limits.collective_timeout, load=load)
+            self._store = stack.enter_context(Rendezvous(self.group.address())) if self.group.needs_store else None
+            self._load = load
+            self._join(None, load)
+            self.ranks.tell_joined()
             self._train()
-            self.saver.wait()
 
     def terminate(self, reason: str) -> None:
         """End training at the trainer's gate that is open, else at the next iteration that all ranks agree on."""
@@ -141,14 +151,10 @@ class Run:
             handle what comes: arrivals open gates, faults raise    (`Loop.pump`)
         FINISHING: note what was dropped; the state stands where the ranks ended
         """
-        self.life.enter(Phase.RUNNING)
-        limits = self._limits
-        go = Go(max_epochs=limits.max_epochs, max_iters=limits.max_iters, epoch_length=limits.epoch_length)
+        if self.life.phase is Phase.JOINING:  # else a fault while they joined is mended, and they train already
+            self._go()
         self.gates.clock(runs=True)
-        self.ranks.order_all(go)
-        if self.stop_reason is not None or self._cut_wanted:  # by a handler that looked at the clock meanwhile
-            self.asking.cut()
-        while not self.gates.all_finished:
+        while not (self.gates.all_finished and self.saver.idle):
             self.loop.pump()
         self.gates.clock(runs=False)
         self.life.enter(Phase.FINISHING)
@@ -157,13 +163,37 @@ class Run:
         self.journal.iteration, self.journal.epoch = last.iteration, last.epoch
         state.iteration, state.epoch = last.iteration, last.epoch
 
+    def _join(self, rewinds: dict[int, Rewind] | None, load: LoadPoint | None) -> None:
+        self.ranks.join(self._store, timeout=self._limits.collective_timeout, load=load, rewinds=rewinds)
+
+    def _go(self) -> None:
+        """Have the ranks train; where a gate was open when a fault came, they will come to it again."""
+        limits = self._limits
+        self._trains = True
+        self.life.enter(Phase.GATE if self.gates.open else Phase.RUNNING)
+        self.ranks.order_all(
+            Go(max_epochs=limits.max_epochs, max_iters=limits.max_iters, epoch_length=limits.epoch_length)
+        )
+        self.asking.regroup()
+        if self._cut_wanted or (self.stop_reason is not None and not self.gates.open):
+            self.asking.cut()
+        self._cut_wanted = False
+
+    def _regrouped(self, lost: Collection[int]) -> None:
+        self.gates.regroup()
+        self.saver.regroup(lost)
+        self.recovered()
+
+    def _checkpoint(self) -> LoadPoint | None:
+        return self.newest() or self._load
+
     def _interrupt(self, _: Interrupt) -> None:
         """End at a cut, also if a gate is open: only there the ranks stand between iterations, and are saved.
 
         Raises:
             RunInterrupted: the ranks are still starting; there is nothing to save.
         """
-        if self.life.phase in {Phase.PLACING, Phase.BUILDING, Phase.JOINING}:
+        if not self._trains:
             raise RunInterrupted
         self.interrupted = True
         self.stop_reason = self.stop_reason or "interrupted"

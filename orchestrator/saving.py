@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator.asking import Asking
+from orchestrator.asking import Asking, RegroupedError
 from orchestrator.checkpoints.manifest import Manifest
 from orchestrator.checkpoints.registry import Committed, Registry, Staging
 from orchestrator.errors import CheckpointError, RankfireError, SpecError, explain, name_ranks
@@ -71,6 +71,7 @@ class Saver:
         self._asking = asking
         self._registry = registry
         self._ranks = ranks
+        self._stale: list[Staging] = []  # given up; somebody may still be writing there
         self.again = False
         self._flight: _Flight | None = None
         loop.handle({Saved: self._on_saved})
@@ -88,11 +89,22 @@ class Saver:
             CheckpointError: the storage refused, now or at the save before, and the run shall stop at that.
         """
         self.wait()
+        while True:
+            try:
+                return self._begin(manifest)
+            except RegroupedError:  # a rank was lost while they planned and copied: who is left begins anew
+                if self._flight is not None:
+                    self._stale.append(self._flight.staging)
+                    self._flight = None
+
+    def _begin(self, manifest: Manifest) -> str | None:
         from orchestrator.checkpoints.plan import GlobalPlan
 
         planned: dict[int, Planned] = {
             rank: answer.value  # type: ignore[misc]
-            for rank, answer in self._asking.ask("checkpoint", lambda number, _: PlanSave(order=number)).items()
+            for rank, answer in self._asking.ask(
+                "checkpoint", lambda number, _: PlanSave(order=number), once=True
+            ).items()
         }
         first = planned[0]
         plan = GlobalPlan({rank: one.plan for rank, one in planned.items()}, first.spread)
@@ -104,12 +116,18 @@ class Saver:
         whole = replace(manifest, cursor=first.cursor, data=first.data, state=first.state)
         writers = {worker: rank for rank, worker in enumerate(self._ranks.members)}
         self._flight = _Flight(staging=staging, manifest=whole, plan=plan, writers=writers)
-        self.again = False
         self._asking.ask(
             "checkpoint",
             lambda number, rank: FreezeSave(order=number, url=staging.storage.url, plan=plan.part(rank)),
+            once=True,
         )
+        self.again = False
         return self._registry.storage.locate(staging.name)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is in flight."""
+        return self._flight is None
 
     def wait(self) -> None:
         """Wait until nothing is in flight.
@@ -153,8 +171,10 @@ class Saver:
     def abandon(self) -> None:
         """The workers have ended: remove what is still in flight, which nobody writes any more."""
         if self._flight is not None:
-            self._registry.abandon(self._flight.staging)
+            self._stale.append(self._flight.staging)
             self._flight = None
+        while self._stale:
+            self._registry.abandon(self._stale.pop())
 
     def _on_saved(self, message: Saved) -> None:
         flight = self._flight

@@ -44,6 +44,7 @@ ORCHESTRATOR = (
     ("ordering.py",),
     ("training.py",),
     ("run.py",),
+    ("regrouping.py",),
     ("registrations.py", "resume.py", "saving.py"),
     ("asking.py",),
     ("gatekeeper.py", "handlers/*", "loggers/*"),

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 from orchestrator.exchange import Inbox, Incoming, Interrupt, Lost
 from orchestrator.spec import ClusterSpec, WorkersSpec
 from tests.processes import PRELOAD
-from workers.orders import CutAt, Leave, Order, ProposeCut
+from workers.orders import Leave, Order, acts_at_once
 from workers.stacks import stacks_of
 
 __all__ = ["ProcessGroup"]
@@ -202,7 +202,7 @@ class Line:
     def order(self, order: Order) -> None:
         """Hand an order to the thread that sends: a stopped process takes nothing."""
         self._leaving |= isinstance(order, Leave)
-        self._orders.put((-1 if isinstance(order, ProposeCut | CutAt) else next(self._numbers), order))
+        self._orders.put((-1 if acts_at_once(order) else next(self._numbers), order))
 
     def kill(self) -> None:
         """End the process and the threads."""

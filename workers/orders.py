@@ -15,7 +15,7 @@ from workers.rank import Membership
 
 __all__ = [
     "Abort", "Build", "Call", "CutAt", "Evaluate", "FreezeSave", "Go", "Join", "Leave", "Order", "PlanSave",
-    "ProposeCut", "Release",
+    "ProposeCut", "Release", "acts_at_once",
 ]  # fmt: skip
 
 
@@ -146,3 +146,8 @@ class Abort(Order):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leave(Order):
     """Let go of everything and return."""
+
+
+def acts_at_once(order: Order) -> bool:
+    """Whether an order is carried out by the thread that brings it, so that it has no number."""
+    return isinstance(order, ProposeCut | CutAt | Abort)

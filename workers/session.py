@@ -76,7 +76,7 @@ class Session(Serving):
         super().__init__(worker_id=worker_id, place=place, outbox=outbox, mailbox=mailbox)
         self.error: BaseException | None = None  # what ended this rank, for a driver in the same process
         self._cut = Cut(self._arrive_at_cut, mailbox.idle)
-        self._shipped = Shipped()
+        self._shipped: Shipped
         self._rewinder: Rewinder | None = None  # from the first join of several ranks on
         self._build_order: Build | None = None
         self._wanted = 0  # the lowest generation that this rank may still join
@@ -135,6 +135,7 @@ class Session(Serving):
         began = time.monotonic()
         self.membership = order.membership
         self._build_order = order
+        self._rewinder, self._shipped = None, Shipped()
         self._worker = make_worker(order)
         program = build_program(order, self._worker)
         for engine in program.engines.values():
@@ -177,7 +178,7 @@ class Session(Serving):
             self._note("loading the checkpoint")
             layouts = restore(self.worker, self.program, order.load)
         if several:
-            self.worker.models.wrap(first=afresh, layouts=layouts)
+            self.worker.models.wrap(first=afresh)
         if afresh:
             seed_rng(self.worker.seed, order.membership.rank)
         if self._rewinder is not None and order.rewind is None:
