@@ -63,6 +63,9 @@ class OpenGate:
     key: GateKey
     given: list[Given] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        return str(self.key)
+
     def lasting(self) -> list[Given]:
         """Orders that are done and changed something."""
         return [order for order in self.given if order.lasting and order.done]

@@ -78,6 +78,7 @@ class Regrouping:
         self._stopped: dict[int, Stopped] = {}
         self._gone: set[int] = set()  # workers that were given up: whatever they still say is not heard
         self._episode: Episode | None = None
+        self._gathering = False  # whether the next generation's members are being found
         loop.fresh = self._fresh
         loop.recover = self._recover
         loop.handle({SnapshotTaken: self._on_snapshot, Stopped: self._on_stopped})
@@ -116,19 +117,22 @@ class Regrouping:
             return True
         if any(fault.kind != "communication" for fault in facts.faults):
             return False
-        self._mend()
+        if self._gathering:
+            self._bury()  # nobody has joined the new generation yet: it will be without these
+        else:
+            self._mend()
         return True
 
     def _mend(self) -> None:
+        """Form another generation, whatever happens meanwhile; one that is lost while they join begins this anew."""
         if self._episode is None:
             self._episode = Episode(time.monotonic())
         generation = self._ranks.announce()
         self._life.enter(Phase.RECOVERING)
-        if not self._stop(generation):
-            return
-        members = self._place(generation)
-        if members is None:
-            return
+        self._gathering = True
+        self._stop(generation)
+        members = self._place()
+        self._gathering = False
         rewinds, load = self._way_back(members)
         before = self._ranks.members
         self._ranks.deal(members)
@@ -140,23 +144,21 @@ class Regrouping:
         if self._ranks.generation == generation:
             self._done(before, rewinds)
 
-    def _stop(self, generation: int) -> bool:
-        """Have everybody left let go of the old generation; False if another one has begun meanwhile."""
+    def _stop(self, generation: int) -> None:
+        """Have everybody left let go of the old generation; who does not is lost too."""
         facts = self._loop.facts
         until = time.monotonic() + self._unblock
         self._stopped.clear()
-        left = [worker for worker in self._ranks.members if worker not in facts.lost]
+        self._bury()
+        left = [worker for worker in self._ranks.members if worker not in self._gone]
         for worker in left:
             self._loop.group.order(worker, Abort(generation=generation))
-        while waiting := [w for w in left if w not in self._stopped and w not in facts.lost]:
+        while waiting := [worker for worker in left if worker not in self._stopped and worker not in self._gone]:
             self._loop.pump(timeout=max(0.0, min(0.1, until - time.monotonic())))
-            if self._ranks.generation != generation:
-                return False
             if time.monotonic() > until:
                 for worker in waiting:
                     facts.lost[worker] = f"it did not let go within {self._unblock:g} s of a fault elsewhere"
-        self._bury()
-        return True
+                self._bury()
 
     def _bury(self) -> None:
         """End the processes of the lost, write down who they were, and forget them."""
@@ -178,18 +180,19 @@ class Regrouping:
             self._ranks.forget(worker)
         facts.faults.clear()
 
-    def _place(self, generation: int) -> list[int] | None:
-        """Who is who in the next generation, by rank; None if another one has begun meanwhile."""
-        members = self._ranks.members
-        vacant = [rank for rank, worker in enumerate(members) if worker in self._gone]
-        for rank in vacant:
-            while not self._ranks.spares:
-                if len(self._ranks.coming) < len(vacant):
-                    self._ranks.add()
-                self._loop.pump(timeout=0.1)
-                if self._ranks.generation != generation:
-                    return None
-            members[rank] = self._ranks.spares.pop(0)
+    def _place(self) -> list[int]:
+        """Who is who in the next generation, by rank."""
+        ranks = self._ranks
+        while True:
+            members = ranks.members
+            vacant = [rank for rank, worker in enumerate(members) if worker in self._gone]
+            if len(ranks.spares) >= len(vacant):
+                break
+            while len(ranks.spares) + len(ranks.coming) < len(vacant):
+                ranks.add()
+            self._loop.pump(timeout=0.1)
+        for rank, spare in zip(vacant, list(ranks.spares), strict=False):
+            members[rank] = spare
         return members
 
     def _way_back(self, members: list[int]) -> tuple[dict[int, Rewind] | None, LoadPoint | None]:

@@ -79,6 +79,7 @@ class Session(Serving):
         self._shipped: Shipped
         self._rewinder: Rewinder | None = None  # from the first join of several ranks on
         self._build_order: Build | None = None
+        self._over = False  # the program raised: nothing but `Leave` is served
         self._wanted = 0  # the lowest generation that this rank may still join
         self._out = False  # a peer was lost: until the next `Join`, no order but that is served
         self._aborted = 0  # the highest generation that `Abort` has announced
@@ -153,8 +154,9 @@ class Session(Serving):
 
     def _join(self, order: Join) -> None:
         assert self._build_order is not None, "Join came before Build"
-        if order.rewind is not None and self.worker.rank_read and self._build_order.membership != order.membership:
-            self._build(replace(self._build_order, membership=order.membership))  # what was built was another rank's
+        rank, built = order.membership.rank, self._build_order.membership.rank
+        if order.rewind is not None and rank in order.rewind.newcomers and rank != built and self.worker.rank_read:
+            self._build(replace(self._build_order, membership=order.membership))  # its program was another rank's
         self._note("joining the process group")
         self.membership = self.worker.membership = order.membership
         self._wanted = order.membership.generation
@@ -183,7 +185,7 @@ class Session(Serving):
             seed_rng(self.worker.seed, order.membership.rank)
         if self._rewinder is not None and order.rewind is None:
             self._rewinder.at_begin()
-        self._out = False
+        self._out, self.error = False, None
         self.send(Joined)
 
     def _go(self, order: Go) -> None:
@@ -210,7 +212,7 @@ class Session(Serving):
 
     def _carry_out(self, order: Order) -> None:
         """Like `serve`, in the middle of another order too: that one is unwound then."""
-        if not isinstance(order, Leave) and (self.error is not None or not self._timely(order)):
+        if not isinstance(order, Leave) and (self._over or not self._timely(order)):
             return
         try:
             self._orders[type(order)](order)
@@ -227,16 +229,16 @@ class Session(Serving):
         return not self._out
 
     def _fail(self, error: BaseException) -> None:
-        if self.error is not None:
+        if self._over:
             return  # raised by a program that stopped the first one's unwinding
-        kind = fault_kind(error)
+        kind, self.error = fault_kind(error), error
         if kind == "communication":  # a peer is gone: the others shall hear of it, and this rank can go on
             process_group.sever()
             self._wanted, self._out = max(self._wanted, self.membership.generation + 1), True
             if self._aborted > self.membership.generation:
                 raise Retreat from error
         else:
-            self.error = error
+            self._over = True
         self.send(
             Fault,
             kind=kind,
@@ -248,7 +250,7 @@ class Session(Serving):
     # ---------------------------------------------------------------- when a peer is lost
     def _abort(self, generation: int) -> None:
         """Another generation is coming: let the training thread out of whatever it is in; from any thread."""
-        if self.error is not None or generation <= self._aborted:
+        if self._over or generation <= self._aborted:
             return
         self._aborted = generation
         self.mailbox.interrupt(Retreat)
