@@ -20,6 +20,7 @@ __all__ = [
     "GateMismatchError",
     "HandlerError",
     "RankfireError",
+    "RecoveryError",
     "RunHeldError",
     "RunInterrupted",
     "SpecError",
@@ -164,6 +165,47 @@ class WorkerLostError(SystemFailure):
         """Compose the error from the rank, its process id, its node's name and how the loss was seen."""
         process = "pid unknown" if pid is None else f"pid {pid}"
         return cls(f"rank {rank} ({process} on node {node}) was lost: {cause}")
+
+
+class RecoveryError(SystemFailure):
+    """The run was recovered as often as it may be, or got nowhere by it, and failed again."""
+
+    @classmethod
+    def spent(cls, cause: str, *, allowed: int, seconds: float, story: str) -> RecoveryError:
+        """Compose the error from the cause, how many recoveries it is allowed in so many seconds, and the last loss."""
+        return cls(
+            explain(
+                f"recovery.restarts.{cause}",
+                expected=f"at most {allowed} within {seconds:g} s",
+                received=f"one more: {story}",
+                mend="mend the cause, or allow more; the same command goes on from the newest checkpoint",
+            )
+        )
+
+    @classmethod
+    def stuck(cls, where: str, *, times: int, story: str, samples: str = "") -> RecoveryError:
+        """Compose the error from the place that fails each time, how often it did, the last loss, and its samples."""
+        look = f"look at what it is given: {samples}" if samples else "look at what happens there"
+        return cls(
+            explain(
+                "recovery",
+                expected=f"{where} to succeed in one of {times} attempts",
+                received=f"its failure number {times}: {story}",
+                mend=f"{look}; the same command goes on from the newest checkpoint",
+            )
+        )
+
+    @classmethod
+    def no_progress(cls, recoveries: int, *, story: str) -> RecoveryError:
+        """Compose the error from the number of recoveries after which training came no farther, and the last loss."""
+        return cls(
+            explain(
+                "recovery",
+                expected=f"training to come farther after one of {recoveries} recoveries",
+                received=f"another failure: {story}",
+                mend="mend the cause; the same command goes on from the newest checkpoint",
+            )
+        )
 
 
 class CapacityError(SystemFailure):

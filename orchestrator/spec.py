@@ -1,25 +1,32 @@
 """The job's description as frozen values: what a YAML job file says, checked.
 
-What a single value may be is said here; lines of files, the wording of problems and `--set` live in
+What a single value may be is said in `spec_values.py`; lines of files, the wording of problems and `--set` live in
 `specfile.py` and `spec_problems.py`. The driver is built from a `JobSpec`; editors read its JSON schema.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    JsonValue,
-    model_validator,
-)
+from pydantic import Field, GetJsonSchemaHandler, JsonValue, model_validator
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import CoreSchema
+
+from orchestrator.spec_values import (
+    Count,
+    Cpus,
+    Gpus,
+    Resources,
+    RunId,
+    Seconds,
+    Section,
+    Storage,
+    Target,
+    Text,
+    Tries,
+    Workers,
+    refuse,
+)
 
 __all__ = [
     "BestSpec",
@@ -28,85 +35,13 @@ __all__ = [
     "EvaluateSpec",
     "EverySpec",
     "JobSpec",
+    "RecoverySpec",
+    "RestartsSpec",
+    "SnapshotsSpec",
     "StartFromSpec",
     "TrainSpec",
     "WorkersSpec",
 ]
-
-FINEST = 1e-4  # of a resource: Ray counts in ten thousandths
-MOST_WORKERS = 100_000  # more is a slip: nobody waits for so many processes
-RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\s:]+")
-
-
-def refuse(expected: str, mend: str) -> NoReturn:
-    """Refuse a value; `spec_problems` reads both words back from the context of pydantic's error."""
-    raise PydanticCustomError("refused", "expected {expected}; {mend}", {"expected": expected, "mend": mend})
-
-
-def check_run_id(text: str) -> str:
-    """Accept a run id that is one plain folder name, so that no run can leave the storage root."""
-    if not RUN_ID.fullmatch(text) or ".." in text:
-        refuse(
-            "at most 64 letters, digits, '.', '_' and '-', starting with a letter or digit, without '..'",
-            "write a name such as digits-1",
-        )
-    return text
-
-
-def check_target_form(text: str) -> str:
-    """Accept the form `module:function`; whether it exists is asked by `target.py`."""
-    if not TARGET.fullmatch(text):
-        refuse("module:function", "write for example examples.digits.program:build")
-    return text
-
-
-def check_gpus(number: float) -> float:
-    """Accept a share of one GPU or a whole number of them, as Ray does."""
-    if number > 1 and number != int(number):
-        refuse("a share of one GPU below 1, or a whole number of GPUs", "write for example 0.5 or 2")
-    return number
-
-
-def check_resources(resources: dict[str, float]) -> dict[str, float]:
-    """Accept resource names of the user's own; CPU and GPU have keys of their own, memory is Ray's business."""
-    for name in resources:
-        if name.lower() in ("memory", "object_store_memory"):
-            refuse(
-                "resource names other than those that Ray keeps (CPU, GPU, memory, object_store_memory)",
-                f"leave {name} out: nothing is reserved for it",
-            )
-        if name.upper() in ("CPU", "GPU"):
-            refuse("resource names other than CPU and GPU", f"use the key {name.lower()}s beside resources")
-    return resources
-
-
-def check_fineness(amount: float) -> float:
-    """Accept an amount that Ray can count."""
-    if 0 < amount < FINEST:
-        refuse(f"an amount of at least {FINEST:g}, which is as finely as Ray counts", "write for example 0.5")
-    return amount
-
-
-def check_storage(text: str) -> str:
-    """Accept what can be a path; a character that can't be printed is a slip of the pen, or of a script."""
-    if not text.isprintable():
-        refuse("a path or URL of printable characters", "write for example runs")
-    return text
-
-
-Count = Annotated[int, Field(ge=1)]
-Text = Annotated[str, Field(min_length=1)]
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(check_fineness)]
-Workers = Annotated[int, Field(ge=0, le=MOST_WORKERS)]
-RunId = Annotated[str, AfterValidator(check_run_id), Field(json_schema_extra={"pattern": f"^{RUN_ID.pattern}$"})]
-Target = Annotated[str, AfterValidator(check_target_form), Field(json_schema_extra={"pattern": "^[^\\s:]+:[^\\s:]+$"})]
-
-
-class Section(BaseModel):
-    """What every part of a spec has in common: frozen, no unknown keys, no conversion of types."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class TrainSpec(Section):
@@ -134,11 +69,15 @@ class WorkersSpec(Section):
     """Number of ranks (the world size); 0 runs the program in the calling process, for a debugger."""
     spares: Workers = 0
     """Further workers that are built and wait to take a lost rank's place."""
-    cpus: Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(check_fineness)] = 1.0
+    min: Count | None = None
+    """Ranks with which training goes on when lost ones can't be replaced; null: as many as count."""
+    max: Count | None = None
+    """Ranks up to which the run grows when there is room; null: as many as count."""
+    cpus: Cpus = 1.0
     """CPUs reserved for each worker."""
-    gpus: Annotated[Amount, AfterValidator(check_gpus)] = 0.0
+    gpus: Gpus = 0.0
     """GPUs reserved for each worker: a share below 1, or a whole number."""
-    resources: Annotated[dict[str, Amount], AfterValidator(check_resources)] = Field(default_factory=dict)
+    resources: Resources = Field(default_factory=dict)
     """Custom Ray resources reserved for each worker, by name."""
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """How the workers are laid over the nodes: Ray's placement group strategy."""
@@ -155,6 +94,30 @@ class WorkersSpec(Section):
         if self.spares and not self.count:
             refuse("no spares where count is 0 (the calling process can't be replaced)", "write spares: 0")
         return self
+
+    @model_validator(mode="after")
+    def check_range(self) -> WorkersSpec:
+        """Accept a range of world sizes around the count, and only where there are worker processes."""
+        if not self.count and (self.min, self.max) != (None, None):
+            refuse("neither min nor max where count is 0 (the calling process is the only rank)", "leave them out")
+        if not self.fewest <= self.count <= self.most:
+            refuse("min <= count <= max", "write for example {count: 4, min: 2, max: 8}")
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """The smallest world size with which training goes on."""
+        return self.count if self.min is None else self.min
+
+    @property
+    def most(self) -> int:
+        """The largest world size to which the run grows."""
+        return self.count if self.max is None else self.max
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the world size may change within a run."""
+        return self.fewest < self.most
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -189,7 +152,7 @@ class EverySpec(Section):
     """Save at the end of each so many epochs. A whole number alone is short for this."""
     iterations: Count | None = None
     """Save after each so many iterations, in the middle of epochs too."""
-    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    seconds: Seconds | None = None
     """Save when so many seconds have gone since the last save, at the next iteration that all ranks reach."""
 
     @model_validator(mode="before")
@@ -231,7 +194,7 @@ class StartFromSpec(Section):
 
     checkpoint: Text
     """RUN@best, RUN@latest, RUN@STEP, or the path or URL of a checkpoint."""
-    state: Annotated[list[Text], Field(min_length=1)] = ["model"]
+    state: list[Text] = Field(default=["model"], min_length=1)
     """Names of the entries of its state that are loaded; the rest of the program starts afresh."""
 
     @model_validator(mode="before")
@@ -241,6 +204,63 @@ class StartFromSpec(Section):
         return {"checkpoint": given} if isinstance(given, str) else given
 
 
+class SnapshotsSpec(Section):
+    """Copies of its state that each rank keeps in its own memory, to go back to. `auto` or `off` alone is short."""
+
+    mode: Literal["auto", "off"] = "auto"
+    """auto: at every gate and between; off: none, so that after a loss all go back to the newest checkpoint."""
+    iterations: Count | None = None
+    """Take one after each so many iterations, too; null: as often as it costs at most a hundredth of the time."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def expand_mode(cls, given: object) -> object:
+        """Read a text alone as the mode."""
+        return {"mode": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def check_off(self) -> SnapshotsSpec:
+        """Accept a number of iterations only where there are snapshots."""
+        if self.mode == "off" and self.iterations is not None:
+            refuse("no iterations where snapshots are off", "write snapshots: off, or leave mode out")
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Show editors the short form too."""
+        section = handler.resolve_ref_schema(handler(core_schema))
+        word = {"enum": ["auto", "off"], "description": "Whether there are snapshots."}
+        return {"anyOf": [word, section], "description": section.get("description", "")}
+
+
+class RestartsSpec(Section):
+    """How often a run is recovered, by cause; those of preemption are not counted."""
+
+    crash: Tries = 10
+    """Recoveries from processes that died."""
+    oom: Tries = 2
+    """Recoveries from processes that were ended for lack of memory."""
+    hang: Tries = 5
+    """Recoveries from ranks that stood still."""
+    network: Tries = 10
+    """Recoveries from ranks that lost contact while every process lived."""
+    window: Seconds = 3600.0
+    """Seconds in which these may come; what is longer ago is forgotten."""
+
+
+class RecoverySpec(Section):
+    """What happens when a rank is lost or stands still."""
+
+    on_loss: Literal["recover", "stop"] = "recover"
+    """Replace the rank and go on inside the run, or end the run with an error."""
+    snapshots: SnapshotsSpec = SnapshotsSpec()
+    """What there is to go back to, beside checkpoints: auto, off, or a mapping with iterations."""
+    hang_timeout: Seconds = 300.0
+    """Seconds without progress after which a rank counts as hung; longer than any iteration takes."""
+    restarts: RestartsSpec = RestartsSpec()
+    """How often, before the run ends with an error."""
+
+
 class ClusterSpec(Section):
     """Where the run's workers live."""
 
@@ -248,7 +268,7 @@ class ClusterSpec(Section):
     """Address of a running Ray cluster; null: RAY_ADDRESS if it is set, else Ray is started on this machine."""
     autoscale: bool = False
     """Whether the cluster grows on demand, so that a run may wait for nodes that are not there yet."""
-    start_timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 60.0
+    start_timeout: Seconds = 60.0
     """Seconds within which all workers must be up, and then joined; building and loading may take longer."""
 
 
@@ -271,11 +291,13 @@ class JobSpec(Section):
     """Evaluate on epoch boundaries; null: never."""
     checkpoint: CheckpointSpec | None = None
     """Save checkpoints; null: never."""
+    recovery: RecoverySpec = RecoverySpec()
+    """What happens when a rank is lost or stands still."""
     start_from: StartFromSpec | None = None
     """Start a new run with a part of another run's state, as for fine-tuning; null: start afresh."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the data order and of all random numbers."""
-    storage: Annotated[Text, AfterValidator(check_storage)] = "runs"
+    storage: Storage = "runs"
     """Folder (or URL) under which each run has its folder."""
     cluster: ClusterSpec = ClusterSpec()
     """Where the workers live."""

@@ -32,9 +32,13 @@ EXPECTED = {
         "pass other things as text, and make them in build(worker)",
     ),
 }
-SHORT: dict[tuple[int | str, ...], str] = {  # sections that may be a whole number instead
-    ("workers",): "a whole number, or a mapping with count",
-    ("checkpoint", "every"): "a whole number, or a mapping with one of epochs, iterations and seconds",
+SHORT: dict[tuple[int | str, ...], tuple[str, str]] = {  # sections that may be a single value instead
+    ("workers",): ("a whole number, or a mapping with count", "write a whole number such as 2"),
+    ("checkpoint", "every"): (
+        "a whole number, or a mapping with one of epochs, iterations and seconds",
+        "write a whole number such as 2",
+    ),
+    ("recovery", "snapshots"): ("auto, off, or a mapping with iterations", "write for example {iterations: 50}"),
 }
 BOUNDS = {
     "greater_than_equal": ("of at least", "ge", "write {} or more"),
@@ -74,11 +78,13 @@ def problems_of(error: ValidationError, data: Mapping[str, object]) -> list[tupl
 
 
 def path_of(place: tuple[str | int, ...], data: Mapping[str, object]) -> tuple[str | int, ...]:
-    """Give the path as the user wrote it, without pydantic's marks and the count of a short form."""
+    """Give the path as the user wrote it, without pydantic's marks and the key that a short form stands for."""
     if place[:1] == ("config",):
         return tuple(part for part in place if part not in ("list", "dict", "[key]"))
-    short_form = place == ("workers", "count") and not isinstance(data["workers"], Mapping)
-    return place[:1] if short_form else place
+    section: object = data
+    for part in place[:-1]:
+        section = section.get(part) if isinstance(section, Mapping) else None
+    return place if isinstance(section, Mapping) or place[:-1] not in SHORT else place[:-1]
 
 
 def word(detail: ErrorDetails) -> str:
@@ -97,9 +103,9 @@ def word(detail: ErrorDetails) -> str:
         relation, name, mend = BOUNDS[kind]
         bound = f"{context[name]:.20g}"
         return explain("", expected=f"a number {relation} {bound}", received=received, mend=mend.format(bound))
-    if detail["loc"] in SHORT and kind == "model_type":
-        return explain("", expected=SHORT[detail["loc"]], received=received, mend=EXPECTED["int_type"][1])
     expected, mend = EXPECTED.get(kind, (detail["msg"], "rankfire validate --schema prints what may stand there"))
+    if kind == "model_type":
+        expected, mend = SHORT.get(detail["loc"], (expected, mend))
     return explain("", expected=expected, received=received, mend=mend)
 
 

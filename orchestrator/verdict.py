@@ -35,6 +35,9 @@ class Facts:
         phases: worker → what it was doing when last heard of.
         faults: in the order in which they came.
         lost: worker → how the loss was seen.
+        hung: lost workers that were ended because they stood still.
+        draining: workers on nodes that the cluster has announced to take away.
+        spares: workers that hold no rank of this generation.
     """
 
     places: dict[int, Place] = field(default_factory=dict)
@@ -43,6 +46,9 @@ class Facts:
     phases: dict[int, str] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     lost: dict[int, str] = field(default_factory=dict)
+    hung: set[int] = field(default_factory=set)
+    draining: set[int] = field(default_factory=set)
+    spares: set[int] = field(default_factory=set)
 
     def silent(self, workers: int) -> bool:
         """Whether some worker has neither failed nor been lost yet."""

@@ -55,11 +55,12 @@ ORCHESTRATOR = (
     ),
     ("checkpoints/plan.py", "checkpoints/registry.py"),
     ("exchange.py", "launch/*", "placement.py", "reduce.py", "rendezvous.py", "settings.py", "watch.py"),
-    ("checkpoints/committed.py", "checkpoints/verify.py"),
-    ("checkpoints/*", "passed.py", "recovery.py", "roll_call.py", "specfile.py", "verdict.py"),
-    ("spec_problems.py", "target.py"),
+    ("checkpoints/committed.py", "checkpoints/verify.py", "recovery.py"),
+    ("checkpoints/*", "passed.py", "roll_call.py", "specfile.py", "verdict.py"),
+    ("budgets.py", "spec_problems.py", "target.py"),
     ("journal.py", "lease.py", "lifecycle.py", "limits.py", "spec.py", "yaml_text.py"),
-    ("errors.py", "notice.py"),
+    ("cluster_events.py", "errors.py", "notice.py", "spec_values.py", "timeouts.py"),
+    ("causes.py",),
 )
 
 FLOORS = {

@@ -11,6 +11,7 @@ from orchestrator.errors import (
     GateMismatchError,
     HandlerError,
     RankfireError,
+    RecoveryError,
     RunHeldError,
     RunInterrupted,
     SpecError,
@@ -53,6 +54,24 @@ EXAMPLES = [
         WorkerLostError.of(1, pid=None, node="10.0.0.5", cause="its stream broke"),
         3,
         "rank 1 (pid unknown on node 10.0.0.5) was lost: its stream broke",
+    ),
+    (
+        RecoveryError.spent("oom", allowed=2, seconds=3600.0, story="rank 1 was lost: killed"),
+        3,
+        "recovery.restarts.oom: expected at most 2 within 3600 s, received one more: rank 1 was lost: killed; mend the "
+        "cause, or allow more; the same command goes on from the newest checkpoint",
+    ),
+    (
+        RecoveryError.stuck("iteration 7", times=3, story="rank 1 was lost: killed", samples="samples 48-55"),
+        3,
+        "recovery: expected iteration 7 to succeed in one of 3 attempts, received its failure number 3: rank 1 was "
+        "lost: killed; look at what it is given: samples 48-55; the same command goes on from the newest checkpoint",
+    ),
+    (
+        RecoveryError.no_progress(3, story="rank 1 was lost: killed"),
+        3,
+        "recovery: expected training to come farther after one of 3 recoveries, received another failure: rank 1 was "
+        "lost: killed; mend the cause; the same command goes on from the newest checkpoint",
     ),
     (
         CapacityError.of(asked="64 workers of 1 CPU", there="8 CPUs on 2 nodes"),

@@ -40,6 +40,8 @@ def test_the_smallest_job_has_these_defaults() -> None:
         "workers": {
             "count": 2,
             "spares": 0,
+            "min": None,
+            "max": None,
             "cpus": 1.0,
             "gpus": 0.0,
             "resources": {},
@@ -47,6 +49,12 @@ def test_the_smallest_job_has_these_defaults() -> None:
         },
         "evaluate": None,
         "checkpoint": None,
+        "recovery": {
+            "on_loss": "recover",
+            "snapshots": {"mode": "auto", "iterations": None},
+            "hang_timeout": 300.0,
+            "restarts": {"crash": 10, "oom": 2, "hang": 5, "network": 10, "window": 3600.0},
+        },
         "start_from": None,
         "seed": 0,
         "storage": "runs",
@@ -78,6 +86,32 @@ def test_a_whole_number_is_short_for_epochs() -> None:
     spec = make_spec(SMALLEST | {"checkpoint": {"every": 2}})
     assert spec.checkpoint is not None
     assert spec.checkpoint.every == EverySpec(epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "mode", "iterations"),
+    [("auto", "auto", None), ("off", "off", None), ({"iterations": 50}, "auto", 50), ({}, "auto", None)],
+)
+def test_snapshots_are_said_in_a_word_or_with_iterations(given: object, mode: str, iterations: int | None) -> None:
+    snapshots = make_spec(SMALLEST | {"recovery": {"snapshots": given}}).recovery.snapshots
+    assert (snapshots.mode, snapshots.iterations) == (mode, iterations)
+
+
+@pytest.mark.parametrize(
+    ("given", "fewest", "most", "elastic"),
+    [
+        ({}, 4, 4, False),
+        ({"min": 2}, 2, 4, True),
+        ({"max": 8}, 4, 8, True),
+        ({"min": 1, "max": 6}, 1, 6, True),
+        ({"min": 4, "max": 4}, 4, 4, False),
+    ],
+)
+def test_the_world_size_changes_only_in_a_range_that_is_given(
+    given: dict[str, int], fewest: int, most: int, elastic: bool
+) -> None:
+    workers = make_spec(SMALLEST | {"workers": {"count": 4} | given}).workers
+    assert (workers.fewest, workers.most, workers.elastic) == (fewest, most, elastic)
 
 
 def test_a_run_may_start_from_another() -> None:
@@ -182,8 +216,8 @@ def workers(**changes: object) -> dict[str, object]:
         (
             {"lr": 5},
             "lr: expected one of the keys run, program, handlers, config, train, workers, evaluate, checkpoint, "
-            "start_from, seed, storage, cluster, received an unknown key; leave it out; settings of the program stand "
-            "under config",
+            "recovery, start_from, seed, storage, cluster, received an unknown key; leave it out; settings of the "
+            "program stand under config",
         ),
         (
             {"workers": "two"},
@@ -241,6 +275,55 @@ def workers(**changes: object) -> dict[str, object]:
             "checkpoint.best.metric: expected text that is not empty, received '' (str); write it, or leave the key "
             "out\n"
             "checkpoint.best.mode: expected max or min, received 'maximum' (str); did you mean max?",
+        ),
+        (
+            {"checkpoint": {"every": 0}},
+            "checkpoint.every: expected a number of at least 1, received 0 (int); write 1 or more",
+        ),
+        (
+            {"recovery": {"snapshots": "of"}},
+            "recovery.snapshots: expected auto or off, received 'of' (str); did you mean off?",
+        ),
+        (
+            {"recovery": {"snapshots": 50}},
+            "recovery.snapshots: expected auto, off, or a mapping with iterations, received 50 (int); write for "
+            "example {iterations: 50}",
+        ),
+        (
+            {"recovery": {"snapshots": {"iterations": 0}}},
+            "recovery.snapshots.iterations: expected a number of at least 1, received 0 (int); write 1 or more",
+        ),
+        (
+            {"recovery": {"snapshots": {"mode": "off", "iterations": 5}}},
+            "recovery.snapshots: expected no iterations where snapshots are off, received a mapping; write snapshots: "
+            "off, or leave mode out",
+        ),
+        (
+            {"recovery": {"on_loss": "retry"}},
+            "recovery.on_loss: expected recover or stop, received 'retry' (str); did you mean recover?",
+        ),
+        (
+            {"recovery": {"hang_timeout": 0}},
+            "recovery.hang_timeout: expected a number greater than 0, received 0 (int); write more than 0",
+        ),
+        (
+            {"recovery": {"restarts": {"crash": -1}}},
+            "recovery.restarts.crash: expected a number of at least 0, received -1 (int); write 0 or more",
+        ),
+        ({"recovery": {"crash": 3}}, "recovery.crash: unknown key, did you mean recovery.restarts.crash?"),
+        (
+            workers(min=3),
+            "workers: expected min <= count <= max, received a mapping; write for example {count: 4, min: 2, max: 8}",
+        ),
+        (
+            workers(max=1),
+            "workers: expected min <= count <= max, received a mapping; write for example {count: 4, min: 2, max: 8}",
+        ),
+        (workers(min=0), "workers.min: expected a number of at least 1, received 0 (int); write 1 or more"),
+        (
+            workers(count=0, max=2),
+            "workers: expected neither min nor max where count is 0 (the calling process is the only rank), received a "
+            "mapping; leave them out",
         ),
         ({"evaluate": None, "seed": -1}, "seed: expected a number of at least 0, received -1 (int); write 0 or more"),
         (
