@@ -34,6 +34,7 @@ class Loop:
     def __init__(self, group: Group, ended: Callable[[RankfireError, Facts], None]) -> None:
         self.group = group
         self.facts = Facts()
+        self.suspects: set[str] = set()  # nodes on which nothing should be started
         self.pulses: dict[int, Pulse] = {}  # rank → its last one
         self.unheard: deque[Saved] = deque()  # came while the run was being judged; see Saver.salvage
         self.on_tick: list[Callable[[], None]] = []

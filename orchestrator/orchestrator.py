@@ -216,7 +216,7 @@ class Orchestrator(Ordering):
         self._run = run
         self.state.seed = self.settings.seed
         run.loop.on_pulse = self._progress.pulse
-        run.gates.at_cut, run.gates.came_back = self._at_cut, self._came_back
+        run.stand, run.gates.came_back = self._at_cut, self._came_back
         run.recovered = self._recovered
         run.built = partial(self._check_names, run.ranks)
         run.saver.committed, run.saver.failed = self._committed, self._save_failed

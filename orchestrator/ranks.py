@@ -38,6 +38,7 @@ class Ranks:
         generation: number of the membership; every message of a member carries it.
         spares: workers that have built and wait.
         coming: workers that were started later, and have not built yet.
+        ready: called with each of these when it has built.
     """
 
     def __init__(self, loop: Loop, life: Lifecycle, journal: Journal, *, world_size: int, start_timeout: float) -> None:
@@ -45,6 +46,7 @@ class Ranks:
         self.generation = 0
         self.spares: list[int] = []
         self.coming: set[int] = set()
+        self.ready: Callable[[int], None] = lambda worker: None
         self._loop = loop
         self._life = life
         self._journal = journal
@@ -265,6 +267,7 @@ class Ranks:
         if message.worker in self.coming:
             self.coming.remove(message.worker)
             self.spares.append(message.worker)
+            self.ready(message.worker)
 
     def _on_joined(self, message: Joined) -> None:
         if message.generation == self.generation:

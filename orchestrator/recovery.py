@@ -159,12 +159,14 @@ class Placement:
         workers: rank → worker; those in `start` are missing.
         start: ranks for which a new worker must be started.
         former: rank → the rank that its worker held before; spares are missing. Differs only where the world shrank.
+        takes: rank → the rank of before whose place it is; those of a world that has grown are missing.
         world_size: of the next generation.
     """
 
     workers: Mapping[int, int]
     start: tuple[int, ...] = ()
     former: Mapping[int, int] = field(default_factory=dict)
+    takes: Mapping[int, int] = field(default_factory=dict)
     world_size: int
 
     @property
@@ -207,7 +209,8 @@ def place_losses(
     world = len(members)
     if not open_places or can_start:
         kept = {rank: rank for rank in survivors}
-        return Placement(workers=_in_order(workers), start=open_places, former=kept, world_size=world)
+        takes = {rank: rank for rank in sorted(members)}
+        return Placement(workers=_in_order(workers), start=open_places, former=kept, takes=takes, world_size=world)
     if minimum is None or len(workers) < max(minimum, 1):
         least = "" if minimum is None else f", and {len(workers)} of at least {minimum} left"
         return Stop(
@@ -222,6 +225,7 @@ def place_losses(
     return Placement(
         workers={numbers[old]: workers[old] for old in sorted(workers)},
         former={numbers[old]: old for old in survivors},
+        takes={new: old for old, new in numbers.items()},
         world_size=len(workers),
     )
 

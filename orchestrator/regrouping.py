@@ -7,18 +7,22 @@ again, and never learns. A fault in the middle of this begins it anew. What to d
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
+from orchestrator.budgets import Budgets, Progress
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.loop import Loop
 from orchestrator.notice import notice
 from orchestrator.ranks import Ranks
-from orchestrator.recovery import choose_snapshot
+from orchestrator.recovery import Placement, Stop, choose_snapshot, judge, place_losses
+from orchestrator.reserves import Reserves
+from orchestrator.spec import RecoverySpec
 from workers.messages import Built, Fault, Hello, Message, Pulse, Saved, SnapshotTaken, Stopped
 from workers.orders import Abort
-from workers.parcels import LoadPoint, Rewind, SnapshotLabel
+from workers.parcels import GateKey, LoadPoint, Rewind, SnapshotLabel
 
 __all__ = ["Regrouping", "Way"]
 
@@ -37,12 +41,16 @@ class Way:
         regrouped: called when the ranks have joined, with the workers that were lost.
         checkpoint: the newest valid checkpoint; None if there is none.
         go: have them train.
+        gate: at which the ranks stand; None: at none.
+        samples: iteration → what it is given, in words.
     """
 
     join: Callable[[dict[int, Rewind] | None, LoadPoint | None], None]
     regrouped: Callable[[Collection[int]], None]
     checkpoint: Callable[[], LoadPoint | None]
     go: Callable[[], None]
+    gate: Callable[[], GateKey | None]
+    samples: Callable[[int], str]
 
 
 @dataclass(slots=True)
@@ -60,25 +68,40 @@ class Regrouping:
         loop: what comes.
         life: the run's phase.
         ranks: who is who.
+        reserves: where others come from.
         journal: the record.
         way: what else is to be done.
+        spec: what the job says.
         unblock: seconds in which a rank must have let go of the old generation; then it is given up.
     """
 
     def __init__(
-        self, loop: Loop, life: Lifecycle, ranks: Ranks, journal: Journal, way: Way, *, unblock: float = 5.0
+        self,
+        loop: Loop,
+        life: Lifecycle,
+        ranks: Ranks,
+        reserves: Reserves,
+        journal: Journal,
+        way: Way,
+        spec: RecoverySpec,
+        *,
+        unblock: float = 5.0,
     ) -> None:
         self._loop = loop
         self._life = life
         self._ranks = ranks
+        self._reserves = reserves
         self._journal = journal
         self._way = way
+        self._spec = spec
         self._unblock = unblock
+        self._budgets = Budgets(spec.restarts)
+        self._progress = Progress()
         self._own: dict[int, dict[SnapshotLabel, bytes]] = {}  # worker → its own part of snapshots, oldest first
         self._stopped: dict[int, Stopped] = {}
         self._gone: set[int] = set()  # workers that were given up: whatever they still say is not heard
         self._episode: Episode | None = None
-        self._gathering = False  # whether the next generation's members are being found
+        self._stage: Literal["stop", "place"] | None = None  # before the next generation's members have been told
         loop.fresh = self._fresh
         loop.recover = self._recover
         loop.handle({SnapshotTaken: self._on_snapshot, Stopped: self._on_stopped})
@@ -90,7 +113,7 @@ class Regrouping:
             return False
         if isinstance(message, Fault) and message.kind != "communication":
             return True
-        timeless = type(message) in TIMELESS or message.worker not in self._ranks.members
+        timeless = isinstance(message, TIMELESS) or message.worker not in self._ranks.members
         return timeless or message.generation == self._ranks.generation
 
     def _on_snapshot(self, message: SnapshotTaken) -> None:
@@ -107,37 +130,45 @@ class Regrouping:
     def _recover(self) -> bool:
         """Mend what the loop's facts tell of; False if that can't be, and the run is to end."""
         facts, members = self._loop.facts, self._ranks.members
-        if not members or self._life.phase not in _IN_TRAINING:
+        if self._life.phase not in _IN_TRAINING:
             return False
-        strangers = [worker for worker in facts.lost if worker not in members]
-        for worker in strangers:
-            self._lose_spare(worker)
-        lost = [worker for worker in members if worker in facts.lost]
-        if not lost and not facts.faults:
+        for fault in [fault for fault in facts.faults if fault.worker in self._ranks.coming]:
+            facts.faults.remove(fault)
+            facts.lost[fault.worker] = str(fault.failure)
+        for worker in [worker for worker in facts.lost if worker not in members]:
+            self._gone.add(worker)
+            self._reserves.lose(worker, facts.lost.pop(worker))
+        if not facts.lost and not facts.faults:
             return True
         if any(fault.kind != "communication" for fault in facts.faults):
             return False
-        if self._gathering:
-            self._bury()  # nobody has joined the new generation yet: it will be without these
-        else:
-            self._mend()
+        if self._stage is None:
+            self.mend()
+        elif self._stage == "place":  # nobody has joined the new generation yet: it will be without these
+            self._settle()
         return True
 
-    def _mend(self) -> None:
+    def mend(self) -> None:
         """Form another generation, whatever happens meanwhile; one that is lost while they join begins this anew."""
         if self._episode is None:
             self._episode = Episode(time.monotonic())
         generation = self._ranks.announce()
         self._life.enter(Phase.RECOVERING)
-        self._gathering = True
-        self._stop(generation)
-        members = self._place()
-        self._gathering = False
-        rewinds, load = self._way_back(members)
+        try:
+            self._stage = "stop"
+            self._stop(generation)
+            self._stage = "place"
+            if self._loop.facts.lost or self._loop.facts.faults:
+                self._settle()
+            placement = self._place()
+        finally:
+            self._stage = None
         before = self._ranks.members
+        members = [placement.workers[rank] for rank in range(placement.world_size)]
+        rewinds, load = self._way_back(placement, before)
         self._ranks.deal(members)
-        for old, new in zip(before, members, strict=False):  # who takes a place has what its holder told until it tells
-            self._own[new] = dict(self._own.get(old, {}))
+        for rank, old in placement.takes.items():  # who takes a place has what its holder told, until it tells itself
+            self._own[members[rank]] = dict(self._own.get(before[old], {}))
         if rewinds is None and load is None:
             self._ranks.rebuild()
         self._way.join(rewinds, load)
@@ -149,16 +180,43 @@ class Regrouping:
         facts = self._loop.facts
         until = time.monotonic() + self._unblock
         self._stopped.clear()
-        self._bury()
-        left = [worker for worker in self._ranks.members if worker not in self._gone]
+        left = [worker for worker in self._ranks.members if worker not in facts.lost]
         for worker in left:
             self._loop.group.order(worker, Abort(generation=generation))
-        while waiting := [worker for worker in left if worker not in self._stopped and worker not in self._gone]:
+        while waiting := [worker for worker in left if worker not in self._stopped and worker not in facts.lost]:
             self._loop.pump(timeout=max(0.0, min(0.1, until - time.monotonic())))
             if time.monotonic() > until:
+                facts.hung.update(waiting)
                 for worker in waiting:
                     facts.lost[worker] = f"it did not let go within {self._unblock:g} s of a fault elsewhere"
-                self._bury()
+                break
+
+    def _settle(self) -> None:
+        """Judge what is known by now; who is lost is buried.
+
+        Raises:
+            RankfireError: the run is not to be recovered.
+        """
+        facts, ranks = self._loop.facts, self._ranks
+        facts.spares = {*ranks.spares, *ranks.coming}
+        seen = [fault.iteration for fault in facts.faults] + [word.iteration for word in self._stopped.values()]
+        seen += [pulse.iteration for pulse in self._loop.pulses.values()]
+        decision = judge(
+            facts,
+            budgets=self._budgets,
+            progress=self._progress,
+            now=time.monotonic(),
+            iteration=max(seen, default=None),
+            gate=self._way.gate(),
+            on_loss=self._spec.on_loss,
+            samples=self._way.samples,
+        )
+        if isinstance(decision, Stop):
+            raise self._loop.end(decision.error)
+        self._bury()
+        until = time.monotonic() + getattr(decision, "pause", 0.0)
+        while (left := until - time.monotonic()) > 0:
+            self._loop.pump(timeout=left)
 
     def _bury(self) -> None:
         """End the processes of the lost, write down who they were, and forget them."""
@@ -180,35 +238,45 @@ class Regrouping:
             self._ranks.forget(worker)
         facts.faults.clear()
 
-    def _place(self) -> list[int]:
-        """Who is who in the next generation, by rank."""
-        ranks = self._ranks
-        while True:
-            members = ranks.members
-            vacant = [rank for rank, worker in enumerate(members) if worker in self._gone]
-            if len(ranks.spares) >= len(vacant):
-                break
-            while len(ranks.spares) + len(ranks.coming) < len(vacant):
-                ranks.add()
-            self._loop.pump(timeout=0.1)
-        for rank, spare in zip(vacant, list(ranks.spares), strict=False):
-            members[rank] = spare
-        return members
+    def _place(self) -> Placement:
+        """Who is who in the next generation; waits for new workers where they are needed.
 
-    def _way_back(self, members: list[int]) -> tuple[dict[int, Rewind] | None, LoadPoint | None]:
+        Raises:
+            CapacityError: they did not come.
+        """
+        until = time.monotonic() + self._reserves.patience
+        while True:
+            members = dict(enumerate(self._ranks.members))
+            lost = [rank for rank, worker in members.items() if worker in self._gone]
+            placement = place_losses(
+                members,
+                lost,
+                self._ranks.spares,
+                nodes={worker: place.node for worker, place in self._loop.facts.places.items()},
+                can_start=self._reserves.minimum is None and time.monotonic() < until,
+                minimum=self._reserves.minimum,
+            )
+            if isinstance(placement, Stop):
+                raise self._loop.end(placement.error)
+            if not placement.start:
+                return self._reserves.enlarge(placement)
+            self._reserves.want(len(placement.start))
+            self._loop.pump(timeout=0.1)
+
+    def _way_back(self, placement: Placement, before: list[int]) -> tuple[dict[int, Rewind] | None, LoadPoint | None]:
         """The snapshot that all take up, by rank; else the checkpoint; neither: all begin anew."""
-        before = self._ranks.members
-        stayed = [rank for rank, worker in enumerate(members) if worker in before and self._stopped[worker].held]
-        came = [rank for rank in range(len(members)) if rank not in stayed]
-        held = {rank: self._stopped[members[rank]].held for rank in stayed}
-        own = {rank: self._own.get(before[rank], {}) for rank in came}
-        label = choose_snapshot(held, own, came)
+        words = {rank: self._stopped.get(placement.workers[rank]) for rank in placement.former}
+        held = {rank: word.held for rank, word in words.items() if word is not None and word.held}
+        own: dict[int, Mapping[SnapshotLabel, bytes]] = {
+            rank: self._own.get(before[old], {}) for rank, old in placement.takes.items() if rank not in held
+        }
+        label = choose_snapshot(held, own, list(own))
         if label is None:
             return None, self._way.checkpoint()
-        donor = stayed[0]
+        came = tuple(rank for rank in range(placement.world_size) if rank not in held)
         return {
-            rank: Rewind(label=label, donor=donor, newcomers=tuple(came), own=own[rank][label] if rank in own else None)
-            for rank in range(len(members))
+            rank: Rewind(label=label, donor=min(held), newcomers=came, own=own[rank][label] if rank in own else None)
+            for rank in range(placement.world_size)
         }, None
 
     def _done(self, before: list[int], rewinds: dict[int, Rewind] | None) -> None:
@@ -221,18 +289,17 @@ class Regrouping:
         seconds = time.monotonic() - episode.began
         label = rewinds[0].label if rewinds else None
         self._journal.write(
-            "RECOVERED", generation=self._ranks.generation, seconds=round(seconds, 3), snapshot=str(label)
+            "RECOVERED",
+            generation=self._ranks.generation,
+            world_size=len(now),
+            seconds=round(seconds, 3),
+            snapshot=None if label is None else str(label),
         )
         told = "; ".join(f"rank {rank}: {cause}" for rank, cause in episode.lost.values())
+        if len(now) != len(before):
+            told = f"{len(before)} ranks are now {len(now)}{'; ' if told else ''}{told}"
         back = "the newest checkpoint" if label is None else str(label)
-        notice(f"recovered in {seconds:.2f} s, back to {back} ({told or 'ranks lost contact'})")
+        notice(f"recovered in {seconds:.2f} s, back to {back} ({told or 'ranks had lost contact'})")
         self._way.regrouped(episode.lost.keys())
+        self._reserves.refill()
         self._way.go()
-
-    def _lose_spare(self, worker: int) -> None:
-        cause = self._loop.facts.lost.pop(worker)
-        self._gone.add(worker)
-        self._loop.group.kill(worker)
-        self._ranks.forget(worker)
-        self._journal.write("SPARE_LOST", worker=worker, cause=cause)
-        notice(f"a spare was lost: {cause}")

@@ -25,7 +25,9 @@ from orchestrator.loop import Loop
 from orchestrator.notice import notice
 from orchestrator.ranks import Ranks
 from orchestrator.regrouping import Regrouping, Way
+from orchestrator.reserves import Reserves
 from orchestrator.saving import Saver
+from orchestrator.spec import RecoverySpec, WorkersSpec
 from orchestrator.verdict import Facts
 from workers.data.fingerprint import fingerprint_mismatch
 from workers.events import Events
@@ -48,7 +50,8 @@ class Run:
         registry: the checkpoints.
         build: what a worker with this membership is told to build.
         limits: how long to train, and to wait.
-        world_size: ranks that train.
+        workers: how many train, and who waits.
+        recovery: what happens when one is lost.
     """
 
     def __init__(
@@ -60,7 +63,8 @@ class Run:
         *,
         build: Callable[[Membership], Build],
         limits: Limits,
-        world_size: int,
+        workers: WorkersSpec,
+        recovery: RecoverySpec,
     ) -> None:
         self.group = group
         self.journal = journal
@@ -70,6 +74,8 @@ class Run:
         self.announcement: str | None = None  # told when the program is known to fit what it goes on from
         self.newest: Callable[[], LoadPoint | None] = lambda: None  # finds the newest valid checkpoint of this run
         self.recovered: Callable[[], None] = lambda: None  # called when ranks are whole again after a fault
+        self.stand: Callable[[], None] = lambda: None  # called at a cut, while all ranks wait
+        self._growing = False
         self._trains = False
         self._load: LoadPoint | None = None  # with what the run began
         self._cut_wanted = False  # by somebody for whom training had not begun yet
@@ -78,14 +84,26 @@ class Run:
         self._build = build
         self._limits = limits
         self.loop = Loop(group, self._ended)
-        self.ranks = Ranks(self.loop, self.life, journal, world_size=world_size, start_timeout=limits.start_timeout)
+        self.ranks = Ranks(
+            self.loop, self.life, journal, world_size=workers.count or 1, start_timeout=limits.start_timeout
+        )
         self.gates = Gatekeeper(self.loop, self.ranks, buses, self.life, journal)
         self.asking = Asking(self.loop, self.ranks, self.gates)
         self.saver = Saver(self.loop, self.asking, registry, self.ranks)
         self._store: tuple[str, int] | None = None
         if group.needs_store:
-            way = Way(join=self._join, regrouped=self._regrouped, checkpoint=self._checkpoint, go=self._go)
-            self.regrouping = Regrouping(self.loop, self.life, self.ranks, journal, way)
+            way = Way(
+                join=self._join,
+                regrouped=self._regrouped,
+                checkpoint=self._checkpoint,
+                go=self._go,
+                gate=lambda: self.gates.open[-1].key if self.gates.open else None,
+                samples=lambda iteration: "",
+            )
+            self.reserves = Reserves(self.loop, self.ranks, journal, workers, patience=limits.start_timeout)
+            self.reserves.grow = self._grow
+            self.regrouping = Regrouping(self.loop, self.life, self.ranks, self.reserves, journal, way, recovery)
+        self.gates.at_cut = self.at_cut
         self.loop.handle({Interrupt: self._interrupt, LeaseLost: self._fenced})
 
     def execute(self, load: LoadPoint | None, data: Mapping[str, Any] | None = None) -> None:
@@ -169,6 +187,8 @@ class Run:
     def _go(self) -> None:
         """Have the ranks train; where a gate was open when a fault came, they will come to it again."""
         limits = self._limits
+        if not self._trains and self.group.needs_store:
+            self.reserves.refill()
         self._trains = True
         self.life.enter(Phase.GATE if self.gates.open else Phase.RUNNING)
         self.ranks.order_all(
@@ -183,6 +203,20 @@ class Run:
         self.gates.regroup()
         self.saver.regroup(lost)
         self.recovered()
+
+    def _grow(self) -> None:
+        """There are workers with which the world can grow: have all stand at a cut, and deal the ranks anew there."""
+        self._growing = True
+        self.cut()
+
+    def at_cut(self) -> None:
+        """All ranks stand after one common iteration: do what waited for that."""
+        if self._growing:
+            self._growing = False
+            if self.reserves.usable:
+                self.regrouping.mend()
+                self.gates.wait_present()
+        self.stand()
 
     def _checkpoint(self) -> LoadPoint | None:
         return self.newest() or self._load

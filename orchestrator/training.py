@@ -42,6 +42,7 @@ from orchestrator.run import Run
 from orchestrator.saving import versions
 from orchestrator.settings import Settings
 from orchestrator.signals import Signals
+from orchestrator.spec import RecoverySpec
 from orchestrator.splits import Splits
 from workers.events import EventExpression
 from workers.failpoints import TRACE, VARIABLE, failpoint
@@ -249,9 +250,24 @@ def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:
             datasets=splits.of(membership),
         )
 
-    world = settings.world_size
-    run = Run(group, parts.buses, parts.journal, parts.registry, build=build, limits=limits, world_size=world)
+    run = Run(
+        group,
+        parts.buses,
+        parts.journal,
+        parts.registry,
+        build=build,
+        limits=limits,
+        workers=settings.workers,
+        recovery=getattr(settings, "recovery", RecoverySpec()),
+    )
+    run.newest = lambda: _newest_load(parts)
     return run
+
+
+def _newest_load(parts: Parts) -> LoadPoint | None:
+    """The newest valid checkpoint, for ranks of which none has a snapshot left."""
+    point = newest(parts.registry, Resume(), notice)
+    return None if point is None else LoadPoint(url=point.url, world_size=point.manifest.world_size)
 
 
 def _environment() -> dict[str, str]:

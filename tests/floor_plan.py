@@ -45,6 +45,7 @@ ORCHESTRATOR = (
     ("training.py",),
     ("run.py",),
     ("regrouping.py",),
+    ("reserves.py",),
     ("registrations.py", "resume.py", "saving.py"),
     ("asking.py",),
     ("gatekeeper.py", "handlers/*", "loggers/*"),

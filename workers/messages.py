@@ -87,11 +87,11 @@ class Stopped(Message):
 
     Args:
         held: the snapshots in its memory, the newest last.
-        failure: what its collective raised, if one was cut.
+        iteration: in which it was, or which it had completed at a gate.
     """
 
     held: tuple[SnapshotLabel, ...]
-    failure: Failure | None = None
+    iteration: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

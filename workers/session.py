@@ -271,7 +271,12 @@ class Session(Serving):
             engine.set_boundary(None)
         self._wanted, self._out = self._aborted, True
         self.membership = replace(self.membership, generation=self._aborted)
-        self.send(Stopped, held=() if self._rewinder is None else self._rewinder.held)
+        engine = self._engine()
+        self.send(
+            Stopped,
+            held=() if self._rewinder is None else self._rewinder.held,
+            iteration=0 if engine is None else engine.announced,
+        )
 
     # ---------------------------------------------------------------- gates
     def _arrive(self, name: str, engine: Engine, event: Event, count: int) -> None:

@@ -11,6 +11,7 @@ from orchestrator.checkpoints.registry import Registry
 from orchestrator.journal import Journal, read_journal
 from orchestrator.limits import Limits
 from orchestrator.run import Run
+from orchestrator.spec import RecoverySpec, WorkersSpec
 from tests.orchestrator.fake_group import FakeGroup
 from workers.events import Events
 from workers.locations import storage_at
@@ -42,7 +43,8 @@ def make_run(tmp_path: Path) -> Iterator[MakeRun]:
             Registry(home.child("checkpoints")),
             build=lambda membership: Build(program="m:build", config={}, seed=0, membership=membership),
             limits=Limits(max_epochs=5, start_timeout=0.05),
-            world_size=group.size - spares,
+            workers=WorkersSpec(count=group.size - spares, spares=spares),
+            recovery=RecoverySpec(),
         )
 
     yield make

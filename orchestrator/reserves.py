@@ -1,0 +1,105 @@
+"""Workers beyond those that train: spares, others that are started when one is lost, and a world that grows again.
+
+Called by `regrouping.py`, which decides when ranks are dealt anew; the ranks themselves are in `ranks.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from orchestrator.journal import Journal
+from orchestrator.loop import Loop
+from orchestrator.notice import notice
+from orchestrator.ranks import Ranks
+from orchestrator.recovery import Placement
+from orchestrator.spec import WorkersSpec
+
+__all__ = ["Reserves"]
+
+FAILURES = 3  # reserves lost in a row, after which no more are started
+AUTOSCALING = 3600.0  # seconds that a cluster which grows on demand may take for a new node
+
+
+class Reserves:
+    """The workers of a run that hold no rank yet.
+
+    Args:
+        loop: what comes.
+        ranks: who is who.
+        journal: the record.
+        workers: what the job says.
+        patience: seconds that a run waits for a new worker which it can't do without.
+
+    Attributes:
+        grow: called when there are workers with which the world can grow; has the ranks stand at a cut.
+    """
+
+    def __init__(self, loop: Loop, ranks: Ranks, journal: Journal, workers: WorkersSpec, *, patience: float) -> None:
+        self.patience = patience
+        self.grow: Callable[[], None] = lambda: None
+        self._loop = loop
+        self._ranks = ranks
+        self._journal = journal
+        self._workers = workers
+        self._failures = 0
+        ranks.ready = self._on_ready
+
+    @property
+    def minimum(self) -> int | None:
+        """With how many ranks training may go on; None: only with all."""
+        return self._workers.min
+
+    @property
+    def goal(self) -> int:
+        """How many ranks there shall be, if there can be."""
+        return self._workers.most
+
+    @property
+    def usable(self) -> int:
+        """With how many ranks the world could grow now; spares stay spares where as many train as shall."""
+        kept = self._workers.spares if self._ranks.world_size >= self._workers.count else 0
+        return max(0, min(len(self._ranks.spares) - kept, self.goal - self._ranks.world_size))
+
+    def want(self, number: int) -> None:
+        """See that so many workers are there, or on their way."""
+        while len(self._ranks.spares) + len(self._ranks.coming) < number:
+            self._ranks.add(avoid=self._suspects())
+
+    def refill(self) -> None:
+        """After a change: start what is missing to the full number, in the background."""
+        if self._failures < FAILURES:
+            missing = self.goal - self._ranks.world_size if self._workers.elastic else 0
+            self.want(max(0, missing) + self._workers.spares)
+
+    def lose(self, worker: int, cause: str) -> None:
+        """A worker is lost that held no rank."""
+        self._loop.group.kill(worker)
+        self._ranks.forget(worker)
+        self._journal.write("SPARE_LOST", worker=worker, cause=cause)
+        self._failures += 1
+        more = "" if self._failures < FAILURES else "; no more are started until one is"
+        notice(f"a spare was lost: {cause}{more}")
+        self.refill()
+
+    def enlarge(self, placement: Placement) -> Placement:
+        """The placement with as many more ranks as there are workers for."""
+        taken = set(placement.workers.values())
+        free = [worker for worker in self._ranks.spares if worker not in taken]
+        kept = self._workers.spares if placement.world_size >= self._workers.count else 0
+        more = free[: max(0, min(len(free) - kept, self.goal - placement.world_size))]
+        if not (self._workers.elastic and more):
+            return placement
+        world = placement.world_size
+        workers = {**placement.workers, **{world + number: worker for number, worker in enumerate(more)}}
+        return replace(placement, workers=workers, world_size=len(workers))
+
+    def _on_ready(self, worker: int) -> None:
+        """A worker has built, and waits."""
+        self._failures = 0
+        if self._workers.elastic and self.usable:
+            self.grow()
+
+    def _suspects(self) -> list[str]:
+        """Nodes on which workers were lost of late, or that are about to go."""
+        return sorted(self._loop.suspects)
