@@ -169,7 +169,9 @@ class Pulse(Message):
 
     Args:
         phase: what the training thread does, in words.
+        moves: of any engine but the trainer, and from one thing to the next; with the iteration, a measure of progress.
         idle: seconds since it last made progress.
+        busy: seconds that the training thread has spent between two backward passes, where it waits for nobody.
         samples: samples that this rank has consumed in training; 0 if the data does not say.
         drops: observations lost because the driver was slower than they came.
     """
@@ -177,7 +179,9 @@ class Pulse(Message):
     phase: str
     iteration: int
     epoch: int
+    moves: int
     idle: float
+    busy: float
     samples: int
     drops: int
     output: Mapping[str, Number]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import numbers
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from workers.engine import Engine
@@ -28,7 +28,9 @@ class Reports:
 
     def __init__(self) -> None:
         self._released: dict[str, float] = {}
-        self._progress = (0, time.monotonic())  # the iteration seen last, and since when
+        self._moves = 0
+        self._place = (0, 0)  # iteration and moves when it was looked last
+        self._since = time.monotonic()  # when that was first so
 
     def take_back(self, engine: Engine, metrics: Mapping[str, float]) -> None:
         """The driver's reduced metrics become the engine's."""
@@ -76,22 +78,31 @@ class Reports:
                 packs[name] = thing.pack()
         return packs
 
-    def progress(self, engine: Engine | None, worker: Worker | None) -> dict[str, Any]:
-        """Where training stands: fields of `Pulse`; from any thread."""
+    def progress(self, engine: Engine | None, worker: Worker | None, engines: Iterable[Engine] = ()) -> dict[str, Any]:
+        """Where training stands: fields of `Pulse`; from any thread.
+
+        Args:
+            engine: the trainer, once it is built.
+            worker: of this rank.
+            engines: all engines: what any of them does is progress.
+        """
         iteration, now = 0 if engine is None else engine.state.iteration, time.monotonic()
-        if iteration != self._progress[0]:
-            self._progress = (iteration, now)
+        moves = self._moves + sum(one.announced for one in engines if one is not engine)
+        if (iteration, moves) != self._place:
+            self._place, self._since = (iteration, moves), now
         output: Mapping[str, Number] = {}
         with contextlib.suppress(Exception):  # the training thread may be changing it right now
             output = {} if engine is None else pack_numbers(engine.state.output, on_cpu=True)
         return {
             "iteration": iteration,
             "epoch": 0 if engine is None else engine.state.epoch,
-            "idle": now - self._progress[1],
+            "moves": moves,
+            "idle": now - self._since,
+            "busy": 0.0 if worker is None else worker.busy,
             "samples": 0 if worker is None else worker.samples,
             "output": output,
         }
 
     def moved(self) -> None:
         """The training thread began something else: that is progress too."""
-        self._progress = (self._progress[0], time.monotonic())
+        self._moves += 1

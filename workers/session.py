@@ -271,12 +271,9 @@ class Session(Serving):
             engine.set_boundary(None)
         self._wanted, self._out = self._aborted, True
         self.membership = replace(self.membership, generation=self._aborted)
-        engine = self._engine()
-        self.send(
-            Stopped,
-            held=() if self._rewinder is None else self._rewinder.held,
-            iteration=0 if engine is None else engine.announced,
-        )
+        trainer = self._engine()
+        held = () if self._rewinder is None else self._rewinder.held
+        self.send(Stopped, held=held, iteration=0 if trainer is None else trainer.announced)
 
     # ---------------------------------------------------------------- gates
     def _arrive(self, name: str, engine: Engine, event: Event, count: int) -> None:
@@ -302,6 +299,7 @@ class Session(Serving):
             self._carry_out(order)
         assert order.gate == key, f"released from {order.gate} while waiting at {key}"
         self._note(before)
+        self.worker.waited()
         if self._rewinder is not None and order.order > after:
             self._rewinder.at_gate(key, order=order.order)
         self._reports.take_back(engine, order.metrics)

@@ -48,7 +48,7 @@ class Speaking:
 
     def pulse(self) -> Pulse:
         """What this rank is doing right now."""
-        progress = self._reports.progress(self._engine(), self._worker)
+        progress = self._reports.progress(self._engine(), self._worker, self._engines())
         return Pulse(**self._stamp(), phase=self.phase, drops=self.outbox.drops, **progress)
 
     @property

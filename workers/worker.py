@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from time import perf_counter
 from typing import Any, overload
 
 import torch
@@ -63,6 +64,8 @@ class Worker:
         self.samples = 0  # handed out by this rank's loaders
         self.batch_size = 1  # samples of this rank in the batch that was handed out last
         self.rank_read = False  # whether anybody asked for it; what is built by rank is built anew for another one
+        self.busy = 0.0  # seconds between one `backward` and the next: there no rank waits for another
+        self._left: float | None = None  # when the last `backward` ended
         self._weight = 1.0
 
     @property
@@ -197,8 +200,15 @@ class Worker:
                 "evaluation mode, whose gradients would stay on this rank; call model.train() first in the step, "
                 "and put single layers into evaluation mode after it"
             )
-        weight = self._weight
+        weight, began = self._weight, perf_counter()
+        if self._left is not None:
+            self.busy += began - self._left
         (loss if weight == 1.0 else loss * weight).backward()  # type: ignore[no-untyped-call]
+        self._left = perf_counter()
+
+    def waited(self) -> None:
+        """The time since the last `backward` was spent waiting, not working."""
+        self._left = perf_counter()
 
     def no_sync(self, model: nn.Module) -> Any:
         """Inside this context gradients of a prepared model add up without an all-reduce."""
