@@ -7,13 +7,13 @@ be put in between. `house.py` holds the rules that read this plan, `test_house.p
 WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("actor.py",),
     ("session.py",),
-    ("saving.py",),
+    ("saving.py", "snapshot.py"),
     ("checkpointing.py",),
     ("building.py", "evaluating.py", "gates.py", "reports.py", "writer.py"),
-    ("steps.py", "worker.py"),
+    ("inplace.py", "steps.py", "worker.py"),
     ("program.py",),
     ("handlers/*",),
-    ("cut.py", "metrics/*", "shards.py", "snapshot.py", "strategy.py"),
+    ("cut.py", "metrics/*", "pace.py", "shards.py", "strategy.py"),
     ("data/opening.py",),
     ("data/loader.py", "engine.py"),
     ("resumable.py",),
@@ -23,10 +23,10 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("index.py", "parcels.py", "signature.py", "state.py"),
     (
         *("data/processes.py", "data/sampler.py", "data/sources.py", "events.py", "feed.py", "locations.py"),
-        *("timers.py",),
+        *("handover.py", "timers.py"),
     ),
     (
-        *("collectives.py", "data/randomness.py", "expressions.py", "folder.py", "objects.py"),
+        *("collectives.py", "copies.py", "data/randomness.py", "expressions.py", "folder.py", "objects.py"),
         *("data/sources.py", "process_group.py", "rng.py"),
     ),
     (
