@@ -24,7 +24,9 @@ from workers.rng import capture_rng, restore_rng, seed_rng
 from workers.shards import Shards, load_state, read_rank_file, read_structure
 from workers.worker import Worker
 
-__all__ = ["cursor_of", "restore", "shards_of", "spread_entries"]
+__all__ = [
+    "begin_as_stranger", "cursor_of", "fitting", "restore", "shards_of", "spread_entries", "stateful_data",
+]  # fmt: skip
 
 
 def shards_of(worker: Worker, program: Program) -> Shards:
@@ -33,7 +35,7 @@ def shards_of(worker: Worker, program: Program) -> Shards:
     shared = {name: entry.state_dict() for name, entry in program.state.items()}
     own = {
         "engines": {name: engine.state_dict() for name, engine in program.engines.items()},
-        "data": {name: data.state_dict() for name, data in _stateful_data(program).items()},
+        "data": {name: data.state_dict() for name, data in stateful_data(program).items()},
         "rng": capture_rng(worker.device),
         "samples": worker.samples,
     }
@@ -92,12 +94,12 @@ def restore(worker: Worker, program: Program, point: LoadPoint) -> None:
     for name, entry in program.state.items():
         _take_up(name, entry, shared[name], point)
     for name, engine in program.engines.items():
-        engine.load_state_dict(_fitting(own["engines"][name], engine.attached) if stranger else own["engines"][name])
-    for name, data in _stateful_data(program).items():
+        engine.load_state_dict(fitting(own["engines"][name], engine.attached) if stranger else own["engines"][name])
+    for name, data in stateful_data(program).items():
         if name in own["data"] and point.world_size == worker.world_size:
             data.load_state_dict(own["data"][name])
     if stranger:
-        _begin_as_stranger(worker, program)
+        begin_as_stranger(worker, program)
     else:
         worker.samples = own["samples"]
         restore_rng(own["rng"], worker.device)
@@ -141,19 +143,19 @@ def _restore_entries(program: Program, point: LoadPoint, entries: tuple[str, ...
         _take_up(name, program.state[name], state, point)
 
 
-def _stateful_data(program: Program) -> dict[str, Stateful]:
+def stateful_data(program: Program) -> dict[str, Stateful]:
     """Data that keeps a position of its own; a `GlobalLoader` does not: the engine's iteration is its position."""
     sources: dict[str, object] = dict(program.data)
     return {name: data for name, data in sources.items() if isinstance(data, Stateful)}
 
 
-def _fitting(saved: Mapping[str, Any], attached: Mapping[str, Any]) -> dict[str, Any]:
+def fitting(saved: Mapping[str, Any], attached: Mapping[str, Any]) -> dict[str, Any]:
     """Rank 0's state of an engine, for a rank that may have other things attached: handlers of rank 0 alone."""
     own = {name: thing.state_dict() for name, thing in attached.items() if isinstance(thing, Stateful)}
     return {**saved, "attached": {name: saved["attached"].get(name, state) for name, state in own.items()}}
 
 
-def _begin_as_stranger(worker: Worker, program: Program) -> None:
+def begin_as_stranger(worker: Worker, program: Program) -> None:
     """Rank 0's file gave the position; what rank 0 had seen and drawn is not this rank's."""
     for engine in program.engines.values():
         for thing in engine.attached.values():
@@ -179,7 +181,7 @@ def _check_names(
 
 def _check_places(program: Program, own: Mapping[str, Any], saved_by: int, world_size: int) -> None:
     """The place of a Stateful loader is that of one rank in its own part of the data; no other world has such parts."""
-    for name in sorted(_stateful_data(program).keys() & own["data"].keys()):
+    for name in sorted(stateful_data(program).keys() & own["data"].keys()):
         engine = own["engines"][name]
         begins_anew = engine["iteration"] == 0 or (name != TRAINER and engine["completed"])
         if saved_by != world_size and not begins_anew:

@@ -13,19 +13,14 @@ from typing import Any
 from workers.engine import Engine
 from workers.events import Events
 from workers.failpoints import failpoint
-from workers.parcels import CUT, TRAINER, GateKey, Rewind, SnapshotLabel
+from workers.parcels import TRAINER, GateKey, Rewind, SnapshotLabel
 from workers.program import Program
-from workers.snapshot import SnapshotRing
+from workers.snapshot import SnapshotRing, taken_at
 from workers.worker import Worker
 
 __all__ = ["BEGIN", "Rewinder"]
 
 BEGIN = GateKey(engine=TRAINER, event="BEGIN", count=0)  # of the first snapshot, at which nobody waits
-_BETWEEN = {
-    *(Events.STARTED.key, Events.RESUMED.key, Events.EPOCH_STARTED.key, Events.EPOCH_COMPLETED.key, CUT),
-    *(Events.ITERATION_COMPLETED.key, Events.TERMINATE.key, Events.INTERRUPT.key, Events.COMPLETED.key),
-}
-"""Events of the trainer at which no iteration is in progress, so that its state says all."""
 
 
 class Rewinder:
@@ -65,7 +60,7 @@ class Rewinder:
 
     def at_gate(self, key: GateKey, *, order: int = 0) -> None:
         """On arriving at a gate, and on leaving one at which orders were carried out: a snapshot, if one can be."""
-        if key.engine == TRAINER and key.event in _BETWEEN:
+        if taken_at(key):
             self.take(SnapshotLabel(iteration=self._trainer.state.iteration, gate=key, order=order))
 
     def between(self, engine: Engine) -> None:
@@ -92,10 +87,10 @@ class Rewinder:
         elif rank == rewind.donor:
             self._ring.give(rewind.label, rewind.newcomers)
         failpoint("rewind.received", rank)
-        layouts = self._ring.restore(rewind.label, own)
+        self._ring.restore(rewind.label, own)
         self._at = rewind.label
         failpoint("rewind.restored", rank)
-        return layouts
+        return self._ring.layouts(rewind.label)
 
     def go_on(self, arrive: Callable[[GateKey, int], None]) -> None:
         """Have the trainer go on where the last rewind led to; nothing to do if there was none.

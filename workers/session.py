@@ -178,7 +178,7 @@ class Session(Serving):
             from workers.checkpointing import restore  # a second of imports that most starts can spare
 
             self._note("loading the checkpoint")
-            layouts = restore(self.worker, self.program, order.load)
+            restore(self.worker, self.program, order.load)
         if several:
             self.worker.models.wrap(first=afresh)
         if afresh:

@@ -17,7 +17,19 @@ def loop_of(group: FakeGroup) -> tuple[Loop, list[RankfireError]]:
 
 
 def pulse(group: FakeGroup, worker: int, iteration: int = 3) -> None:
-    group.send(Pulse, worker, phase="training", iteration=iteration, epoch=1, moves=0, idle=0.0, busy=0.0, samples=12, drops=0, output={})
+    group.send(
+        Pulse,
+        worker,
+        phase="training",
+        iteration=iteration,
+        epoch=1,
+        moves=0,
+        idle=0.0,
+        busy=0.0,
+        samples=12,
+        drops=0,
+        output={},
+    )
 
 
 def test_a_turn_hands_one_message_to_the_handler_of_its_kind() -> None:

@@ -1,0 +1,223 @@
+"""Copies of nested state: a skeleton in bytes, and the tensors in one block of memory that is used again and again.
+
+The skeleton is pickled, so containers keep their types and what was one object stays one. Used by `snapshot.py` to hold
+a rank's state, and by `handover.py` to send it as it lies there; whose state it is, and where it goes back, they know.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+
+import cloudpickle
+import numpy as np
+import torch
+
+__all__ = ["Copies", "Laid", "bytes_in", "packed", "unpacked"]
+
+_ALIGNMENT = 64  # bytes: a line of the processor's cache, and enough for every dtype
+_PLAIN = (torch.Tensor, torch.nn.Parameter)  # other classes, and other layouts, pickle themselves
+
+
+class Laid(NamedTuple):
+    """Where the copy of one tensor lies, and what it is a copy of."""
+
+    offset: int
+    size: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    device: torch.device
+
+
+class Copies:
+    """The copies of some nested states, by name.
+
+    Example:
+        >>> copies = Copies()
+        >>> copies.take({"weights": {"bias": torch.ones(2)}})
+        >>> copies.clones("weights")
+        {'bias': tensor([1., 1.])}
+    """
+
+    def __init__(self) -> None:
+        self.skeletons: dict[str, bytes] = {}
+        self.laid: tuple[Laid, ...] = ()
+        self.size = 0  # bytes of `memory` that are in use
+        self.memory = torch.empty(0, dtype=torch.uint8)
+        self._tensors: list[torch.Tensor] = []
+        self._numbers: dict[int, int] = {}  # id of a copy → its number
+
+    def take(self, states: Mapping[str, object]) -> None:
+        """Copy; what was here before is gone. Waits for accelerators to hand over what is copied.
+
+        Args:
+            states: tensors in containers and other things; what is neither is copied by pickling.
+        """
+        found = _Found()
+        self.skeletons = {name: found.pickled(state) for name, state in states.items()}
+        self.lay(found.laid, pinned=any(tensor.device.type == "cuda" for tensor in found.tensors))
+        with torch.no_grad():
+            for copy, tensor in zip(self._tensors, found.tensors, strict=True):
+                copy.copy_(tensor, non_blocking=True)
+        if any(tensor.device.type != "cpu" for tensor in found.tensors):
+            torch.accelerator.synchronize()  # the copies are on their way; training may change what they read
+
+    def views(self, name: str) -> Any:
+        """A state whose tensors are the copies: to be read, not to be kept. The same copy is the same object."""
+        return _Unpickler(self.skeletons[name], self._tensors.__getitem__).load()
+
+    def clones(self, name: str) -> Any:
+        """A state that its receiver may keep and change: nothing of it lies in here. Tensors are where they were."""
+        made: dict[int, torch.Tensor] = {}
+
+        def clone(number: int) -> torch.Tensor:
+            if number not in made:
+                made[number] = self.fresh(self._tensors[number])
+            return made[number]
+
+        return _Unpickler(self.skeletons[name], clone).load()
+
+    def fresh(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor for keeps: of a copy another one, on the device of what it is a copy of; any other is given back."""
+        number = self._numbers.get(id(tensor))
+        if number is None:
+            return tensor
+        device = self.laid[number].device
+        return tensor.clone() if device.type == "cpu" else tensor.to(device)
+
+    def lay(self, laid: tuple[Laid, ...], *, pinned: bool) -> None:
+        """Make room.
+
+        Args:
+            laid: what shall lie where.
+            pinned: page-locked, so that accelerators copy fast.
+        """
+        size = laid[-1].offset + laid[-1].size if laid else 0
+        fits = size <= self.memory.numel() <= 2 * size and (not pinned or self.memory.is_pinned())
+        if not fits:
+            self._tensors, self._numbers = [], {}
+            self.memory = torch.empty(0, dtype=torch.uint8)  # first: there is no room for two
+            self.memory = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        if not fits or laid != self.laid:
+            self._tensors = [self._at(place) for place in laid]
+            self._numbers = {id(tensor): number for number, tensor in enumerate(self._tensors)}
+        self.laid, self.size = laid, size
+
+    def _at(self, place: Laid) -> torch.Tensor:
+        part = self.memory[place.offset : place.offset + place.size].view(place.dtype)
+        return part.as_strided(place.shape, place.stride)
+
+
+def packed(value: object) -> bytes:
+    """Pickle something small with its tensors, so that another process can unpack it."""
+    buffer = io.BytesIO()
+    _Packer(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    return buffer.getvalue()
+
+
+def unpacked(content: bytes) -> Any:
+    """What was packed; new every time, so that it may be kept and changed."""
+    return pickle.loads(content)
+
+
+def bytes_in(value: object) -> int:
+    """Bytes of the tensors and arrays in a nested state."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(map(bytes_in, value.values()))
+    if isinstance(value, tuple | list):
+        return sum(map(bytes_in, value))
+    return 0
+
+
+class _Found:
+    """The tensors that were met while skeletons were pickled: each memory once."""
+
+    def __init__(self) -> None:
+        self.tensors: list[torch.Tensor] = []
+        self._laid: list[Laid] = []
+        self._known: dict[tuple[object, ...], int] = {}
+        self._end = 0
+
+    @property
+    def laid(self) -> tuple[Laid, ...]:
+        return tuple(self._laid)
+
+    def pickled(self, state: object) -> bytes:
+        buffer = io.BytesIO()
+        _Pickler(buffer, self.index).dump(state)
+        return buffer.getvalue()
+
+    def index(self, tensor: torch.Tensor) -> int:
+        tensor = tensor.detach().resolve_conj().resolve_neg()
+        key = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
+        if key not in self._known:
+            self._known[key] = len(self.tensors)
+            self._laid.append(self._place(tensor))
+            self.tensors.append(tensor)  # kept until it is copied, so that nothing else comes to lie there
+        return self._known[key]
+
+    def _place(self, tensor: torch.Tensor) -> Laid:
+        size, shape, stride = tensor.numel() * tensor.element_size(), tuple(tensor.shape), tensor.stride()
+        if not tensor.is_contiguous() and not _dense(shape, stride):
+            stride = torch.empty(shape, device="meta").stride()
+        offset, self._end = self._end, self._end + math.ceil(size / _ALIGNMENT) * _ALIGNMENT
+        return Laid(offset, size, tensor.dtype, shape, stride, tensor.device)
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """Leaves tensors out: their place in the pickle is a number."""
+
+    def __init__(self, file: io.BytesIO, index: Callable[[torch.Tensor], int]) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self._index = index
+
+    def persistent_id(self, thing: object) -> int | None:
+        if type(thing) in _PLAIN and thing.layout == torch.strided and not thing.is_quantized:  # type: ignore[attr-defined]
+            return self._index(cast(torch.Tensor, thing))
+        return None
+
+
+class _Unpickler(pickle.Unpickler):
+    """Puts tensors in again."""
+
+    def __init__(self, content: bytes, tensor_of: Callable[[int], torch.Tensor]) -> None:
+        super().__init__(io.BytesIO(content))
+        self._tensor_of = tensor_of
+
+    def persistent_load(self, pid: int) -> torch.Tensor:
+        return self._tensor_of(pid)
+
+
+class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """Tensors by their bytes: several times faster than torch's own way, and a view brings no more than itself."""
+
+    def reducer_override(self, thing: Any) -> Any:
+        if type(thing) in _PLAIN and thing.layout == torch.strided and not thing.is_quantized:
+            flat = thing.detach().cpu().resolve_conj().resolve_neg().reshape(-1)
+            raw = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+            return _tensor, (raw, thing.dtype, tuple(thing.shape), str(thing.device))
+        return super().reducer_override(thing)
+
+
+def _tensor(raw: bytes, dtype: torch.dtype, shape: tuple[int, ...], device: str) -> torch.Tensor:
+    if not raw:
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(dtype).reshape(shape).to(device)
+
+
+def _dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Whether the elements lie side by side without gaps, in whatever order of dimensions."""
+    expected = 1
+    for step, length in sorted((step, length) for step, length in zip(stride, shape, strict=True) if length != 1):
+        if step != expected:
+            return False
+        expected *= length
+    return True
