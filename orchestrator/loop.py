@@ -38,6 +38,7 @@ class Loop:
         self.pulses: dict[int, Pulse] = {}  # rank → its last one
         self.unheard: deque[Saved] = deque()  # came while the run was being judged; see Saver.salvage
         self.on_tick: list[Callable[[], None]] = []
+        self.heard: Callable[[Pulse], None] = lambda pulse: None
         self.on_pulse: Callable[[Mapping[int, Pulse]], None] | None = None
         self.fresh: Callable[[Message], bool] = lambda message: True  # whether it is of this generation
         self.recover: Callable[[], bool] = lambda: False  # makes the ranks whole again after a fault, if it can
@@ -81,6 +82,7 @@ class Loop:
     def _pulse(self, message: Pulse) -> None:
         facts = self.facts
         facts.phases[message.worker] = f"{message.phase}, iteration {message.iteration}"
+        self.heard(message)
         if message.worker in facts.ranks:
             self.pulses[facts.ranks[message.worker]] = message
             if self.on_pulse is not None:

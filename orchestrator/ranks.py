@@ -39,6 +39,7 @@ class Ranks:
         spares: workers that have built and wait.
         coming: workers that were started later, and have not built yet.
         ready: called with each of these when it has built.
+        told: called with the ranks to which an order goes.
     """
 
     def __init__(self, loop: Loop, life: Lifecycle, journal: Journal, *, world_size: int, start_timeout: float) -> None:
@@ -47,6 +48,7 @@ class Ranks:
         self.spares: list[int] = []
         self.coming: set[int] = set()
         self.ready: Callable[[int], None] = lambda worker: None
+        self.told: Callable[[list[int]], None] = lambda ranks: None
         self._loop = loop
         self._life = life
         self._journal = journal
@@ -197,6 +199,7 @@ class Ranks:
     # ---------------------------------------------------------------- any time
     def order(self, rank: int, order: Order) -> None:
         """Send an order to one rank."""
+        self.told([rank])
         self._loop.group.order(self._workers[rank], order)
 
     def order_all(self, order: Order) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from workers.engine import Engine
 from workers.events import Events
-from workers.gates import attach_gates, attach_shipped, runs_here
+from workers.gates import Shipped, attach_gates, runs_here
 from workers.parcels import RankHandler
 from workers.program import Program
 from workers.rank import Membership
@@ -86,10 +86,35 @@ def test_shipped_handlers_of_this_rank_are_attached_with_their_arguments(program
         engine.state.setdefault("kept", list).append((place, word))
 
     handlers = (shipped(0, keep, "a"), shipped(1, keep, "b"), shipped("all", keep, "c", word="d"))
-    handles = attach_shipped(program, handlers, member(0))
+    Shipped().attach(program, handlers, member(0))
     engine.run([0])
     assert engine.state.kept == [("a", "none"), ("c", "d")]
-    for handle in handles:
-        handle.remove()
-    engine.run([0], resume_from_iteration=0)
-    assert len(engine.state.kept) == 2
+
+
+class Counted:
+    """A handler with a state."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, engine):
+        self.calls += 1
+        engine.state.setdefault("seen", list).append((id(self), self.calls))
+
+    def state_dict(self):
+        return {"calls": self.calls}
+
+    def load_state_dict(self, state):
+        self.calls = state["calls"]
+
+
+def test_a_rank_that_becomes_another_has_the_handlers_of_that_one_and_keeps_what_stays(program, engine):
+    shipment, handlers = Shipped(), (shipped(0, Counted()), shipped("all", Counted()))
+    for rank in (0, 1, 1):
+        shipment.attach(program, handlers, member(rank))
+        engine.run([0], resume_from_iteration=0)
+    calls = {}
+    for who, count in engine.state.seen:
+        calls.setdefault(who, []).append(count)
+    assert sorted(calls.values()) == [[1], [1, 2, 3]]
+    assert list(engine.attached) == ["handler 1: Counted"]

@@ -9,7 +9,9 @@ from workers import messages, orders, parcels
 from workers.events import Events
 from workers.messages import Message
 from workers.orders import Order
-from workers.parcels import Failure, GateKey, LoadPoint, MetricPack, Number, Planned, RankHandler, Receipt
+from workers.parcels import (
+    Failure, GateKey, LoadPoint, MetricPack, Number, Planned, RankHandler, Receipt, Rewind, SnapshotLabel,
+)  # fmt: skip
 from workers.rank import Membership, Place
 from workers.shards import Written
 
@@ -18,6 +20,7 @@ FAILURE = Failure(type_name="ValueError", text="wrong", traceback="Traceback …
 HANDLER = RankHandler(engine="trainer", event=Events.STARTED, where=(0, 2), pickled=b"x")
 RECEIPT = Receipt(path="data/__0_0.distcp", size=9, sha256="ab")
 PLANNED = Planned(plan=None, spread=("model",), state={"model": 4}, cursor={"seed": 0, "position": 8}, data={})
+LABEL = SnapshotLabel(iteration=8, gate=GATE, order=4)
 MEMBER = Membership(generation=2, rank=1, world_size=4)
 EXAMPLES = {
     "place": Place(node="n", host="h", address="127.0.0.1", pid=1, gpus=("0",)),
@@ -62,13 +65,20 @@ EXAMPLES = {
     "roots": ("/src",),
     "plan": None,
     "then": "terminate",
+    "label": LABEL,
+    "own": b"random numbers",
+    "held": (LABEL,),
+    "after": 4,
+    "moves": 12,
+    "busy": 0.3,
+    "rewind": Rewind(label=LABEL, donor=0, newcomers=(1,), own=b"random numbers"),
 }
 STAMP = {"generation": 2, "worker": 3, "rank": 1, "seq": 7}
 KINDS = [
     getattr(module, name)
     for module, root in ((messages, Message), (orders, Order))
     for name in module.__all__
-    if issubclass(getattr(module, name), root)
+    if isinstance(getattr(module, name), type) and issubclass(getattr(module, name), root)
 ]
 
 

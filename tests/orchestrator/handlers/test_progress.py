@@ -43,7 +43,8 @@ def on_a_terminal(max_iters: int | None = None) -> Progress:
 
 def pulse(rank: int = 0, iteration: int = 7, samples: int = 0, **output: Number) -> Pulse:
     return Pulse(
-        generation=0, worker=rank, rank=rank, seq=0, phase="training", iteration=iteration, epoch=1, moves=0, idle=0.0, busy=0.0,
+        generation=0, worker=rank, rank=rank, seq=0, phase="training", iteration=iteration, epoch=1,
+        moves=0, idle=0.0, busy=0.0,
         samples=samples, drops=0, output=output,
     )  # fmt: skip
 

@@ -1,0 +1,165 @@
+"""The driver's eye on the ranks: pulses go to the watch, and what it sees is told, put on record, and mended.
+
+A hang ends with the stacks of all ranks in the run's folder and the laggard ended; a straggler and a node that is about
+to go are told. Who hangs is decided in `watch.py`, what follows in `regrouping.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from orchestrator.cluster_events import ClusterEvents, HangDetected, PreemptionNotice, StragglerDetected
+from orchestrator.journal import Journal
+from orchestrator.loop import Loop
+from orchestrator.notice import notice
+from orchestrator.ranks import Ranks
+from orchestrator.regrouping import Regrouping
+from orchestrator.timeouts import Timeouts
+from orchestrator.watch import Beat, Hang, Straggler, Watch
+from workers.events import Event
+from workers.messages import Pulse
+from workers.storage import Storage
+
+__all__ = ["Watching"]
+
+LOOK = 0.5  # seconds between two looks
+
+
+class Watching:
+    """Watches the ranks of a run.
+
+    Args:
+        loop: what comes, and what time it is.
+        ranks: who is who.
+        regrouping: mends.
+        journal: the record.
+        home: the run's folder.
+        timeouts: how long a rank may stand still.
+        tell: called with each cluster event and its payload.
+
+    Attributes:
+        leaving: called when nodes are about to be taken away on which ranks are, with the seconds left.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        ranks: Ranks,
+        regrouping: Regrouping,
+        journal: Journal,
+        home: Storage,
+        timeouts: Timeouts,
+        tell: Callable[[Event, object], None],
+    ) -> None:
+        self.leaving: Callable[[float], None] = lambda seconds: None
+        self._loop = loop
+        self._ranks = ranks
+        self._regrouping = regrouping
+        self._journal = journal
+        self._home = home
+        self._tell = tell
+        self._watch = Watch(timeouts)
+        self._looked = 0.0
+        self._hangs = 0
+        self._on = False
+        self._told: set[str] = set()  # nodes of which it is known that they go
+        loop.on_tick.append(self._tick)
+        loop.heard = self._hear
+        ranks.told = self._ordered
+
+    def begin(self) -> None:
+        """The ranks of a generation train from now on."""
+        self._watch.begin(range(self._ranks.world_size), now=time.monotonic(), phase="training")
+        self._on = True
+
+    def pause(self) -> None:
+        """They do not: another generation is being formed, or the run ends."""
+        self._watch.begin((), now=time.monotonic())
+        self._on = False
+
+    # ---------------------------------------------------------------- what comes
+    def _hear(self, pulse: Pulse) -> None:
+        self._watch.hear(
+            Beat(
+                rank=pulse.rank,
+                phase=pulse.phase,
+                iteration=pulse.iteration,
+                progress=pulse.moves,
+                idle=pulse.idle,
+                at=time.monotonic(),
+                busy=pulse.busy,
+            )
+        )
+
+    def _ordered(self, ranks: list[int]) -> None:
+        self._watch.ordered(ranks, time.monotonic())
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if not self._on or now - self._looked < LOOK:
+            return
+        self._looked = now
+        self._look_at_nodes()
+        seen = self._watch.look(now)
+        for straggler in [one for one in seen if isinstance(one, Straggler)]:
+            self._tell_straggler(straggler)
+        hangs = [one for one in seen if isinstance(one, Hang)]
+        if hangs:
+            self._mend(hangs)
+
+    # ---------------------------------------------------------------- what is seen
+    def _tell_straggler(self, straggler: Straggler) -> None:
+        self._journal.write(
+            "STRAGGLER_DETECTED", rank=straggler.rank, ratio=round(straggler.ratio, 2), seconds=straggler.seconds
+        )
+        self._tell(
+            ClusterEvents.STRAGGLER_DETECTED,
+            StragglerDetected(rank=straggler.rank, ratio=straggler.ratio, seconds=straggler.seconds),
+        )
+
+    def _mend(self, hangs: list[Hang]) -> None:
+        """Write down where every rank stands, name the laggard, end it; if several may be it, all but those let go."""
+        members, facts = self._ranks.members, self._loop.facts
+        folder = self._write_stacks(members)
+        for hang in hangs:
+            self._journal.write("HANG_DETECTED", rank=hang.rank, text=str(hang), stacks=folder)
+            self._tell(
+                ClusterEvents.HANG_DETECTED,
+                HangDetected(rank=hang.rank, seconds=hang.seconds, phase=hang.phase, stacks=folder),
+            )
+            doubt = "" if hang.sure else ", or waits for one that does"
+            notice(f"rank {hang.rank} hangs{doubt}: {hang}; the stacks of all ranks are in {folder}")
+            if hang.sure:
+                facts.hung.add(members[hang.rank])
+                facts.lost[members[hang.rank]] = f"it hung: {hang}"
+        if any(hang.sure for hang in hangs):
+            self._loop.recover()
+        else:
+            self._regrouping.mend()
+
+    def _write_stacks(self, members: list[int]) -> str:
+        """The stacks of all ranks, one file each; gives their folder."""
+        self._hangs += 1
+        folder = f"hangs/{self._hangs:03d}-iteration-{self._journal.iteration}"
+        for worker, text in self._loop.group.stacks(members).items():
+            self._home.replace(f"{folder}/rank-{members.index(worker):04d}.txt", text.encode())
+        return self._home.locate(folder)
+
+    def _look_at_nodes(self) -> None:
+        """Nodes that are about to be taken away: nothing is started there any more, and who is there moves."""
+        facts = self._loop.facts
+        draining = self._loop.group.draining()
+        on_them = {worker for worker, place in facts.places.items() if place.node in draining}
+        facts.draining.update(on_them)
+        self._loop.suspects.update(draining)
+        for node, seconds in draining.items():
+            if node in self._told:
+                continue
+            self._told.add(node)
+            ranks = sorted(facts.ranks[worker] for worker in on_them if worker in self._ranks.members)
+            self._journal.write("PREEMPTION_NOTICE", node=node, seconds=seconds, ranks=ranks)
+            self._tell(ClusterEvents.PREEMPTION_NOTICE, PreemptionNotice(node=node, seconds=seconds, ranks=tuple(ranks)))
+            notice(f"node {node[:12]} goes in {seconds:.0f} s; ranks there: {', '.join(map(str, ranks)) or 'none'}")
+            if ranks:
+                self.leaving(seconds)
