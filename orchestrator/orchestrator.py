@@ -21,7 +21,7 @@ from orchestrator.ranks import Ranks
 from orchestrator.resume import Resume, StartFrom
 from orchestrator.run import Run
 from orchestrator.settings import Settings
-from orchestrator.spec import JobSpec, WorkersSpec
+from orchestrator.spec import JobSpec, RecoverySpec, WorkersSpec
 from orchestrator.specfile import load_spec
 from orchestrator.target import load_target
 from orchestrator.training import Parts, RunResult, train
@@ -36,14 +36,16 @@ class Orchestrator(Ordering):
     Args:
         build: `build(worker) -> Program`, or `"module:function"`; runs on every rank.
         run: run id, the name of its folder in storage. The same id goes on with the same run.
-        workers: how many ranks; or a mapping or `WorkersSpec` with `count, spares, cpus, gpus, resources, placement`.
-            0 runs the program in this process, for a debugger.
-        spares: further workers that build the program and wait.
+        workers: how many ranks; or a mapping or `WorkersSpec` with `count, spares, min, max, cpus, gpus, resources,
+            placement`. 0 runs the program in this process, for a debugger.
+        spares: further workers that build the program and wait to take a lost rank's place.
         config: settings of the program, as `worker.config`.
         seed: of the data order and all random numbers.
         storage: folder, or URL such as `s3://bucket/runs`, under which each run has its folder.
         cluster: `{"address": …, "autoscale": …, "start_timeout": …}`; without an address: RAY_ADDRESS if it is set,
             else Ray on this machine.
+        recovery: what happens when a rank is lost or stands still, as in a job file: a mapping or `RecoverySpec` with
+            `on_loss, snapshots, hang_timeout, restarts`.
 
     Raises:
         SpecError: an argument can't be used; says which, and what was expected.
@@ -56,7 +58,7 @@ class Orchestrator(Ordering):
         >>> result = orchestrator.run(max_epochs=5)  # doctest: +SKIP
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one keyword for each section of a job file
         self,
         build: Callable[..., Any] | str,
         *,
@@ -67,6 +69,7 @@ class Orchestrator(Ordering):
         seed: int = 0,
         storage: str | os.PathLike[str] = "runs",
         cluster: Mapping[str, Any] | None = None,
+        recovery: Mapping[str, Any] | RecoverySpec | None = None,
     ) -> None:
         self._set_up(
             Settings.of(
@@ -78,6 +81,7 @@ class Orchestrator(Ordering):
                 seed=seed,
                 storage=storage,
                 cluster=cluster,
+                recovery=recovery,
             )
         )
 

@@ -13,8 +13,9 @@ from typing import Any
 import cloudpickle
 
 from orchestrator.errors import SpecError, explain
-from orchestrator.spec import ClusterSpec, JobSpec, TrainSpec, WorkersSpec
+from orchestrator.spec import ClusterSpec, JobSpec, RecoverySpec, TrainSpec, WorkersSpec
 from orchestrator.spec_problems import make_spec
+from orchestrator.spec_values import Section
 from orchestrator.specfile import dump_spec
 from workers.locations import storage_at
 from workers.storage import Storage
@@ -32,6 +33,7 @@ class Settings:
         program_name: what to call it in errors and in the journal.
         config: the program's own settings.
         workers, cluster: what is needed, and where.
+        recovery: what happens when a rank is lost.
         seed: of the job.
         storage: folder or URL under which the run has its folder; a folder is absolute.
         roots: folders that go to the front of the ranks' `sys.path`.
@@ -45,6 +47,7 @@ class Settings:
     config: Mapping[str, Any]
     workers: WorkersSpec
     cluster: ClusterSpec
+    recovery: RecoverySpec
     seed: int
     storage: str
     roots: tuple[str, ...]
@@ -81,6 +84,7 @@ class Settings:
             config=spec.config,
             workers=spec.workers,
             cluster=spec.cluster,
+            recovery=spec.recovery,
             seed=spec.seed,
             storage=_folder(spec.storage),
             roots=_roots(roots),
@@ -96,9 +100,8 @@ class Settings:
             SpecError: one of them can't be used.
         """
         workers, spares, config = given["workers"], given["spares"], dict(given["config"] or {})
-        if isinstance(workers, WorkersSpec):
-            workers = workers.model_dump()
-        elif isinstance(workers, int) and not isinstance(workers, bool):
+        workers = _plain(workers)
+        if isinstance(workers, int) and not isinstance(workers, bool):
             workers = {"count": workers}
         if isinstance(workers, Mapping) and spares:
             workers = {**workers, "spares": spares}
@@ -111,7 +114,7 @@ class Settings:
                 "workers": workers,
                 "seed": given["seed"],
                 "storage": os.fspath(given["storage"]),
-                **({} if given["cluster"] is None else {"cluster": given["cluster"]}),
+                **{key: _plain(given[key]) for key in ("cluster", "recovery") if given[key] is not None},
             }
         )
         pickled(config, "Orchestrator(config)")
@@ -122,6 +125,7 @@ class Settings:
             config=config,
             workers=spec.workers,
             cluster=spec.cluster,
+            recovery=spec.recovery,
             seed=spec.seed,
             storage=_folder(spec.storage),
             roots=_roots(()),
@@ -150,6 +154,11 @@ def _callable(build: object) -> Callable[..., Any]:
             f"Orchestrator(build): expected a function build(worker) or 'module:function', received {build!r}"
         )
     return build
+
+
+def _plain(given: object) -> object:
+    """A section of a spec as the mapping that it was made of."""
+    return given.model_dump() if isinstance(given, Section) else given
 
 
 def _name(value: object) -> str:

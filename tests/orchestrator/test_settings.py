@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.errors import SpecError
 from orchestrator.settings import Settings, pickled
-from orchestrator.spec import JobSpec, WorkersSpec
+from orchestrator.spec import JobSpec, RecoverySpec, WorkersSpec
 
 
 def build(worker: object) -> str:
@@ -22,6 +22,7 @@ def build(worker: object) -> str:
 def settings(program: Any = build, **given: Any) -> Settings:
     defaults = {
         "run": "digits", "workers": 2, "spares": 0, "config": None, "seed": 0, "storage": "runs", "cluster": None,
+        "recovery": None,
     }  # fmt: skip
     return Settings.of(program, **(defaults | given))
 
@@ -52,6 +53,15 @@ def test_workers_are_a_number_a_mapping_or_a_spec() -> None:
     assert settings(workers=WorkersSpec(count=4, cpus=2)).workers.cpus == 2
     assert settings(workers=2, spares=1).workers.spares == 1
     assert settings(workers={"count": 2}, spares=1).workers.spares == 1
+
+
+def test_recovery_is_on_unless_a_mapping_or_a_spec_says_otherwise() -> None:
+    assert settings().recovery == RecoverySpec()
+    assert settings(recovery={"on_loss": "stop", "restarts": {"crash": 3}}).recovery.restarts.crash == 3
+    assert settings(recovery=RecoverySpec(hang_timeout=5.0)).recovery.hang_timeout == 5.0
+    assert refusal(recovery={"hang_timeout": 0}) == (
+        "recovery.hang_timeout: expected a number greater than 0, received 0 (int); write more than 0"
+    )
 
 
 def test_zero_workers_are_a_world_of_one() -> None:
