@@ -34,7 +34,7 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     (
         *("data/carried.py", "data/fingerprint.py", "data/permutation.py"),
         *("errors.py", "failpoints.py", "filters.py", "rank.py", "retry.py", "stacks.py"),
-        *("storage.py", "tracebacks.py"),
+        *("storage.py", "tracebacks.py", "watchdog.py"),
     ),
 )
 
@@ -86,6 +86,7 @@ LIGHT = (
     "workers/retry.py",
     "workers/stacks.py",
     "workers/storage.py",
+    "workers/watchdog.py",
 )
 """Words of both sides, which know none of the heavy libraries below."""
 

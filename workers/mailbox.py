@@ -1,7 +1,7 @@
 """A rank's two boxes: orders that come in, messages that go out. Threads meet here and nowhere else.
 
-`Mailbox` hands out numbered orders in their order, whatever thread delivered them. `Outbox` stamps and keeps messages
-until the stream takes them; what only observes is bounded, what steers is never dropped.
+`Mailbox` hands out numbered orders in their order, whatever thread delivered them. `Outbox` numbers messages and keeps
+them until they have arrived; what only observes is bounded, what steers is never dropped.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from collections.abc import Callable
 from workers.messages import Message, Observed
 from workers.orders import Order
 
-__all__ = ["Mailbox", "Outbox"]
+__all__ = ["Mailbox", "Numbered", "Outbox"]
 
+Numbered = tuple[int, Message]
+"""A message with its place among all that one worker ever sends; 0 for one that is not sent again, a pulse."""
 MAX_OBSERVED = 4096  # observations kept for a slow driver; the oldest goes first
 
 
@@ -77,37 +79,60 @@ class Mailbox:
 
 
 class Outbox:
-    """Messages for the driver, in the order in which they were put."""
+    """Messages for the driver, in the order in which they were put, numbered from 1.
+
+    Whoever can't lose one on the way uses `take`. A stream that may break uses `after`: what it was given stays here
+    until it is acknowledged, so that the stream that follows can send it again.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._messages: deque[Message] = deque()
-        self._observed = 0
+        self._messages: deque[Numbered] = deque()
+        self._numbers = 0  # of the newest message
+        self._given = 0  # the newest one that a stream was given
+        self._observed = 0  # observations that are here
         self._closed = False
         self.drops = 0
 
     def put(self, message: Message) -> None:
-        """Keep a message until the stream takes it; observations beyond the bound push out the oldest one."""
+        """Keep a message until it is taken; observations beyond the bound push out the oldest one."""
         with self._changed:
             if isinstance(message, Observed):
                 self._observed += 1
                 if self._observed > MAX_OBSERVED:
                     self._drop_oldest_observation()
-            self._messages.append(message)
+            self._numbers += 1
+            self._messages.append((self._numbers, message))
             self._changed.notify_all()
 
     def take(self, timeout: float) -> list[Message]:
-        """All messages that are here, after waiting at most `timeout` seconds for the first."""
+        """All messages that are here, after waiting at most `timeout` seconds for the first; they are forgotten."""
+        taken = self.after(0, timeout)
+        if taken:
+            self.acknowledge(taken[-1][0])
+        return [message for _, message in taken]
+
+    def after(self, number: int, timeout: float) -> list[Numbered]:
+        """All messages numbered above `number`, after waiting at most `timeout` seconds for one; they are kept."""
         with self._changed:
-            if not self._messages and not self._closed and timeout > 0:
+            if self._numbers <= number and not self._closed and timeout > 0:
                 self._changed.wait(timeout)
-            taken = list(self._messages)
-            self._messages.clear()
-            self._observed = 0
-            return taken
+            self._given = max(self._given, self._numbers)
+            return [numbered for numbered in self._messages if numbered[0] > number]
+
+    def acknowledge(self, number: int) -> None:
+        """Forget the messages up to `number`: they have arrived."""
+        with self._changed:
+            while self._messages and self._messages[0][0] <= number:
+                self._observed -= isinstance(self._messages.popleft()[1], Observed)
+
+    def wake(self) -> None:
+        """End whatever waits for a message."""
+        with self._changed:
+            self._changed.notify_all()
 
     def close(self) -> None:
-        """No message will follow; `take` no longer waits."""
+        """No message will follow; nobody waits any longer."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -118,8 +143,15 @@ class Outbox:
         with self._changed:
             return self._closed and not self._messages
 
+    def ends_at(self, number: int) -> bool:
+        """Whether the message of this number is the last one that there will ever be."""
+        with self._changed:
+            return self._closed and self._numbers <= number
+
     def _drop_oldest_observation(self) -> None:
-        index = next(i for i, message in enumerate(self._messages) if isinstance(message, Observed))
+        index, number = next(
+            (i, number) for i, (number, message) in enumerate(self._messages) if isinstance(message, Observed)
+        )
         del self._messages[index]
         self._observed -= 1
-        self.drops += 1
+        self.drops += number > self._given  # what a stream was given has most probably arrived

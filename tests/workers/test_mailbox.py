@@ -158,3 +158,80 @@ def test_closing_wakes_the_stream():
     box.close()
     thread.join(timeout=30)
     assert got == [[]]
+
+
+def sent(box, number, timeout=0):
+    return [number for number, _ in box.after(number, timeout)]
+
+
+def test_what_a_stream_was_given_is_given_again_until_it_is_acknowledged():
+    box = Outbox()
+    for seq in range(3):
+        box.put(joined(seq))
+    assert sent(box, 0) == [1, 2, 3]
+    assert sent(box, 3) == []
+    assert sent(box, 1) == [2, 3]
+    box.acknowledge(2)
+    assert sent(box, 0) == [3]
+
+
+@given(st.lists(st.sampled_from(["put", "stream", "break", "acknowledge"]), max_size=40))
+def test_however_streams_break_each_message_is_heard_once_and_in_order(steps):
+    """A stream's cursor runs ahead of what was heard; when it breaks, the next one begins where hearing ended."""
+    box, put, heard, on_its_way, cursor = Outbox(), 0, [], [], 0
+    for step in [*steps, "break", "stream"]:
+        if step == "put":
+            put += 1
+            box.put(joined(put))
+        elif step == "stream":
+            heard += on_its_way
+            on_its_way = sent(box, cursor)
+            cursor = max([cursor, *on_its_way])
+        elif step == "break":  # what was on its way may have arrived in part
+            heard += on_its_way[: len(on_its_way) // 2]
+            on_its_way, cursor = [], max(heard, default=0)
+        else:
+            box.acknowledge(max(heard, default=0))
+    heard += on_its_way
+    assert heard == list(range(1, put + 1))
+
+
+def test_after_waits_for_the_first_message_beyond_the_number():
+    box, got = Outbox(), []
+    box.put(joined(1))
+    thread = threading.Thread(target=lambda: got.extend(sent(box, 1, timeout=30)))
+    thread.start()
+    box.put(joined(2))
+    thread.join(timeout=30)
+    assert got == [2]
+
+
+def test_who_waits_can_be_woken_without_a_message():
+    box, got = Outbox(), []
+    thread = threading.Thread(target=lambda: got.append(sent(box, 0, timeout=60)))
+    thread.start()
+    wait_until(lambda: box.wake() or got, what="the end of the wait")
+    thread.join()
+    assert got == [[]]
+
+
+def test_a_stream_ends_at_the_last_message_of_a_closed_box():
+    box = Outbox()
+    box.put(joined(1))
+    assert not box.ends_at(1)
+    box.close()
+    assert (box.ends_at(0), box.ends_at(1)) == (False, True)
+    assert sent(box, 1, timeout=30) == []
+
+
+def test_an_observation_that_was_sent_already_is_no_drop_when_it_is_pushed_out(monkeypatch):
+    monkeypatch.setattr(mailbox, "MAX_OBSERVED", 2)
+    box = Outbox()
+    box.put(observed(1))
+    assert sent(box, 0) == [1]
+    for seq in (2, 3, 4):
+        box.put(observed(seq))
+    assert box.drops == 1  # the second, which nobody was given
+    box.acknowledge(4)
+    box.put(observed(5))
+    assert box.drops == 1
