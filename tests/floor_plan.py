@@ -13,6 +13,7 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("steps.py", "worker.py"),
     ("program.py",),
     ("handlers/*",),
+    ("parameters.py",),
     ("cut.py", "metrics/*", "shards.py", "snapshot.py", "strategy.py"),
     ("data/opening.py",),
     ("data/loader.py", "engine.py"),
@@ -26,7 +27,8 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
         *("timers.py",),
     ),
     (
-        *("collectives.py", "data/randomness.py", "expressions.py", "folder.py", "objects.py"),
+        *("collectives.py", "data/randomness.py", "digests.py", "expressions.py", "finite.py", "folder.py"),
+        *("objects.py",),
         *("data/sources.py", "process_group.py", "rng.py"),
     ),
     (
@@ -43,7 +45,7 @@ ORCHESTRATOR = (
     ("ordering.py",),
     ("training.py",),
     ("run.py",),
-    ("registrations.py", "resume.py", "saving.py"),
+    ("guard.py", "registrations.py", "resume.py", "saving.py"),
     ("asking.py",),
     ("gatekeeper.py", "handlers/*", "loggers/*"),
     ("checkpoints/export.py", "driver.py", "ranks.py", "shipping.py", "splits.py"),
