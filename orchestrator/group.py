@@ -9,23 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import queue
 import re
+import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from orchestrator.exchange import Incoming, Interrupt, Lost
+from orchestrator.exchange import Inbox, Incoming, Interrupt, Lost
 from orchestrator.placement import Cluster, bundle_of
 from orchestrator.spec import ClusterSpec, WorkersSpec
 from workers.actor import RankActor
 from workers.messages import Hello
 from workers.orders import CutAt, Leave, Order, ProposeCut
 from workers.rank import Place
+from workers.stacks import stacks_of
 
 __all__ = ["RayGroup"]
 
@@ -58,7 +59,7 @@ class RayGroup:
         self._cluster = Cluster(cluster, workers)
         self._roots = roots
         self._environment = dict(environment or {})
-        self._queue: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
+        self._inbox = Inbox()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._actors: dict[int, Any] = {}
@@ -75,19 +76,8 @@ class RayGroup:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rankfire-streams", daemon=True)
         self._thread.start()
-        bundle = bundle_of(self._workers)
-        extra = {name: amount for name, amount in bundle.items() if name not in {"CPU", "GPU"}}
-        for worker in range(self._workers.count + self._workers.spares):
-            actor = RankActor.options(  # type: ignore[attr-defined]
-                num_cpus=bundle.get("CPU", 0),
-                num_gpus=bundle.get("GPU", 0),
-                resources=extra,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=worker),
-            ).remote(worker, self._roots, self._environment)
-            self._actors[worker] = actor
-            self._numbers[worker] = 0
-            actor.run.remote()
-            asyncio.run_coroutine_threadsafe(self._drain(worker, actor.events.remote()), self._loop)
+        for worker in range(self.size):
+            self._launch(worker, PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=worker))
 
     def address(self) -> str:
         """IP address of the driver's node."""
@@ -107,20 +97,45 @@ class RayGroup:
             self._numbers[worker] += 1
         self._actors[worker].control.remote(number, order)
 
+    def add(self, worker: int, *, avoid: Collection[str] = ()) -> None:
+        """Start one more worker in a placement group of its own."""
+        assert worker not in self._numbers, f"worker {worker} has been there before"
+        group = self._cluster.reserve(worker, avoid)
+        self._launch(worker, PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0))
+        self.size += 1
+
+    def kill(self, worker: int) -> None:
+        """End a worker's process and give back its place."""
+        self._inbox.close(worker)
+        self._leaving.add(worker)
+        self.size -= 1
+        with contextlib.suppress(Exception):  # it is dead already
+            ray.kill(self._actors.pop(worker), no_restart=True)
+        place = self._places.get(worker)
+        if place is not None and place.node == self._here:  # Ray would give a stopped process 5 s
+            with contextlib.suppress(OSError):
+                os.kill(place.pid, signal.SIGKILL)
+        self._cluster.release(worker)
+
+    def stacks(self, workers: Collection[int]) -> dict[int, str]:
+        """Those on this machine are looked at from here."""
+        return {worker: stacks_of(self._places[worker].pid) for worker in workers if worker in self._places}
+
+    def draining(self) -> Mapping[str, float]:
+        """Nodes that are about to be taken away."""
+        return {}
+
     def take(self, timeout: float) -> Incoming | None:
         """The next thing that came from any worker."""
-        try:
-            return self._queue.get(timeout=max(timeout, 0.0))
-        except queue.Empty:
-            return None
+        return self._inbox.take(timeout)
 
     def interrupt(self) -> None:
         """Put an `Interrupt` into the queue."""
-        self._queue.put(Interrupt())
+        self._inbox.put(Interrupt())
 
     def tell(self, came: Incoming) -> None:
         """Put something into the queue."""
-        self._queue.put(came)
+        self._inbox.put(came)
 
     def stop(self, *, grace: float) -> list[str]:
         """Let the ranks leave, then end their processes, give back their places, and see that all is gone."""
@@ -137,6 +152,21 @@ class RayGroup:
         self._cluster.stop()
         return left
 
+    def _launch(self, worker: int, placed: PlacementGroupSchedulingStrategy) -> None:
+        assert self._loop is not None, "the group is not started"
+        bundle = bundle_of(self._workers)
+        extra = {name: amount for name, amount in bundle.items() if name not in {"CPU", "GPU"}}
+        actor = RankActor.options(  # type: ignore[attr-defined]
+            num_cpus=bundle.get("CPU", 0),
+            num_gpus=bundle.get("GPU", 0),
+            resources=extra,
+            scheduling_strategy=placed,
+        ).remote(worker, self._roots, self._environment)
+        self._actors[worker] = actor
+        self._numbers[worker] = 0
+        actor.run.remote()
+        asyncio.run_coroutine_threadsafe(self._drain(worker, actor.events.remote()), self._loop)
+
     async def _drain(self, worker: int, stream: Any) -> None:
         """Move one worker's messages into the queue until its stream ends or breaks."""
         try:
@@ -144,15 +174,15 @@ class RayGroup:
                 for message in await batch:
                     if isinstance(message, Hello):
                         self._places[worker] = message.place
-                    self._queue.put(message)
+                    self._inbox.put(message)
             self._ended.add(worker)
             if worker not in self._leaving:  # nobody told this rank to go, so somebody waits for it
-                self._queue.put(Lost(worker=worker, cause="its stream ended"))
+                self._inbox.put(Lost(worker=worker, cause="its stream ended"))
         except asyncio.CancelledError:
             raise
         except Exception as error:  # of any kind: this worker can't be heard any more
             self._ended.add(worker)
-            self._queue.put(Lost(worker=worker, cause=_cause(error)))
+            self._inbox.put(Lost(worker=worker, cause=_cause(error)))
 
     def _wait_ended(self, grace: float) -> None:
         until = time.monotonic() + grace

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 from orchestrator.exchange import Incoming, Interrupt
 from workers.errors import LeaveNow
@@ -69,6 +69,22 @@ class LocalGroup:
         if not self.session.control(order):
             self._mailbox.put(self._number, order)
             self._number += 1
+
+    def add(self, worker: int, *, avoid: Collection[str] = ()) -> None:
+        """There is one process, and it can't be had twice."""
+        raise AssertionError(f"worker {worker} can't be added: the only one lives in this process")
+
+    def kill(self, worker: int) -> None:
+        """The only worker is the driver itself."""
+        raise AssertionError(f"worker {worker} can't be killed: it lives in this process")
+
+    def stacks(self, workers: Collection[int]) -> dict[int, str]:
+        """Nobody else looks at this process."""
+        return dict.fromkeys(workers, "it lives in the driver's own process")
+
+    def draining(self) -> Mapping[str, float]:
+        """Nobody takes this machine away."""
+        return {}
 
     def take(self, timeout: float) -> Incoming | None:
         """What came; if nothing did, the session carries out its next order, which brings something."""

@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import ray
@@ -78,6 +78,7 @@ class Cluster:
         self._print = builtins.print  # Ray puts its own in its place when it first tells of a worker
         self._environment: dict[str, str | None] = {}  # what Ray, or we for it, would leave in this process
         self.group: PlacementGroup | None = None
+        self._own: dict[int, PlacementGroup] = {}
 
     def start(self) -> PlacementGroup:
         """Connect, or start Ray on this machine, and ask for the places; does not wait for them.
@@ -92,6 +93,17 @@ class Cluster:
         count = self._workers.count + self._workers.spares
         self.group = placement_group([bundle_of(self._workers)] * count, strategy=self._workers.placement)
         return self.group
+
+    def reserve(self, worker: int, avoid: Collection[str]) -> PlacementGroup:
+        """Ask for one more place, in a group of its own and away from these nodes; does not wait for it."""
+        selector = [{"ray.io/node-id": f"!in({','.join(sorted(avoid))})"}] if avoid else None
+        self._own[worker] = placement_group([bundle_of(self._workers)], bundle_label_selector=selector)
+        return self._own[worker]
+
+    def release(self, worker: int) -> None:
+        """Give back the place of a worker that has one of its own."""
+        if (group := self._own.pop(worker, None)) is not None:
+            remove_placement_group(group)
 
     def ready(self) -> bool:
         """Whether the places are there by now."""
@@ -112,10 +124,14 @@ class Cluster:
 
     def stop(self) -> None:
         """Give the places back; end Ray if it was started here."""
-        if self.group is not None and ray.is_initialized():
-            remove_placement_group(self.group)
-            self._wait_removed(self.group)
+        groups = [*self._own.values(), *([] if self.group is None else [self.group])]
+        if ray.is_initialized():
+            for group in groups:
+                remove_placement_group(group)
+            for group in groups:
+                self._wait_removed(group)
         self.group = None
+        self._own.clear()
         if self._owned:
             ray.shutdown()
             self._owned = False

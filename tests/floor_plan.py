@@ -33,8 +33,8 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ),
     (
         *("data/carried.py", "data/fingerprint.py", "data/permutation.py"),
-        *("errors.py", "failpoints.py", "filters.py", "rank.py", "retry.py", "storage.py"),
-        *("tracebacks.py",),
+        *("errors.py", "failpoints.py", "filters.py", "rank.py", "retry.py", "stacks.py"),
+        *("storage.py", "tracebacks.py"),
     ),
 )
 
@@ -81,6 +81,7 @@ LIGHT = (
     "workers/objects.py",
     "workers/rank.py",
     "workers/retry.py",
+    "workers/stacks.py",
     "workers/storage.py",
 )
 """Words of both sides, which know none of the heavy libraries below."""
@@ -117,6 +118,7 @@ SHARED = {
         "workers.parcels",
         "workers.rank",
         "workers.retry",
+        "workers.stacks",
         "workers.state",
         "workers.storage",
         "workers.tracebacks",

@@ -18,8 +18,10 @@ from torch.distributed import TCPStore
 from workers import process_group
 from workers.rank import Membership
 
-__all__ = ["Ranks", "joined", "ranks"]
+__all__ = ["PRELOAD", "Ranks", "joined", "ranks"]
 
+PRELOAD = ["torch.distributed", "torch.nn.parallel", "torchmetrics", "workers.session", "workers.saving"]
+"""What the fork server imports; the first one who starts it in this process decides, so all ask for the same."""
 LIMIT = 60.0  # seconds, for what takes one
 
 
@@ -47,7 +49,7 @@ class Ranks:
 def ranks(world_size: int) -> Iterator[Ranks]:
     """Processes for `world_size` ranks; they start with the first call, and end with the block."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed", "torch.nn.parallel", "torchmetrics"])
+    context.set_forkserver_preload(PRELOAD)
     with ProcessPoolExecutor(world_size, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         yield Ranks(world_size, pool)
 
