@@ -193,8 +193,8 @@ def workers(**changes: object) -> dict[str, object]:
         (
             {"lr": 5},
             "lr: expected one of the keys run, program, handlers, config, train, workers, evaluate, checkpoint, "
-            "start_from, seed, storage, cluster, received an unknown key; leave it out; settings of the program stand "
-            "under config",
+            "guard, start_from, seed, storage, cluster, received an unknown key; leave it out; settings of the program "
+            "stand under config",
         ),
         (
             {"workers": "two"},
