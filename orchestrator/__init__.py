@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from orchestrator.errors import (
     CapacityError,
     CheckpointError,
+    DivergenceError,
     GateMismatchError,
     HandlerError,
+    NotFiniteError,
     RankfireError,
     RunInterrupted,
     SpecError,
@@ -26,15 +28,18 @@ from orchestrator.errors import (
 if TYPE_CHECKING:
     from orchestrator.handlers import Best, Checkpoint, Evaluate
     from orchestrator.orchestrator import Orchestrator, RunResult
+    from workers.handlers.terminate_on_nan import TerminateOnNan
 
 __all__ = [
     "Best",
     "CapacityError",
     "Checkpoint",
     "CheckpointError",
+    "DivergenceError",
     "Evaluate",
     "GateMismatchError",
     "HandlerError",
+    "NotFiniteError",
     "Orchestrator",
     "RankfireError",
     "RunInterrupted",
@@ -42,6 +47,7 @@ __all__ = [
     "SpecError",
     "StartError",
     "SystemFailure",
+    "TerminateOnNan",
     "TrainingError",
     "WorkerLostError",
 ]
@@ -52,6 +58,7 @@ LATER = {
     "Evaluate": "orchestrator.handlers",
     "Orchestrator": "orchestrator.orchestrator",
     "RunResult": "orchestrator.orchestrator",
+    "TerminateOnNan": "workers.handlers.terminate_on_nan",
 }
 
 

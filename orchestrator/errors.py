@@ -16,9 +16,11 @@ from workers.errors import RankfireError
 __all__ = [
     "CapacityError",
     "CheckpointError",
+    "DivergenceError",
     "FencedError",
     "GateMismatchError",
     "HandlerError",
+    "NotFiniteError",
     "RankfireError",
     "RecoveryError",
     "RunHeldError",
@@ -136,6 +138,27 @@ class HandlerError(TrainingError):
         return cls(f"driver handler {handler} at {event} raised {what}", traceback=traceback)
 
 
+class NotFiniteError(TrainingError):
+    """Numbers of the training became NaN or infinite; nothing raised, but what it trains is worth nothing any more."""
+
+    @classmethod
+    def at(cls, iteration: int, found: Mapping[int, str]) -> NotFiniteError:
+        """Compose the error from the iteration, and what was found on which rank, in words."""
+        ranks: dict[str, list[int]] = {}
+        for rank, what in sorted(found.items()):
+            ranks.setdefault(what, []).append(rank)
+        received = "; ".join(f"on {name_ranks(those)}: {what}" for what, those in ranks.items())
+        return cls(
+            explain(
+                f"iteration {iteration}",
+                expected="finite numbers",
+                received=received,
+                mend="look at the data of that iteration, lower the learning rate, or clip gradients",
+            ),
+            ranks=found,
+        )
+
+
 class GateMismatchError(TrainingError):
     """Ranks wait at different gates, so no roll call can ever be full."""
 
@@ -204,6 +227,30 @@ class RecoveryError(SystemFailure):
                 expected=f"training to come farther after one of {recoveries} recoveries",
                 received=f"another failure: {story}",
                 mend="mend the cause; the same command goes on from the newest checkpoint",
+            )
+        )
+
+
+class DivergenceError(SystemFailure):
+    """Ranks that should hold the same model do not: memory or a device failed, or code changed it on some of them."""
+
+    @classmethod
+    def at(cls, iteration: int, *, odd: Iterable[str], what: str, agreed: int | None) -> DivergenceError:
+        """Compose the error.
+
+        Args:
+            iteration: at which they were compared.
+            odd: the ranks that are not as the others, in words.
+            what: which tensors differ, in words.
+            agreed: iteration after which they were equal, if they were ever compared before.
+        """
+        before = "" if agreed is None else f"; they were equal after iteration {agreed}"
+        return cls(
+            explain(
+                f"iteration {iteration}",
+                expected="the same model on all ranks, bit by bit",
+                received=f"another one on {', '.join(odd)}: {what}{before}",
+                mend="test the memory and device there, and look for code that changes a model on some ranks only",
             )
         )
 

@@ -25,6 +25,7 @@ from orchestrator.spec import JobSpec, RecoverySpec, WorkersSpec
 from orchestrator.specfile import load_spec
 from orchestrator.target import load_target
 from orchestrator.training import Parts, RunResult, train
+from workers.handlers.terminate_on_nan import TerminateOnNan
 from workers.tracebacks import text_of
 
 __all__ = ["Orchestrator", "RunResult"]
@@ -107,6 +108,10 @@ class Orchestrator(Ordering):
         self._set_up(Settings.from_spec(spec, roots))
         if spec.evaluate is not None:
             self.attach(Evaluate(spec.evaluate.engine, every=spec.evaluate.every))
+        if spec.guard is not None and spec.guard.nan is not None:
+            self.attach(TerminateOnNan(every=spec.guard.nan))
+        if spec.guard is not None and spec.guard.divergence is not None:
+            self.check_divergence(every=spec.guard.divergence)
         if spec.handlers is not None:
             self._attach_from(spec.handlers)
         if spec.checkpoint is not None:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from orchestrator.bus import users_code
 from orchestrator.checkpoints.registry import Committed, Registry
-from orchestrator.errors import CheckpointError, RankfireError, SpecError, explain
+from orchestrator.errors import CheckpointError, NotFiniteError, RankfireError, SpecError, explain
+from orchestrator.guard import divergence, not_finite, unfit
 from orchestrator.handlers.checkpoint import Checkpoint
 from orchestrator.handlers.evaluate import Evaluate
 from orchestrator.journal import Journal
@@ -23,6 +24,8 @@ from orchestrator.saving import manifest_of, states_of
 from orchestrator.settings import Settings
 from orchestrator.shipping import check_ranks
 from workers.events import Events
+from workers.handlers.check_divergence import DIVERGED
+from workers.handlers.terminate_on_nan import NOT_FINITE
 from workers.parcels import TRAINER, GateKey
 from workers.state import State
 
@@ -46,6 +49,8 @@ class Ordering(Registrations):
         self.evaluated: dict[str, int] = {}  # metric of an evaluation → iteration at which it was measured last
         self._last: Committed | None = None  # the last checkpoint that this run made
         self._at_boundary: list[Callable[[], None]] = []  # what waits for the next cut
+        for event, found in ((NOT_FINITE, self._not_finite), (DIVERGED, self._diverged)):  # whoever looks for it
+            self.listen(event, found, blocking=True, phase="metrics")
 
     @property
     def state(self) -> State:
@@ -91,14 +96,18 @@ class Ordering(Registrations):
 
         Returns:
             The path or URL that the checkpoint has or will have; None if it could not be begun, or was waited for and
-            failed, and the run goes on without.
+            failed, and the run goes on without; or if the state is not finite, which ends training.
 
         Raises:
             CheckpointError: the storage refused, for this save or for the one before.
+            DivergenceError: the ranks hold different models; asked where `check_divergence` is on.
             SpecError: no gate is open, or an iteration is in progress.
         """
         run = self._running("checkpoint")
         run.gates.refuse_within_iteration("orchestrator.checkpoint")
+        if not self._fit_to_save(run):
+            self.note("CHECKPOINT_LEFT_OUT", text=str(run.failure))
+            return None
         driver = {"handlers": states_of(self.stateful)}
         manifest = manifest_of(self.settings.run, run.ranks.world_size, self.state, driver)
         manifest = replace(manifest, metrics=self._of_now(manifest.metrics))
@@ -188,6 +197,32 @@ class Ordering(Registrations):
             for name, value in metrics.items()
             if name.partition("/")[0] not in evaluations or self.evaluated.get(name) == now
         }
+
+    def _fit_to_save(self, run: Run) -> bool:
+        """Whether the state at the open gate may become a checkpoint; if not, the run ends."""
+        if run.failure is None:
+            error = unfit(self._attached, self.call, self.state.iteration, run.loop.facts)
+            if isinstance(error, NotFiniteError):
+                self._condemn(run, error)
+            elif error is not None:
+                raise run.loop.end(error)
+        return run.failure is None
+
+    def _not_finite(self) -> None:
+        """All ranks wait at NOT_FINITE."""
+        run = self._running("state")
+        self._condemn(run, not_finite(self.call, self.state.iteration))
+
+    def _condemn(self, run: Run, error: NotFiniteError) -> None:
+        self.note("NOT_FINITE", ranks=error.ranks, text=str(error))
+        run.condemn(error)
+
+    def _diverged(self) -> None:
+        """All ranks wait at DIVERGED."""
+        run = self._running("state")
+        error = divergence(self.call, self.state.iteration, run.loop.facts)
+        assert error is not None, "digests of all differed, but those of none"
+        raise run.loop.end(error)
 
     def _at_cut(self) -> None:
         """All ranks stand at an iteration boundary because they shall end there: save, if Ctrl-C was the reason."""

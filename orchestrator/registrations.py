@@ -14,6 +14,7 @@ from orchestrator.errors import SpecError, explain, too_late
 from orchestrator.shipping import ship
 from workers.dispatch import RemovableEventHandle
 from workers.events import EventExpression, Events
+from workers.handlers.check_divergence import CheckDivergence
 from workers.parcels import TRAINER, RankHandler, Where
 from workers.state import State
 
@@ -152,6 +153,18 @@ class Registrations:
             name = type(handler).__name__
             number = sum(1 for known in self.stateful if known.partition("#")[0] == name)
             self.stateful[f"{name}#{number + 1}" if number else name] = handler
+
+    def check_divergence(self, every: int = 500, *, optimizer: bool = False) -> None:
+        """Have the ranks compare their models bit by bit; the run ends where they differ, and names the odd ranks.
+
+        Args:
+            every: after each so many iterations; before each save as well.
+            optimizer: compare what the optimizers remember, too.
+
+        Example:
+            >>> orchestrator.check_divergence(every=500)  # doctest: +SKIP
+        """
+        self.attach(CheckDivergence(every, optimizer=optimizer))
 
     def dataset(self, name: str, dataset: Any) -> None:
         """Register a Ray data set: each rank gets a part of it, as `worker.dataset(name)`.

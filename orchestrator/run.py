@@ -15,7 +15,7 @@ from typing import Any
 from orchestrator.asking import Asking
 from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Registry
-from orchestrator.errors import FencedError, RankfireError, RunInterrupted, SpecError, explain, no_engine
+from orchestrator.errors import FencedError, RankfireError, RunInterrupted, SpecError, TrainingError, explain, no_engine
 from orchestrator.exchange import Group, Interrupt, LeaseLost
 from orchestrator.gatekeeper import Gatekeeper
 from orchestrator.journal import Journal
@@ -70,6 +70,7 @@ class Run:
         self.journal = journal
         self.life = Lifecycle()
         self.stop_reason: str | None = None
+        self.failure: TrainingError | None = None  # why what was trained is worth nothing, though nothing raised
         self.interrupted = False
         self.announcement: str | None = None  # told when the program is known to fit what it goes on from
         self.newest: Callable[[], LoadPoint | None] = lambda: None  # finds the newest valid checkpoint of this run
@@ -152,6 +153,11 @@ class Run:
         at_gate = any(gate.key.engine == TRAINER for gate in self.gates.open)
         if not at_gate and self.life.phase in {Phase.RUNNING, Phase.GATE}:
             self.asking.cut()
+
+    def condemn(self, error: TrainingError) -> None:
+        """End training because of what has become of it: nothing of it is saved from here on."""
+        self.failure = self.failure or error
+        self.terminate(str(error))
 
     def cut(self) -> None:
         """Have all ranks stand at a gate after one common iteration, unless training is about to end anyway."""

@@ -34,6 +34,7 @@ __all__ = [
     "ClusterSpec",
     "EvaluateSpec",
     "EverySpec",
+    "GuardSpec",
     "JobSpec",
     "RecoverySpec",
     "RestartsSpec",
@@ -189,6 +190,15 @@ class CheckpointSpec(Section):
     """What a save that failed means for the run: it stops, or it goes on and tries again when the next one is due."""
 
 
+class GuardSpec(Section):
+    """When to look whether what is trained is worth anything; the run ends where it is not, and saves nothing of it."""
+
+    nan: Count | None = 1
+    """Look for NaN and infinity in what the step returns after each so many iterations; null: never."""
+    divergence: Count | None = 500
+    """Compare the ranks' models, bit by bit, after each so many iterations; null: never."""
+
+
 class StartFromSpec(Section):
     """What a new run takes from a checkpoint of another one; one that has checkpoints of its own goes on from those."""
 
@@ -293,6 +303,8 @@ class JobSpec(Section):
     """Save checkpoints; null: never."""
     recovery: RecoverySpec = RecoverySpec()
     """What happens when a rank is lost or stands still."""
+    guard: GuardSpec | None = None
+    """End the run where numbers are not finite, or ranks hold different models; null: nobody looks."""
     start_from: StartFromSpec | None = None
     """Start a new run with a part of another run's state, as for fine-tuning; null: start afresh."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -18,6 +18,7 @@ from orchestrator.errors import (
     FencedError,
     RunInterrupted,
     SystemFailure,
+    TrainingError,
     WorkerLostError,
 )
 from orchestrator.exchange import Group, LeaseLost
@@ -42,7 +43,6 @@ from orchestrator.run import Run
 from orchestrator.saving import versions
 from orchestrator.settings import Settings
 from orchestrator.signals import Signals
-from orchestrator.spec import RecoverySpec
 from orchestrator.splits import Splits
 from workers.events import EventExpression
 from workers.failpoints import TRACE, VARIABLE, failpoint
@@ -62,11 +62,12 @@ class RunResult:
     """How a run ended.
 
     Attributes:
-        status: "completed", or "terminated" if a handler called `terminate`.
+        status: "completed", or "terminated" if a handler called `terminate`, or a number was not finite.
         state: the trainer's state as the driver knows it.
         metrics: the last reduced metrics.
         checkpoint: path of the newest checkpoint, or None.
         reason: why it was terminated, or None.
+        failure: the error with which `rankfire run` ends where training failed though nothing raised, or None.
     """
 
     status: Status
@@ -74,6 +75,7 @@ class RunResult:
     metrics: dict[str, Any]
     checkpoint: str | None
     reason: str | None = None
+    failure: TrainingError | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -148,7 +150,7 @@ def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
         if point is not None and (done := already_done(point, limits)) is not None:
             journal.write("RUN_COMPLETED", already=True, checkpoint=point.name)
             notice(f"run {settings.run!r} is already done: {done}")
-            return _result(parts, "completed", None)
+            return _result(parts, "completed")
         splits = Splits(parts.datasets, settings.world_size)
         run = _begin(parts, _make_run(parts, limits, splits), point, load)
     try:
@@ -159,15 +161,16 @@ def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
         if ended is error:
             raise
         raise ended from error
-    if run.interrupted:
+    if run.interrupted and run.failure is None:
         run.life.enter(Phase.STOPPED)
         journal.write("RUN_INTERRUPTED")
         where, then = f"after iteration {journal.iteration}", way_on(parts.registry, journal.iteration)
         raise RunInterrupted(f"run {settings.run!r} was interrupted {where}; {then}")
     run.life.enter(Phase.COMPLETED)
     status: Status = "completed" if run.stop_reason is None else "terminated"
-    journal.write("RUN_COMPLETED", status=status, reason=run.stop_reason, metrics=parts.buses[TRAINER].state.metrics)
-    return _result(parts, status, run.stop_reason)
+    reason = run.stop_reason if run.failure is None else str(run.failure)
+    journal.write("RUN_COMPLETED", status=status, reason=reason, metrics=parts.buses[TRAINER].state.metrics)
+    return _result(parts, status, reason, run.failure)
 
 
 def _begin(parts: Parts, run: Run, point: Committed | None, load: LoadPoint | None) -> Run:
@@ -258,7 +261,7 @@ def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:
         build=build,
         limits=limits,
         workers=settings.workers,
-        recovery=getattr(settings, "recovery", RecoverySpec()),
+        recovery=settings.recovery,
     )
     run.newest = lambda: _newest_load(parts)
     return run
@@ -314,8 +317,9 @@ def _begin_at(parts: Parts, resume: Resume) -> tuple[Committed | None, LoadPoint
     return point, LoadPoint(url=point.url, world_size=manifest.world_size)
 
 
-def _result(parts: Parts, status: Status, reason: str | None) -> RunResult:
+def _result(parts: Parts, status: Status, reason: str | None = None, failure: TrainingError | None = None) -> RunResult:
     state = parts.buses[TRAINER].state
     committed = parts.registry.committed()
     last = committed[-1].url if committed else None
-    return RunResult(status=status, state=state, metrics=dict(state.metrics), checkpoint=last, reason=reason)
+    metrics = dict(state.metrics)
+    return RunResult(status=status, state=state, metrics=metrics, checkpoint=last, reason=reason, failure=failure)

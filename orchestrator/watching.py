@@ -159,7 +159,9 @@ class Watching:
             self._told.add(node)
             ranks = sorted(facts.ranks[worker] for worker in on_them if worker in self._ranks.members)
             self._journal.write("PREEMPTION_NOTICE", node=node, seconds=seconds, ranks=ranks)
-            self._tell(ClusterEvents.PREEMPTION_NOTICE, PreemptionNotice(node=node, seconds=seconds, ranks=tuple(ranks)))
+            self._tell(
+                ClusterEvents.PREEMPTION_NOTICE, PreemptionNotice(node=node, seconds=seconds, ranks=tuple(ranks))
+            )
             notice(f"node {node[:12]} goes in {seconds:.0f} s; ranks there: {', '.join(map(str, ranks)) or 'none'}")
             if ranks:
                 self.leaving(seconds)

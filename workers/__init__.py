@@ -19,6 +19,7 @@ from workers.state import State
 
 if TYPE_CHECKING:
     from workers.data.randomness import sample_rng
+    from workers.handlers.terminate_on_nan import TerminateOnNan
     from workers.metrics import attach_metric
     from workers.worker import Worker
 
@@ -34,12 +35,14 @@ __all__ = [
     "RankfireError",
     "RemovableEventHandle",
     "State",
+    "TerminateOnNan",
     "Worker",
     "attach_metric",
     "sample_rng",
 ]
 
 LATER = {
+    "TerminateOnNan": "workers.handlers.terminate_on_nan",
     "Worker": "workers.worker",
     "attach_metric": "workers.metrics",
     "sample_rng": "workers.data.randomness",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = [
     "DataLoaderEmptyError",
+    "DivergedError",
     "FastForwardWarning",
     "FaultTold",
     "LeaveNow",
@@ -28,6 +29,10 @@ class DataLoaderEmptyError(RankfireError):
 
 class ProgramError(RankfireError):
     """What a user's `build(worker)` did or returned can't be run."""
+
+
+class DivergedError(RankfireError):
+    """Ranks that should hold the same model do not."""
 
 
 class UnreadableError(RankfireError):

@@ -105,6 +105,11 @@ class DataParallel:
                 return shares or next(route.module.buffers(), None) is None
         return False
 
+    @property
+    def trained(self) -> list[nn.Module]:
+        """The models that have something to train, in the order in which they were prepared."""
+        return [r.module for r in self._routes if any(p.requires_grad for p in r.module.parameters())]
+
     def hold(self, parameters: Iterable[nn.Parameter]) -> bool:
         """Whether all parameters are in these models."""
         known = {id(parameter) for route in self._routes for parameter in route.module.parameters()}

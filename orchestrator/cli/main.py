@@ -37,9 +37,9 @@ Examples:
 \b
 Exit codes:
   0    done
-  1    a user's code raised while training
+  1    a user's code raised while training, or its numbers were NaN or infinite
   2    the job file or the command line is wrong
-  3    system failure: lost workers, cluster, storage, a damaged checkpoint
+  3    system failure: lost workers, cluster, storage, a damaged checkpoint, ranks that differ
   130  interrupted"""
 
 

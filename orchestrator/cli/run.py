@@ -49,7 +49,10 @@ def run(job: str, sets: tuple[str, ...], workers: int | None, resume: str, fresh
     )  # after the check: a bad job file need not wait for torch
 
     orchestrator = Orchestrator.from_spec(spec, roots=roots)
-    show_result(spec.run, orchestrator.run(resume=resume, fresh=fresh, strict=strict))  # type: ignore[arg-type]  # click.Choice knows no Literal
+    result = orchestrator.run(resume=resume, fresh=fresh, strict=strict)  # type: ignore[arg-type]  # click.Choice knows no Literal
+    show_result(spec.run, result)
+    if result.failure is not None:
+        raise result.failure
 
 
 def show_result(name: str, result: RunResult) -> None:

@@ -136,3 +136,37 @@ def stops_listening(worker: Worker) -> Program:
 
     program.engines["trainer"].add_event_handler(Events.EPOCH_STARTED(once=10), wait)
     return program
+
+
+def spoilt(worker: Worker) -> Program:
+    """On some rank, at some iteration, a batch is NaN, a gradient infinite, or a bit of the model flipped.
+
+    `worker.config`: `spoil` says which of "batch", "gradient" and "bit", `rank` and `at` where; `guard` attaches a
+    handler of that name to the trainer here.
+    """
+    program = linear(worker)
+    trainer, step, config = program.engines["trainer"], program.engines["trainer"].process_function, worker.config
+    weight = program.state["model"].weight  # type: ignore[attr-defined]
+    mine = worker.rank == config["rank"]
+
+    def due(engine: Engine) -> bool:
+        return mine and engine.state.iteration == config["at"]
+
+    def train(engine: Engine, batch: tuple[torch.Tensor, torch.Tensor]) -> object:
+        if config["spoil"] == "batch" and due(engine):
+            batch = (batch[0] * float("nan"), batch[1])
+        return step(engine, batch)
+
+    def flip(engine: Engine) -> None:
+        if config["spoil"] == "bit" and due(engine):
+            weight.data.view(torch.int64)[0, 2] ^= 1 << 20
+
+    trainer.process_function = train
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, flip)
+    if config["spoil"] == "gradient":
+        weight.register_hook(lambda gradient: gradient / 0.0 if due(trainer) else gradient)
+    if config.get("guard") == "TerminateOnNan":
+        from workers import TerminateOnNan
+
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, TerminateOnNan())
+    return program

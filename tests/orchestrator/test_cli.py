@@ -11,7 +11,7 @@ from typing import NoReturn
 import pytest
 
 from orchestrator.cli.main import main
-from orchestrator.errors import RunInterrupted, SystemFailure, TrainingError
+from orchestrator.errors import NotFiniteError, RunInterrupted, SystemFailure, TrainingError
 from orchestrator.spec import JobSpec
 
 JOB = """\
@@ -28,6 +28,7 @@ class FakeOrchestrator:
     """Stands in for the real one: notes how it was called, then returns a result or raises."""
 
     error: Exception | None = None
+    failure: Exception | None = None
     called: dict[str, object] = field(default_factory=dict)
     spec: JobSpec | None = None
 
@@ -45,6 +46,7 @@ class FakeOrchestrator:
             state=SimpleNamespace(epoch=5, iteration=145),
             metrics={"validation/accuracy": 0.9812345, "loss": 0.25},
             checkpoint="runs/digits/checkpoints/step-00000145",
+            failure=self.failure,
         )
 
 
@@ -136,6 +138,19 @@ def test_an_error_of_the_run_is_one_line_and_its_exit_code(
     fake.error = error
     assert code_of("run", job) == code
     assert capsys.readouterr().err == shown
+
+
+def test_a_run_that_ended_because_its_numbers_were_not_finite_is_shown_and_has_the_code_of_a_failed_training(
+    job: str, fake: FakeOrchestrator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.failure = NotFiniteError.at(145, {1: "loss is nan"})
+    assert code_of("run", job) == 1
+    shown = capsys.readouterr()
+    assert "step-00000145" in shown.out
+    assert shown.err == (
+        "error: iteration 145: expected finite numbers, received on rank 1: loss is nan; look at the data of that "
+        "iteration, lower the learning rate, or clip gradients\n"
+    )
 
 
 def test_a_defect_of_ours_shows_its_traceback_and_is_no_user_error(

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 import orchestrator.spec
 from orchestrator.errors import SpecError
-from orchestrator.spec import EverySpec, JobSpec, WorkersSpec
+from orchestrator.spec import EverySpec, GuardSpec, JobSpec, WorkersSpec
 from orchestrator.spec_problems import make_spec
 
 SMALLEST: dict[str, object] = {
@@ -55,6 +55,7 @@ def test_the_smallest_job_has_these_defaults() -> None:
             "hang_timeout": 300.0,
             "restarts": {"crash": 10, "oom": 2, "hang": 5, "network": 10, "window": 3600.0},
         },
+        "guard": None,
         "start_from": None,
         "seed": 0,
         "storage": "runs",
@@ -73,6 +74,16 @@ def test_empty_evaluate_and_checkpoint_mean_their_defaults() -> None:
     assert (spec.evaluate.engine, spec.evaluate.every) == ("evaluator", 1)
     assert (spec.checkpoint.every, spec.checkpoint.keep, spec.checkpoint.best) == (EverySpec(epochs=1), 3, None)
     assert spec.checkpoint.on_save_error == "stop"
+
+
+def test_an_empty_guard_means_both_guards_and_null_switches_one_off() -> None:
+    both, one = (make_spec(SMALLEST | {"guard": given}).guard for given in ({}, {"nan": 10, "divergence": None}))
+    assert both == GuardSpec(nan=1, divergence=500)
+    assert one == GuardSpec(nan=10, divergence=None)
+    assert (
+        problem_with(guard={"nan": 0})
+        == "guard.nan: expected a number of at least 1, received 0 (int); write 1 or more"
+    )
 
 
 @pytest.mark.parametrize("every", [{"epochs": 2}, {"iterations": 500}, {"seconds": 0.5}])
@@ -216,8 +227,8 @@ def workers(**changes: object) -> dict[str, object]:
         (
             {"lr": 5},
             "lr: expected one of the keys run, program, handlers, config, train, workers, evaluate, checkpoint, "
-            "recovery, start_from, seed, storage, cluster, received an unknown key; leave it out; settings of the "
-            "program stand under config",
+            "recovery, guard, start_from, seed, storage, cluster, received an unknown key; leave it out; settings of "
+            "the program stand under config",
         ),
         (
             {"workers": "two"},

@@ -10,7 +10,16 @@ from workers.events import Events
 from workers.messages import Message
 from workers.orders import Order
 from workers.parcels import (
-    Failure, GateKey, LoadPoint, MetricPack, Number, Planned, RankHandler, Receipt, Rewind, SnapshotLabel,
+    Failure,
+    GateKey,
+    LoadPoint,
+    MetricPack,
+    Number,
+    Planned,
+    RankHandler,
+    Receipt,
+    Rewind,
+    SnapshotLabel,
 )  # fmt: skip
 from workers.rank import Membership, Place
 from workers.shards import Written
