@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from orchestrator.budgets import Budgets, Progress
+from orchestrator.causes import Cause, cause_of
+from orchestrator.cluster_events import Payload, Recovered, WorkerLost, WorldResized
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.loop import Loop
@@ -43,6 +45,8 @@ class Way:
         go: have them train.
         gate: at which the ranks stand; None: at none.
         samples: iteration → what it is given, in words.
+        pause: called when the ranks stop.
+        tell: called with each cluster event.
     """
 
     join: Callable[[dict[int, Rewind] | None, LoadPoint | None], None]
@@ -51,6 +55,8 @@ class Way:
     go: Callable[[], None]
     gate: Callable[[], GateKey | None]
     samples: Callable[[int], str]
+    pause: Callable[[], None]
+    tell: Callable[[Payload], None]
 
 
 @dataclass(slots=True)
@@ -58,7 +64,9 @@ class Episode:
     """One fault, and what came of it while it was being mended."""
 
     began: float
+    reached: int = 0  # the farthest iteration in which a rank was
     lost: dict[int, tuple[int, str]] = field(default_factory=dict)  # worker → the rank that it was, and how it went
+    causes: list[Cause] = field(default_factory=list)
 
 
 class Regrouping:
@@ -154,6 +162,7 @@ class Regrouping:
             self._episode = Episode(time.monotonic())
         generation = self._ranks.announce()
         self._life.enter(Phase.RECOVERING)
+        self._way.pause()
         try:
             self._stage = "stop"
             self._stop(generation)
@@ -201,6 +210,8 @@ class Regrouping:
         facts.spares = {*ranks.spares, *ranks.coming}
         seen = [fault.iteration for fault in facts.faults] + [word.iteration for word in self._stopped.values()]
         seen += [pulse.iteration for pulse in self._loop.pulses.values()]
+        assert self._episode is not None, "a judgement without a fault"
+        self._episode.reached = max(self._episode.reached, *seen, 0)
         decision = judge(
             facts,
             budgets=self._budgets,
@@ -226,15 +237,13 @@ class Regrouping:
             cause, place = facts.lost.pop(worker), facts.places.get(worker)
             rank = facts.ranks[worker]
             episode.lost[worker] = rank, cause
+            why = cause_of(cause, draining=worker in facts.draining, hung=worker in facts.hung)
+            episode.causes.append(why)
             self._gone.add(worker)
             self._loop.group.kill(worker)
-            self._journal.write(
-                "WORKER_LOST",
-                rank=rank,
-                pid=None if place is None else place.pid,
-                node=None if place is None else place.node,
-                cause=cause,
-            )
+            pid, node, host = (None, None, None) if place is None else (place.pid, place.node, place.host)
+            self._journal.write("WORKER_LOST", rank=rank, pid=pid, node=node, cause=cause)
+            self._way.tell(WorkerLost(rank=rank, cause=why, text=cause, pid=pid, node=node, host=host))
             self._ranks.forget(worker)
         facts.faults.clear()
 
@@ -303,3 +312,22 @@ class Regrouping:
         self._way.regrouped(episode.lost.keys())
         self._reserves.refill()
         self._way.go()
+        self._tell(episode, len(before), seconds, label)
+
+    def _tell(self, episode: Episode, before: int, seconds: float, label: SnapshotLabel | None) -> None:
+        generation, world = self._ranks.generation, self._ranks.world_size
+        if world != before:
+            self._way.tell(WorldResized(before=before, after=world, generation=generation))
+        if episode.lost or label is None:
+            iteration = 0 if label is None else label.iteration
+            self._way.tell(
+                Recovered(
+                    ranks=tuple(sorted(rank for rank, _ in episode.lost.values())),
+                    causes=tuple(dict.fromkeys(episode.causes)),
+                    seconds=seconds,
+                    iteration=iteration,
+                    replayed=max(0, episode.reached - iteration),
+                    source="checkpoint" if label is None else "snapshot",
+                    generation=generation,
+                )
+            )

@@ -56,6 +56,11 @@ class Reserves:
         return self._workers.most
 
     @property
+    def ready(self) -> int:
+        """How many workers wait on nodes that stay."""
+        return len([worker for worker in self._ranks.spares if worker not in self._loop.facts.draining])
+
+    @property
     def usable(self) -> int:
         """With how many ranks the world could grow now; spares stay spares where as many train as shall."""
         kept = self._workers.spares if self._ranks.world_size >= self._workers.count else 0
@@ -63,7 +68,7 @@ class Reserves:
 
     def want(self, number: int) -> None:
         """See that so many workers are there, or on their way."""
-        while len(self._ranks.spares) + len(self._ranks.coming) < number:
+        while self.ready + len(self._ranks.coming) < number:
             self._ranks.add(avoid=self._suspects())
 
     def refill(self) -> None:
@@ -97,7 +102,9 @@ class Reserves:
     def _on_ready(self, worker: int) -> None:
         """A worker has built, and waits."""
         self._failures = 0
-        if self._workers.elastic and self.usable:
+        facts = self._loop.facts
+        moving = any(member in facts.draining for member in self._ranks.members)
+        if moving or (self._workers.elastic and self.usable):
             self.grow()
 
     def _suspects(self) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator.asking import Asking
 from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Registry
+from orchestrator.cluster_events import Payload
 from orchestrator.errors import FencedError, RankfireError, RunInterrupted, SpecError, TrainingError, explain, no_engine
 from orchestrator.exchange import Group, Interrupt, LeaseLost
 from orchestrator.gatekeeper import Gatekeeper
@@ -22,18 +23,22 @@ from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.limits import Limits
 from orchestrator.loop import Loop
+from orchestrator.moving import Moving
 from orchestrator.notice import notice
 from orchestrator.ranks import Ranks
 from orchestrator.regrouping import Regrouping, Way
 from orchestrator.reserves import Reserves
 from orchestrator.saving import Saver
 from orchestrator.spec import RecoverySpec, WorkersSpec
+from orchestrator.timeouts import Timeouts
 from orchestrator.verdict import Facts
+from orchestrator.watching import Watching
 from workers.data.fingerprint import fingerprint_mismatch
 from workers.events import Events
 from workers.orders import Build, Go
 from workers.parcels import TRAINER, LoadPoint, Rewind
 from workers.rank import Membership
+from workers.storage import Storage
 
 __all__ = ["Run"]
 
@@ -48,6 +53,7 @@ class Run:
         buses: per engine, the driver's handlers.
         journal: the record.
         registry: the checkpoints.
+        home: the run's folder.
         build: what a worker with this membership is told to build.
         limits: how long to train, and to wait.
         workers: how many train, and who waits.
@@ -60,6 +66,7 @@ class Run:
         buses: Mapping[str, EventBus],
         journal: Journal,
         registry: Registry,
+        home: Storage,
         *,
         build: Callable[[Membership], Build],
         limits: Limits,
@@ -76,7 +83,6 @@ class Run:
         self.newest: Callable[[], LoadPoint | None] = lambda: None  # finds the newest valid checkpoint of this run
         self.recovered: Callable[[], None] = lambda: None  # called when ranks are whole again after a fault
         self.stand: Callable[[], None] = lambda: None  # called at a cut, while all ranks wait
-        self._growing = False
         self._trains = False
         self._load: LoadPoint | None = None  # with what the run began
         self._cut_wanted = False  # by somebody for whom training had not begun yet
@@ -92,6 +98,8 @@ class Run:
         self.asking = Asking(self.loop, self.ranks, self.gates)
         self.saver = Saver(self.loop, self.asking, registry, self.ranks)
         self._store: tuple[str, int] | None = None
+        self.moving: Moving | None = None
+        self.watching: Watching | None = None
         if group.needs_store:
             way = Way(
                 join=self._join,
@@ -100,11 +108,18 @@ class Run:
                 go=self._go,
                 gate=lambda: self.gates.open[-1].key if self.gates.open else None,
                 samples=lambda iteration: "",
+                pause=self._pause,
+                tell=self.tell,
             )
             self.reserves = Reserves(self.loop, self.ranks, journal, workers, patience=limits.start_timeout)
-            self.reserves.grow = self._grow
-            self.regrouping = Regrouping(self.loop, self.life, self.ranks, self.reserves, journal, way, recovery)
-        self.gates.at_cut = self.at_cut
+            timeouts = Timeouts.of(recovery.hang_timeout)
+            regrouping = Regrouping(
+                self.loop, self.life, self.ranks, self.reserves, journal, way, recovery, unblock=timeouts.unwind
+            )
+            self.moving = Moving(self.loop, self.ranks, self.reserves, regrouping, self.gates, self.cut)
+            self.watching = Watching(self.loop, self.ranks, regrouping, journal, home, timeouts, self.tell)
+            self.watching.leaving = self.moving.leave
+        self.gates.at_cut = self._at_cut
         self.loop.handle({Interrupt: self._interrupt, LeaseLost: self._fenced})
 
     def execute(self, load: LoadPoint | None, data: Mapping[str, Any] | None = None) -> None:
@@ -181,6 +196,7 @@ class Run:
         while not (self.gates.all_finished and self.saver.idle):
             self.loop.pump()
         self.gates.clock(runs=False)
+        self._pause()
         self.life.enter(Phase.FINISHING)
         self.gates.note_dropped()
         state, last = self._buses[TRAINER].state, self.gates.finished[0]
@@ -200,6 +216,8 @@ class Run:
         self.ranks.order_all(
             Go(max_epochs=limits.max_epochs, max_iters=limits.max_iters, epoch_length=limits.epoch_length)
         )
+        if self.watching is not None:
+            self.watching.begin()
         self.asking.regroup()
         if self._cut_wanted or (self.stop_reason is not None and not self.gates.open):
             self.asking.cut()
@@ -210,19 +228,19 @@ class Run:
         self.saver.regroup(lost)
         self.recovered()
 
-    def _grow(self) -> None:
-        """There are workers with which the world can grow: have all stand at a cut, and deal the ranks anew there."""
-        self._growing = True
-        self.cut()
+    def _pause(self) -> None:
+        if self.watching is not None:
+            self.watching.pause()
 
-    def at_cut(self) -> None:
+    def tell(self, payload: Payload) -> None:
+        """Tell driver handlers of something that happened to the cluster."""
+        self._buses[TRAINER].tell(payload)
+
+    def _at_cut(self) -> None:
         """All ranks stand after one common iteration: do what waited for that."""
-        if self._growing:
-            self._growing = False
-            if self.reserves.usable:
-                self.regrouping.mend()
-                self.gates.wait_present()
         self.stand()
+        if self.moving is not None:
+            self.moving.at_cut()
 
     def _checkpoint(self) -> LoadPoint | None:
         return self.newest() or self._load

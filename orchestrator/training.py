@@ -258,6 +258,7 @@ def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:
         parts.buses,
         parts.journal,
         parts.registry,
+        settings.home,
         build=build,
         limits=limits,
         workers=settings.workers,

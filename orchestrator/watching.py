@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from orchestrator.cluster_events import ClusterEvents, HangDetected, PreemptionNotice, StragglerDetected
+from orchestrator.cluster_events import HangDetected, Payload, PreemptionNotice, StragglerDetected
 from orchestrator.journal import Journal
 from orchestrator.loop import Loop
 from orchestrator.notice import notice
@@ -17,7 +17,6 @@ from orchestrator.ranks import Ranks
 from orchestrator.regrouping import Regrouping
 from orchestrator.timeouts import Timeouts
 from orchestrator.watch import Beat, Hang, Straggler, Watch
-from workers.events import Event
 from workers.messages import Pulse
 from workers.storage import Storage
 
@@ -36,7 +35,7 @@ class Watching:
         journal: the record.
         home: the run's folder.
         timeouts: how long a rank may stand still.
-        tell: called with each cluster event and its payload.
+        tell: called with each cluster event.
 
     Attributes:
         leaving: called when nodes are about to be taken away on which ranks are, with the seconds left.
@@ -50,7 +49,7 @@ class Watching:
         journal: Journal,
         home: Storage,
         timeouts: Timeouts,
-        tell: Callable[[Event, object], None],
+        tell: Callable[[Payload], None],
     ) -> None:
         self.leaving: Callable[[float], None] = lambda seconds: None
         self._loop = loop
@@ -114,8 +113,9 @@ class Watching:
             "STRAGGLER_DETECTED", rank=straggler.rank, ratio=round(straggler.ratio, 2), seconds=straggler.seconds
         )
         self._tell(
-            ClusterEvents.STRAGGLER_DETECTED,
-            StragglerDetected(rank=straggler.rank, ratio=straggler.ratio, seconds=straggler.seconds),
+            StragglerDetected(
+                rank=straggler.rank, ratio=straggler.ratio, seconds=straggler.seconds, others=straggler.others
+            )
         )
 
     def _mend(self, hangs: list[Hang]) -> None:
@@ -125,8 +125,15 @@ class Watching:
         for hang in hangs:
             self._journal.write("HANG_DETECTED", rank=hang.rank, text=str(hang), stacks=folder)
             self._tell(
-                ClusterEvents.HANG_DETECTED,
-                HangDetected(rank=hang.rank, seconds=hang.seconds, phase=hang.phase, stacks=folder),
+                HangDetected(
+                    rank=hang.rank,
+                    how=hang.how,
+                    seconds=hang.seconds,
+                    phase=hang.phase,
+                    iteration=hang.iteration,
+                    sure=hang.sure,
+                    stacks=folder,
+                )
             )
             doubt = "" if hang.sure else ", or waits for one that does"
             notice(f"rank {hang.rank} hangs{doubt}: {hang}; the stacks of all ranks are in {folder}")
@@ -159,9 +166,8 @@ class Watching:
             self._told.add(node)
             ranks = sorted(facts.ranks[worker] for worker in on_them if worker in self._ranks.members)
             self._journal.write("PREEMPTION_NOTICE", node=node, seconds=seconds, ranks=ranks)
-            self._tell(
-                ClusterEvents.PREEMPTION_NOTICE, PreemptionNotice(node=node, seconds=seconds, ranks=tuple(ranks))
-            )
+            host = next((place.host for place in facts.places.values() if place.node == node), "")
+            self._tell(PreemptionNotice(node=node, host=host, seconds=seconds, ranks=tuple(ranks)))
             notice(f"node {node[:12]} goes in {seconds:.0f} s; ranks there: {', '.join(map(str, ranks)) or 'none'}")
             if ranks:
                 self.leaving(seconds)

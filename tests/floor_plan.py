@@ -55,6 +55,7 @@ ORCHESTRATOR = (
     ("ordering.py",),
     ("training.py",),
     ("run.py",),
+    ("moving.py", "watching.py"),
     ("regrouping.py",),
     ("reserves.py",),
     ("guard.py", "registrations.py", "resume.py", "saving.py"),

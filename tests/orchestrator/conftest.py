@@ -41,6 +41,7 @@ def make_run(tmp_path: Path) -> Iterator[MakeRun]:
             buses,
             journal,
             Registry(home.child("checkpoints")),
+            home,
             build=lambda membership: Build(program="m:build", config={}, seed=0, membership=membership),
             limits=Limits(max_epochs=5, start_timeout=0.05),
             workers=WorkersSpec(count=group.size - spares, spares=spares),
