@@ -29,7 +29,7 @@ from orchestrator.ranks import Ranks
 from orchestrator.regrouping import Regrouping, Way
 from orchestrator.reserves import Reserves
 from orchestrator.saving import Saver
-from orchestrator.spec import RecoverySpec, WorkersSpec
+from orchestrator.settings import Settings
 from orchestrator.timeouts import Timeouts
 from orchestrator.verdict import Facts
 from orchestrator.watching import Watching
@@ -38,7 +38,6 @@ from workers.events import Events
 from workers.orders import Build, Go
 from workers.parcels import TRAINER, LoadPoint, Rewind
 from workers.rank import Membership
-from workers.storage import Storage
 
 __all__ = ["Run"]
 
@@ -53,11 +52,9 @@ class Run:
         buses: per engine, the driver's handlers.
         journal: the record.
         registry: the checkpoints.
-        home: the run's folder.
+        settings: how many train and who waits, what happens when one is lost, and where the run's folder is.
         build: what a worker with this membership is told to build.
         limits: how long to train, and to wait.
-        workers: how many train, and who waits.
-        recovery: what happens when one is lost.
     """
 
     def __init__(
@@ -66,12 +63,10 @@ class Run:
         buses: Mapping[str, EventBus],
         journal: Journal,
         registry: Registry,
-        home: Storage,
+        settings: Settings,
         *,
         build: Callable[[Membership], Build],
         limits: Limits,
-        workers: WorkersSpec,
-        recovery: RecoverySpec,
     ) -> None:
         self.group = group
         self.journal = journal
@@ -92,7 +87,7 @@ class Run:
         self._limits = limits
         self.loop = Loop(group, self._ended)
         self.ranks = Ranks(
-            self.loop, self.life, journal, world_size=workers.count or 1, start_timeout=limits.start_timeout
+            self.loop, self.life, journal, world_size=settings.world_size, start_timeout=limits.start_timeout
         )
         self.gates = Gatekeeper(self.loop, self.ranks, buses, self.life, journal)
         self.asking = Asking(self.loop, self.ranks, self.gates)
@@ -111,13 +106,20 @@ class Run:
                 pause=self._pause,
                 tell=self.tell,
             )
-            self.reserves = Reserves(self.loop, self.ranks, journal, workers, patience=limits.start_timeout)
-            timeouts = Timeouts.of(recovery.hang_timeout)
+            self.reserves = Reserves(self.loop, self.ranks, journal, settings.workers, patience=limits.start_timeout)
+            timeouts = Timeouts.of(settings.recovery.hang_timeout)
             regrouping = Regrouping(
-                self.loop, self.life, self.ranks, self.reserves, journal, way, recovery, unblock=timeouts.unwind
+                self.loop,
+                self.life,
+                self.ranks,
+                self.reserves,
+                journal,
+                way,
+                settings.recovery,
+                unblock=timeouts.unwind,
             )
             self.moving = Moving(self.loop, self.ranks, self.reserves, regrouping, self.gates, self.cut)
-            self.watching = Watching(self.loop, self.ranks, regrouping, journal, home, timeouts, self.tell)
+            self.watching = Watching(self.loop, self.ranks, regrouping, journal, settings.home, timeouts, self.tell)
             self.watching.leaving = self.moving.leave
         self.gates.at_cut = self._at_cut
         self.loop.handle({Interrupt: self._interrupt, LeaseLost: self._fenced})

@@ -258,11 +258,9 @@ def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:
         parts.buses,
         parts.journal,
         parts.registry,
-        settings.home,
+        settings,
         build=build,
         limits=limits,
-        workers=settings.workers,
-        recovery=settings.recovery,
     )
     run.newest = lambda: _newest_load(parts)
     return run

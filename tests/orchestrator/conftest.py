@@ -11,7 +11,8 @@ from orchestrator.checkpoints.registry import Registry
 from orchestrator.journal import Journal, read_journal
 from orchestrator.limits import Limits
 from orchestrator.run import Run
-from orchestrator.spec import RecoverySpec, WorkersSpec
+from orchestrator.settings import Settings
+from orchestrator.spec import ClusterSpec, WorkersSpec
 from tests.orchestrator.fake_group import FakeGroup
 from workers.events import Events
 from workers.locations import storage_at
@@ -41,11 +42,19 @@ def make_run(tmp_path: Path) -> Iterator[MakeRun]:
             buses,
             journal,
             Registry(home.child("checkpoints")),
-            home,
+            Settings(
+                run="run",
+                program="m:build",
+                program_name="m:build",
+                config={},
+                workers=WorkersSpec(count=group.size - spares, spares=spares),
+                cluster=ClusterSpec(),
+                seed=0,
+                storage=str(tmp_path),
+                roots=(),
+            ),
             build=lambda membership: Build(program="m:build", config={}, seed=0, membership=membership),
             limits=Limits(max_epochs=5, start_timeout=0.05),
-            workers=WorkersSpec(count=group.size - spares, spares=spares),
-            recovery=RecoverySpec(),
         )
 
     yield make
