@@ -26,20 +26,12 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("index.py", "parcels.py", "signature.py", "state.py"),
     (
         *("data/processes.py", "data/sampler.py", "data/sources.py", "events.py", "feed.py", "locations.py"),
-        *("handover.py", "timers.py"),
+        *("handover.py", "process_group.py", "timers.py"),
     ),
     (
-        *(
-            "collectives.py",
-            "copies.py",
-            "data/randomness.py",
-            "digests.py",
-            "expressions.py",
-            "finite.py",
-            "folder.py",
-        ),
-        *("objects.py",),
-        *("data/sources.py", "process_group.py", "rng.py"),
+        *("collectives.py", "copies.py", "data/randomness.py", "digests.py", "expressions.py", "finite.py"),
+        *("folder.py", "links.py", "objects.py"),
+        *("data/sources.py", "rng.py"),
     ),
     (
         *("data/carried.py", "data/fingerprint.py", "data/permutation.py"),
