@@ -1,6 +1,6 @@
 """The driver's side of Rankfire: start the ranks, fire each event once, keep the checkpoints.
 
-Errors are here at once; names that need torch or ray are imported on first use, so that
+Errors and events are here at once; names that need torch or ray are imported on first use, so that
 `rankfire validate` starts without them.
 """
 
@@ -9,12 +9,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from orchestrator.cluster_events import ClusterEvents
 from orchestrator.errors import (
     CapacityError,
     CheckpointError,
     GateMismatchError,
     HandlerError,
     RankfireError,
+    RecoveryError,
     RunInterrupted,
     SpecError,
     StartError,
@@ -32,11 +34,13 @@ __all__ = [
     "CapacityError",
     "Checkpoint",
     "CheckpointError",
+    "ClusterEvents",
     "Evaluate",
     "GateMismatchError",
     "HandlerError",
     "Orchestrator",
     "RankfireError",
+    "RecoveryError",
     "RunInterrupted",
     "RunResult",
     "SpecError",
