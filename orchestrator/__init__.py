@@ -1,6 +1,6 @@
 """The driver's side of Rankfire: start the ranks, fire each event once, keep the checkpoints.
 
-Errors are here at once; names that need torch or ray are imported on first use, so that
+Errors and events are here at once; names that need torch or ray are imported on first use, so that
 `rankfire validate` starts without them.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from orchestrator.cluster_events import ClusterEvents
 from orchestrator.errors import (
     CapacityError,
     CheckpointError,
@@ -17,6 +18,7 @@ from orchestrator.errors import (
     HandlerError,
     NotFiniteError,
     RankfireError,
+    RecoveryError,
     RunInterrupted,
     SpecError,
     StartError,
@@ -35,6 +37,7 @@ __all__ = [
     "CapacityError",
     "Checkpoint",
     "CheckpointError",
+    "ClusterEvents",
     "DivergenceError",
     "Evaluate",
     "GateMismatchError",
@@ -42,6 +45,7 @@ __all__ = [
     "NotFiniteError",
     "Orchestrator",
     "RankfireError",
+    "RecoveryError",
     "RunInterrupted",
     "RunResult",
     "SpecError",

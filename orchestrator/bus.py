@@ -14,9 +14,11 @@ from functools import reduce
 from operator import or_
 from typing import Any
 
-from orchestrator.errors import HandlerError, RankfireError, SpecError, too_late
+from orchestrator.cluster_events import ClusterEvents, Payload
+from orchestrator.errors import HandlerError, RankfireError, SpecError, explain, too_late
 from workers.dispatch import EventSource, RemovableEventHandle
 from workers.events import Event, EventExpression, Events, counts_only
+from workers.parcels import TRAINER
 from workers.tracebacks import is_ours, text_of
 
 __all__ = ["EventBus", "users_code"]
@@ -29,6 +31,9 @@ BLOCKING = frozenset(
     )
 )  # fmt: skip
 """Events at which the ranks wait for driver handlers unless told otherwise; at all others they only report."""
+_CLUSTER: frozenset[Event] = frozenset(ClusterEvents)
+_OF_THE_DRIVER = _CLUSTER | {Events.EXCEPTION_RAISED}
+"""Events that come from no firing of which ranks could tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +56,7 @@ class EventBus(EventSource):
     def __init__(self, engine: str, subject: object) -> None:
         super().__init__(subject)
         self.engine = engine
+        self.register_events(ClusterEvents)
         self._needs: list[_Need] = []
         self._sealed = False
 
@@ -74,9 +80,12 @@ class EventBus(EventSource):
             kwargs: passed to every call.
 
         Raises:
-            SpecError: the run has started and the ranks were not told of such a gate.
+            SpecError: the run has started and the ranks were not told of such a gate, or an event of the cluster is
+                sought at another engine than the trainer.
         """
         expression = self._expression(event)
+        if self.engine != TRAINER:
+            self._refuse_cluster_events(expression, f"engine={self.engine!r}")
         needs = [
             _Need(
                 base=base,
@@ -84,7 +93,7 @@ class EventBus(EventSource):
                 blocking=base.key in BLOCKING if blocking is None else blocking,
             )
             for base in expression.bases()
-            if base != Events.EXCEPTION_RAISED  # comes from a fault, not from a firing that ranks tell of
+            if base not in _OF_THE_DRIVER
         ]
         if self._sealed and (new := [need for need in needs if not self._covers(need)]):
             raise SpecError(
@@ -114,8 +123,10 @@ class EventBus(EventSource):
         """See that a handler could be registered here, without doing it: for handlers that run on ranks.
 
         Raises:
+            SpecError: it is an event of the cluster, which no rank sees.
             ValueError: it can't be called that way.
         """
+        self._refuse_cluster_events(self._expression(event), "rank=…")
         self.add_phase_handler("user", event, handler, *args, **kwargs).remove()
 
     def seal(self) -> None:
@@ -144,6 +155,30 @@ class EventBus(EventSource):
         event = self.event_of(key)
         with users_code(f"{event!r} #{count}"):
             self.dispatch(event, count, *extra)
+
+    def tell(self, payload: Payload) -> None:
+        """Fire an event of the cluster: run the handlers due, in order.
+
+        Args:
+            payload: what happened; it names the event, and handlers get it behind the orchestrator.
+
+        Raises:
+            HandlerError: one of them raised; names it, the event, and the line.
+        """
+        event, last = payload.event, self.state.last_event
+        self.fire(event.key, self._next_count(event), payload)
+        self.state.last_event = last  # it may come in the middle of another one, whose handlers are not through yet
+
+    def _refuse_cluster_events(self, expression: EventExpression, given: str) -> None:
+        if found := [base for base in expression.bases() if base in _CLUSTER]:
+            raise SpecError(
+                explain(
+                    f"orchestrator.on({expression!r}, {given})",
+                    expected="an event that engines fire",
+                    received=f"{found[0]!r}, which the driver fires for the run as a whole",
+                    mend=f"leave {given.partition('=')[0]} out",
+                )
+            )
 
     def _covers(self, need: _Need) -> bool:
         return any(

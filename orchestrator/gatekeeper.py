@@ -6,10 +6,12 @@ Nothing is asked of the ranks here: what a handler orders while a gate is open g
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
 from orchestrator.bus import EventBus
+from orchestrator.cluster_events import Payload
 from orchestrator.errors import GateMismatchError, RankfireError, SpecError
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
@@ -122,6 +124,29 @@ class Gatekeeper:
         """Wait until the ranks are at the innermost open gate."""
         while not self.present:
             self._loop.pump()
+
+    def tell(self, payload: Payload) -> None:
+        """Fire an event of the cluster on the driver: run the handlers due.
+
+        Args:
+            payload: what happened.
+
+        Raises:
+            RankfireError: one of them raised, which ends the run.
+        """
+        with self._final():
+            self._buses[TRAINER].tell(payload)
+
+    @contextmanager
+    def _final(self) -> Iterator[None]:
+        """What handlers raise inside this block ends the run: a handler around them must not swallow it."""
+        try:
+            yield
+        except RankfireError as error:
+            ended = self._loop.end(error)
+            if ended is error:
+                raise
+            raise ended from error
 
     # ---------------------------------------------------------------- what comes
     def _on_arrived(self, message: Arrived) -> None:
@@ -242,13 +267,8 @@ class Gatekeeper:
         bus.state.output = reduce_numbers([report.output for report in in_order])
         if key.engine == TRAINER and key.event == Events.EPOCH_COMPLETED.key:
             self._journal.write("EPOCH_COMPLETED", metrics=bus.state.metrics)
-        try:
+        with self._final():  # these ranks are not released
             bus.fire(key.event, key.count)
-        except RankfireError as error:
-            ended = self._loop.end(error)  # a handler around this one must not swallow it: these ranks are not released
-            if ended is error:
-                raise
-            raise ended from error
 
     def _take_position(self, key: GateKey, reports: Mapping[int, Report]) -> None:
         first, state = reports[0], self._buses[key.engine].state

@@ -5,12 +5,14 @@ The part of the orchestrator's face that is used during a run. Who carries them 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from orchestrator.bus import users_code
 from orchestrator.checkpoints.registry import Committed, Registry
+from orchestrator.cluster_events import CheckpointCommitted, EvaluationCompleted
 from orchestrator.errors import CheckpointError, NotFiniteError, RankfireError, SpecError, explain
 from orchestrator.guard import divergence, not_finite, unfit
 from orchestrator.handlers.checkpoint import Checkpoint
@@ -78,13 +80,15 @@ class Ordering(Registrations):
             SpecError: no gate is open, or the program has no such engine.
             TrainingError: a user's code raised on a rank.
         """
-        run = self._running("evaluate")
+        run, began = self._running("evaluate"), time.monotonic()
         metrics = run.asking.evaluate(engine)
         prefix = prefix if prefix is not None else ("validation" if engine == "evaluator" else engine)
         named = {f"{prefix}/{name}": value for name, value in metrics.items()}
         self.state.metrics.update(named)
         self.evaluated.update(dict.fromkeys(named, self.state.iteration))
         self.note("EVALUATION_COMPLETED", engine=engine, metrics=metrics)
+        seconds = time.monotonic() - began
+        run.gates.tell(EvaluationCompleted(engine=engine, metrics=dict(metrics), seconds=seconds))
         return metrics
 
     def checkpoint(self, *, wait: bool = False) -> str | None:
@@ -255,6 +259,17 @@ class Ordering(Registrations):
             if (tell := getattr(handler, "committed", None)) is not None:
                 with users_code(f"the commit of {checkpoint.name}"):  # the saver ends the run, if it shall end
                     tell(self, checkpoint)
+        manifest = checkpoint.manifest
+        self._running("checkpoint").gates.tell(
+            CheckpointCommitted(
+                name=checkpoint.name,
+                url=checkpoint.url,
+                epoch=manifest.epoch,
+                iteration=manifest.iteration,
+                size=manifest.size,
+                metrics=dict(manifest.metrics),
+            )
+        )
 
     def _save_failed(self, error: CheckpointError) -> None:
         self.note("CHECKPOINT_FAILED", text=str(error))

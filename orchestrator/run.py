@@ -236,7 +236,7 @@ class Run:
 
     def tell(self, payload: Payload) -> None:
         """Tell driver handlers of something that happened to the cluster."""
-        self._buses[TRAINER].tell(payload)
+        self.gates.tell(payload)
 
     def _at_cut(self) -> None:
         """All ranks stand after one common iteration: do what waited for that."""

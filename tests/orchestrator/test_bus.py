@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from orchestrator.bus import EventBus
+from orchestrator.cluster_events import CheckpointCommitted, ClusterEvents, StragglerDetected
 from orchestrator.errors import HandlerError, SpecError
 from workers.events import Event, Events
 
@@ -212,3 +213,83 @@ def test_a_string_stands_for_an_event_that_is_known(bus: EventBus) -> None:
     assert bus.expression("EPOCH_COMPLETED") is Events.EPOCH_COMPLETED
     with pytest.raises(ValueError, match="did you mean 'EPOCH_COMPLETED'"):
         bus.expression("EPOCH_COMPLETE")
+
+
+# ---------------------------------------------------------------- events of the cluster
+SLOW = StragglerDetected(rank=1, seconds=0.9, others=0.3, ratio=3.0)
+
+
+@pytest.mark.parametrize("event", ClusterEvents)
+def test_events_of_the_cluster_ask_nothing_of_the_ranks(bus: EventBus, event: ClusterEvents) -> None:
+    bus.listen(event, nothing)
+    assert (bus.gates(), bus.watches()) == (None, None)
+
+
+def test_handlers_of_the_cluster_may_come_late(bus: EventBus) -> None:
+    bus.seal()
+    called: list[int] = []
+    bus.listen(ClusterEvents.STRAGGLER_DETECTED, lambda: called.append(1))
+    bus.tell(SLOW)
+    assert called == [1]
+
+
+def test_a_handler_gets_what_happened_behind_the_orchestrator_if_it_has_room(bus: EventBus) -> None:
+    got: list[object] = []
+    bus.listen(ClusterEvents.STRAGGLER_DETECTED, lambda run, slow, word: got.append((run, slow, word)), word="hot")
+    bus.listen(ClusterEvents.STRAGGLER_DETECTED, lambda run: got.append(run))
+    bus.listen(ClusterEvents.STRAGGLER_DETECTED, lambda: got.append(None))
+    bus.listen("cluster.WORKER_LOST", lambda run, lost: got.append(lost))
+    bus.tell(SLOW)
+    assert got == [("the orchestrator", SLOW, "hot"), "the orchestrator", None]
+
+
+def test_events_of_the_cluster_are_counted_filtered_and_combined_like_others(bus: EventBus) -> None:
+    got: list[int] = []
+    event = ClusterEvents.STRAGGLER_DETECTED(every=2) | ClusterEvents.CHECKPOINT_COMMITTED
+    bus.listen(event, lambda run: got.append(bus.counters["cluster.STRAGGLER_DETECTED"]))
+    for _ in range(5):
+        bus.tell(SLOW)
+    bus.tell(CheckpointCommitted(name="step-1", url="u", epoch=1, iteration=1, size=1, metrics={}))
+    assert got == [2, 4, 5]
+
+
+def test_only_the_ranks_part_of_a_mixed_combination_is_asked_of_them(bus: EventBus) -> None:
+    bus.listen(Events.EPOCH_COMPLETED(every=2) | ClusterEvents.RECOVERED, nothing)
+    gates = bus.gates()
+    assert gates is not None
+    assert [gates.matches(Events.EPOCH_COMPLETED, count, None) for count in (1, 2)] == [False, True]
+    assert not gates.matches(ClusterEvents.RECOVERED, 1, None)
+    assert bus.watches() is None
+
+
+def test_an_event_of_ones_own_with_the_same_name_is_another(bus: EventBus) -> None:
+    called: list[int] = []
+    bus.listen(Event("STRAGGLER_DETECTED"), lambda: called.append(1))
+    bus.tell(SLOW)
+    assert (bus.watches(), called) == (Event("STRAGGLER_DETECTED"), [])
+
+
+def test_handlers_that_are_not_through_yet_still_see_their_own_event(bus: EventBus) -> None:
+    seen: list[Event | None] = []
+    bus.listen(Events.EPOCH_COMPLETED, lambda: bus.tell(SLOW))
+    bus.listen(ClusterEvents.STRAGGLER_DETECTED, lambda: seen.append(bus.last_event))
+    bus.listen(Events.EPOCH_COMPLETED, lambda: seen.append(bus.last_event))
+    bus.fire("EPOCH_COMPLETED", 1)
+    assert seen == [ClusterEvents.STRAGGLER_DETECTED, Events.EPOCH_COMPLETED]
+
+
+def test_a_handler_of_the_cluster_that_raises_is_named(bus: EventBus) -> None:
+    bus.listen(ClusterEvents.STRAGGLER_DETECTED, raises_at_line_of_its_own)
+    with pytest.raises(HandlerError, match=r"at cluster.STRAGGLER_DETECTED #1 raised ValueError: no such curve"):
+        bus.tell(SLOW)
+
+
+def test_no_rank_and_no_other_engine_sees_events_of_the_cluster(bus: EventBus) -> None:
+    with pytest.raises(SpecError) as caught:
+        bus.check(ClusterEvents.WORKER_LOST | Events.COMPLETED, nothing, (), {})
+    assert str(caught.value) == (
+        "orchestrator.on(cluster.WORKER_LOST | COMPLETED, rank=…): expected an event that engines fire, received "
+        "cluster.WORKER_LOST, which the driver fires for the run as a whole; leave rank out"
+    )
+    with pytest.raises(SpecError, match=r"engine='evaluator'\): expected .*; leave engine out"):
+        EventBus("evaluator", None).listen(ClusterEvents.RECOVERED, nothing)
