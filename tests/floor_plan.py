@@ -52,10 +52,11 @@ ORCHESTRATOR = (
         *("signals.py",),
     ),
     ("checkpoints/plan.py", "checkpoints/registry.py"),
-    ("exchange.py", "launch/*", "placement.py", "reduce.py", "rendezvous.py", "settings.py", "watch.py"),
+    ("streams.py",),
+    ("exchange.py", "launch/*", "nodes.py", "placement.py", "reduce.py", "rendezvous.py", "settings.py", "watch.py"),
     ("checkpoints/committed.py", "checkpoints/verify.py"),
     ("checkpoints/*", "recovery.py", "roll_call.py", "specfile.py", "verdict.py"),
-    ("spec_problems.py", "target.py"),
+    ("capacity.py", "spec_problems.py", "target.py"),
     ("journal.py", "lease.py", "lifecycle.py", "limits.py", "spec.py", "yaml_text.py"),
     ("errors.py", "notice.py"),
 )
@@ -89,6 +90,7 @@ DOORS = {
     "ray": (
         "workers/actor.py",
         "orchestrator/group.py",
+        "orchestrator/nodes.py",
         "orchestrator/placement.py",
         "orchestrator/launch/*",
     ),
