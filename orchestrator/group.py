@@ -1,37 +1,56 @@
-"""The ranks as one thing on Ray: start the actors, send orders, gather their streams into one queue, end them.
+"""The ranks as one thing on Ray: start the actors, send orders, add and end single ones, end them all.
 
-One background thread drains all streams; the driver's loop takes from the queue on the thread of the user. The first
-error of a stream, of whatever kind, means that its worker is lost now.
+The driver's loop calls it on the thread of the user. Three threads stand behind it: one reads the streams
+(`streams.py`), one talks to the cluster about places, which may wait for it (`placement.py`), one looks for nodes that
+are about to be taken away (`nodes.py`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import itertools
 import os
-import re
 import signal
-import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, ActorUnschedulableError
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from orchestrator.capacity import bundle_of
 from orchestrator.exchange import Inbox, Incoming, Interrupt, Lost
-from orchestrator.placement import Cluster, bundle_of
+from orchestrator.nodes import Nodes
+from orchestrator.placement import Cluster, Places
 from orchestrator.spec import ClusterSpec, WorkersSpec
+from orchestrator.streams import Line, Streams
 from workers.actor import RankActor
-from workers.messages import Hello
 from workers.orders import Leave, Order, acts_at_once
 from workers.rank import Place
-from workers.stacks import stacks_of
+from workers.stacks import stacks_of, state_of
 
-__all__ = ["RayGroup"]
+__all__ = ["LEASE", "RayGroup"]
 
-_GUESSES = " Some common causes include"
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+LEASE = 60.0  # seconds without a word of the driver after which a worker ends itself
+BEATS = 4  # signs of life in a lease
+TRIES = 3  # times that a worker is started which never began to live
+GONE = 6.0  # seconds for processes to be gone: Ray gives a killed worker 5 s
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One worker of the group: its actor, once it has one, and where it shall not live."""
+
+    actor: Any = None
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+    avoid: set[str] = field(default_factory=set)
+    tries: int = 1
 
 
 class RayGroup:
@@ -42,6 +61,7 @@ class RayGroup:
         cluster: where they live.
         roots: folders that go to the front of the ranks' `sys.path`.
         environment: variables for the ranks.
+        lease: seconds without a word of the driver after which a worker ends itself.
     """
 
     needs_store = True
@@ -53,31 +73,32 @@ class RayGroup:
         *,
         roots: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
+        lease: float = LEASE,
     ) -> None:
         self._workers = workers
         self.size = workers.count + workers.spares
         self._cluster = Cluster(cluster, workers)
-        self._roots = roots
-        self._environment = dict(environment or {})
+        self._places: Places | None = None
+        self._nodes = Nodes()
+        self._arguments = (roots, dict(environment or {}), lease)
         self._inbox = Inbox()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._actors: dict[int, Any] = {}
-        self._numbers: dict[int, int] = {}
-        self._places: dict[int, Place] = {}
-        self._leaving: set[int] = set()
-        self._ended: set[int] = set()
+        self._streams = Streams(self._inbox, beat=lease / BEATS, may_return=(ActorUnavailableError,))
+        self._clerk: ThreadPoolExecutor | None = None  # its one thread waits for the cluster, in the order of asking
+        self._members: dict[int, Member] = {}
+        self._known: set[int] = set()  # ids of all workers that there ever were
         self._here = ""
 
     def start(self) -> None:
-        """Start the actors against the placement group without waiting for it: they queue for their places."""
-        group = self._cluster.start()
+        """Ask for all places; the actors start as soon as they are there."""
+        self._cluster.start()
         self._here = self._cluster.node()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="rankfire-streams", daemon=True)
-        self._thread.start()
-        for worker in range(self.size):
-            self._launch(worker, PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=worker))
+        self._places = Places(self._workers, alone=self._cluster.ours)
+        self._nodes.start()
+        self._streams.start()
+        self._clerk = ThreadPoolExecutor(1, thread_name_prefix="rankfire-places")
+        self._members = {worker: Member() for worker in range(self.size)}
+        self._known.update(self._members)
+        self._ask(self._members, lambda places: places.lay_out(self._launch))
 
     def address(self) -> str:
         """IP address of the driver's node."""
@@ -85,148 +106,174 @@ class RayGroup:
 
     def shortage(self) -> str | None:
         """If the places are not there yet: what is free, in words."""
-        return None if self._cluster.ready() else self._cluster.shortage()
+        ready = self._places is not None and self._places.ready()
+        return None if ready else self._cluster.shortage()
 
     def order(self, worker: int, order: Order) -> None:
         """Send an order; numbered, since a threaded actor may take two at once."""
+        member = self._members[worker]
+        assert member.actor is not None, f"worker {worker} was given an order before it said hello"
         if isinstance(order, Leave):
-            self._leaving.add(worker)
-        number = -1
-        if not acts_at_once(order):
-            number = self._numbers[worker]
-            self._numbers[worker] += 1
-        self._actors[worker].control.remote(number, order)
+            self._streams.expect_end(worker)
+        number = -1 if acts_at_once(order) else next(member.numbers)
+        member.actor.control.remote(number, order)
 
     def add(self, worker: int, *, avoid: Collection[str] = ()) -> None:
-        """Start one more worker in a placement group of its own."""
-        assert worker not in self._numbers, f"worker {worker} has been there before"
-        group = self._cluster.reserve(worker, avoid)
-        self._launch(worker, PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0))
+        """Start one more worker, in a place of its own."""
+        assert worker not in self._known, f"worker {worker} has been there before"
+        self._known.add(worker)
+        self._members[worker] = Member(avoid=set(avoid))
         self.size += 1
+        self._ask([worker], partial(self._place, worker))
 
     def kill(self, worker: int) -> None:
-        """End a worker's process and give back its place."""
+        """End a worker's process, also one that is lost already, and give its place back."""
         self._inbox.close(worker)
-        self._leaving.add(worker)
+        self._streams.drop(worker)
+        member = self._members.pop(worker)
         self.size -= 1
-        with contextlib.suppress(Exception):  # it is dead already
-            ray.kill(self._actors.pop(worker), no_restart=True)
-        place = self._places.get(worker)
-        if place is not None and place.node == self._here:  # Ray would give a stopped process 5 s
-            with contextlib.suppress(OSError):
-                os.kill(place.pid, signal.SIGKILL)
-        self._cluster.release(worker)
+        if (place := self._streams.places.get(worker)) is not None:
+            self._end_stopped(place)
+
+        def end(places: Places) -> None:
+            _end(member)
+            places.release(worker)
+
+        self._ask([], end)
 
     def stacks(self, workers: Collection[int]) -> dict[int, str]:
-        """Those on this machine are looked at from here."""
-        return {worker: stacks_of(self._places[worker].pid) for worker in workers if worker in self._places}
+        """Those on this node are looked at from here, others by a process on their node."""
+        places = {worker: self._streams.places.get(worker) for worker in workers}
+        found = {worker: "no stacks: it has not said where it is" for worker in workers}
+        found |= {n: stacks_of(place.pid) for n, place in places.items() if place and place.node == self._here}
+        elsewhere = {n: (place.node, place.pid) for n, place in places.items() if place and place.node != self._here}
+        return found | self._nodes.stacks(elsewhere)
 
     def draining(self) -> Mapping[str, float]:
-        """Nodes that are about to be taken away."""
-        return {}
+        """Nodes that were said to be taken away: id → seconds left."""
+        return self._nodes.draining()
 
     def take(self, timeout: float) -> Incoming | None:
         """The next thing that came from any worker."""
         return self._inbox.take(timeout)
 
     def interrupt(self) -> None:
-        """Put an `Interrupt` into the queue."""
+        """Put an `Interrupt` into the inbox."""
         self._inbox.put(Interrupt())
 
     def tell(self, came: Incoming) -> None:
-        """Put something into the queue."""
+        """Put something into the inbox."""
         self._inbox.put(came)
 
     def stop(self, *, grace: float) -> list[str]:
         """Let the ranks leave, then end their processes, give back their places, and see that all is gone."""
         if grace > 0:
-            for worker in self._actors.keys() - self._ended:
-                self.order(worker, Leave())
+            for worker, member in self._members.items():
+                if member.actor is not None and worker not in self._streams.ended:
+                    self.order(worker, Leave())
             self._wait_ended(grace)
-        for actor in self._actors.values():
-            with contextlib.suppress(Exception):  # a dead actor, or a cluster that is gone: nothing is left to end
-                ray.kill(actor, no_restart=True)
+        if self._places is not None and self._clerk is not None:
+            self._places.stopping.set()
+            self._clerk.shutdown(wait=True, cancel_futures=True)  # nobody starts anything any more
+        for member in self._members.values():
+            _end(member)
         left = self._wait_gone()
-        self._stop_streams()
-        self._actors.clear()
+        self._streams.stop()
+        self._nodes.stop()
+        self._members.clear()
+        if self._places is not None:
+            self._places.stop()
         self._cluster.stop()
         return left
 
-    def _launch(self, worker: int, placed: PlacementGroupSchedulingStrategy) -> None:
-        assert self._loop is not None, "the group is not started"
+    # ---------------------------------------------------------------- in the clerk's thread
+    def _ask(self, workers: Collection[int], act: Callable[[Places], None]) -> None:
+        """Have the clerk do something; if it fails, these workers are lost."""
+        places = self._places
+        assert places is not None, "the group is not started"
+        assert self._clerk is not None, "the group is not started"
+
+        def run() -> None:
+            try:
+                act(places)
+            except Exception as error:  # of any kind: a worker without a place can't be waited for
+                for worker in workers:
+                    if (member := self._members.get(worker)) is not None and member.actor is None:
+                        self._inbox.put(Lost(worker=worker, cause=f"it got no place: {type(error).__name__}: {error}"))
+
+        self._clerk.submit(run)
+
+    def _place(self, worker: int, places: Places) -> None:
+        """Start a worker in a new place."""
+        if (member := self._members.get(worker)) is None:
+            return  # killed meanwhile
+        places.release(worker)
+        homes = [place.node for n, place in list(self._streams.places.items()) if n in self._members and n != worker]
+        self._launch(worker, places.reserve(worker, avoid=member.avoid, homes=homes))
+
+    def _launch(self, worker: int, group: PlacementGroup, home: str | None = None) -> None:
+        """Start a worker's actor; `home` is the node that its place is known to be on."""
+        if (member := self._members.get(worker)) is None:
+            return
         bundle = bundle_of(self._workers)
-        extra = {name: amount for name, amount in bundle.items() if name not in {"CPU", "GPU"}}
         actor = RankActor.options(  # type: ignore[attr-defined]
             num_cpus=bundle.get("CPU", 0),
             num_gpus=bundle.get("GPU", 0),
-            resources=extra,
-            scheduling_strategy=placed,
-        ).remote(worker, self._roots, self._environment)
-        self._actors[worker] = actor
-        self._numbers[worker] = 0
+            resources={name: amount for name, amount in bundle.items() if name not in {"CPU", "GPU"}},
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
+        ).remote(worker, *self._arguments)
         actor.run.remote()
-        asyncio.run_coroutine_threadsafe(self._drain(worker, actor.events.remote()), self._loop)
+        member.actor = actor
+        again = partial(self._again, worker, home)
+        self._streams.follow(Line(worker=worker, open=actor.events.remote, beat=actor.beat.remote, again=again))
 
-    async def _drain(self, worker: int, stream: Any) -> None:
-        """Move one worker's messages into the queue until its stream ends or breaks."""
-        try:
-            async for batch in stream:
-                for message in await batch:
-                    if isinstance(message, Hello):
-                        self._places[worker] = message.place
-                    self._inbox.put(message)
-            self._ended.add(worker)
-            if worker not in self._leaving:  # nobody told this rank to go, so somebody waits for it
-                self._inbox.put(Lost(worker=worker, cause="its stream ended"))
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # of any kind: this worker can't be heard any more
-            self._ended.add(worker)
-            self._inbox.put(Lost(worker=worker, cause=_cause(error)))
+    def _again(self, worker: int, home: str | None, error: BaseException) -> bool:
+        """Whether a worker never began to live, as on a node that died just then; it is started elsewhere."""
+        member = self._members.get(worker)
+        if member is None or member.tries >= TRIES or not _never_ran(error):
+            return False
+        member.tries += 1
+        member.avoid |= set() if home is None else {home}
+        self._ask([worker], partial(self._place, worker))
+        return True
 
+    # ---------------------------------------------------------------- processes
     def _wait_ended(self, grace: float) -> None:
         until = time.monotonic() + grace
-        while self._actors.keys() - self._ended and time.monotonic() < until:
+        while self._members.keys() - self._streams.ended and time.monotonic() < until:
             time.sleep(0.001)
 
     def _wait_gone(self) -> list[str]:
         """Wait for the processes on this machine to be gone; those elsewhere are their raylet's to end."""
-        until = time.monotonic() + 6.0  # Ray gives a killed worker 5 s
-        here = {place.pid: str(place) for place in self._places.values() if place.node == self._here}
-        while here and time.monotonic() < until:
-            here = {pid: text for pid, text in here.items() if _alive(pid)}
+        until = time.monotonic() + GONE
+        here = [place for place in self._streams.places.values() if place.node == self._here]
+        for place in here:
+            self._end_stopped(place)
+        while (here := [place for place in here if _lives(place)]) and time.monotonic() < until:
             time.sleep(0.001)
-        return list(here.values())
+        return [str(place) for place in here]
 
-    def _stop_streams(self) -> None:
-        """Readers do not end with Ray: cancel them first."""
-        loop, thread = self._loop, self._thread
-        if loop is None or thread is None:
-            return
-
-        async def cancel() -> None:
-            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-        asyncio.run_coroutine_threadsafe(cancel(), loop).result(timeout=5.0)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(timeout=5.0)
-        loop.close()
-        self._loop = self._thread = None
+    def _end_stopped(self, place: Place) -> None:
+        """A stopped process does not hear that it shall end, and Ray gives it 5 s; on this node nobody need wait."""
+        if place.node == self._here and state_of(place.pid) == "T" and _lives(place):
+            with contextlib.suppress(OSError):
+                os.kill(place.pid, signal.SIGKILL)
 
 
-def _cause(error: BaseException) -> str:
-    """The last line of Ray's error, which tells, without its guesses; before it stand tracebacks and ids."""
-    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].partition(_GUESSES)[0] if lines else ''}".rstrip(": ")
+def _lives(place: Place) -> bool:
+    """Whether a worker's process on this machine runs: not one that waits to be reaped, nor another of its number."""
+    with contextlib.suppress(OSError):
+        return b"RankActor" in Path(f"/proc/{place.pid}/cmdline").read_bytes() and state_of(place.pid) != "Z"
+    return False
 
 
-def _alive(pid: int) -> bool:
-    """Whether a process runs: one that is only waiting to be reaped does not."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return os.path.exists(f"/proc/{pid}")
+def _end(member: Member) -> None:
+    with contextlib.suppress(Exception):  # a dead actor, or a cluster that is gone: nothing is left to end
+        if member.actor is not None:
+            ray.kill(member.actor, no_restart=True)
+
+
+def _never_ran(error: BaseException) -> bool:
+    return isinstance(error, ActorUnschedulableError) or (
+        isinstance(error, ActorDiedError) and "never ran" in str(error)
+    )

@@ -1,6 +1,8 @@
-"""Find or start the cluster, see that it can hold the workers, and reserve their places.
+"""Find or start the cluster, see that it can hold the workers, and reserve a place for each of them.
 
-With `group.py` the only file of the driver that imports `ray`.
+Every worker has a placement group of its own, so that the place of one that is lost can be given back by itself: Ray
+would move the place of a lost node elsewhere, and keep it there for nobody. At the start the places are first asked for
+as one group, so that a run gets all of them or none, laid out as it wants; then they are exchanged one by one.
 """
 
 from __future__ import annotations
@@ -12,55 +14,27 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
-from orchestrator.errors import CapacityError, StartError
+from orchestrator.capacity import bundle_of, check_capacity, in_words, local_cpus, nodes_for
+from orchestrator.errors import StartError
 from orchestrator.spec import ClusterSpec, WorkersSpec
 
-__all__ = ["Cluster", "bundle_of", "check_capacity"]
+__all__ = ["Cluster", "Places"]
 
-OVERSUBSCRIBE = 8  # ranks per core that a laptop may be asked for
 KNOCK = 5.0  # seconds to reach a cluster's port
-_KEYS = {"CPU": "cpus", "GPU": "gpus"}  # resource → its key in a job file
+LOOK = 0.25  # seconds between two looks whether the run has ended while it waits for its places
 OBJECT_STORE = 256 << 20  # bytes; messages are small, and tensors do not travel through it
-
-
-def bundle_of(workers: WorkersSpec) -> dict[str, float]:
-    """What one worker reserves.
-
-    Example:
-        >>> bundle_of(WorkersSpec(count=2, cpus=1.0))
-        {'CPU': 1.0}
-    """
-    bundle = {"CPU": workers.cpus, "GPU": workers.gpus, **workers.resources}
-    return {name: amount for name, amount in bundle.items() if amount}
-
-
-def check_capacity(workers: WorkersSpec, nodes: list[Mapping[str, float]]) -> None:
-    """See whether nodes could hold the workers if nothing else ran there.
-
-    Args:
-        workers: how many, and what each needs.
-        nodes: the total resources of every node.
-
-    Raises:
-        CapacityError: they never could; says what is asked and what is there.
-    """
-    count, bundle = workers.count + workers.spares, bundle_of(workers)
-    rooms = [min(int((node.get(name, 0.0) + 1e-9) / amount) for name, amount in bundle.items()) for node in nodes]
-    asked = f"{count} workers of {_words(bundle)} each, placed {workers.placement}"
-    if workers.placement == "STRICT_PACK":
-        enough = max(rooms, default=0) >= count
-    elif workers.placement == "STRICT_SPREAD":
-        enough = sum(1 for room in rooms if room) >= count
-    else:
-        enough = sum(rooms) >= count
-    if not enough:
-        raise CapacityError.of(asked=asked, there=_there(nodes, bundle), mend=_mend(count, bundle, nodes))
+NODE_ID = "ray.io/node-id"  # the label that Ray gives every node
 
 
 class Cluster:
@@ -74,14 +48,13 @@ class Cluster:
     def __init__(self, cluster: ClusterSpec, workers: WorkersSpec) -> None:
         self._cluster = cluster
         self._workers = workers
-        self._owned = False
+        self._owned = False  # whether we connected, so that we disconnect
+        self._started = False
         self._print = builtins.print  # Ray puts its own in its place when it first tells of a worker
         self._environment: dict[str, str | None] = {}  # what Ray, or we for it, would leave in this process
-        self.group: PlacementGroup | None = None
-        self._own: dict[int, PlacementGroup] = {}
 
-    def start(self) -> PlacementGroup:
-        """Connect, or start Ray on this machine, and ask for the places; does not wait for them.
+    def start(self) -> None:
+        """Connect, or start Ray on this machine.
 
         Raises:
             CapacityError: the cluster can't ever hold the workers.
@@ -90,29 +63,16 @@ class Cluster:
         self._connect()
         if not self._cluster.autoscale:
             check_capacity(self._workers, [node["Resources"] for node in _nodes() if node["Alive"]])
-        count = self._workers.count + self._workers.spares
-        self.group = placement_group([bundle_of(self._workers)] * count, strategy=self._workers.placement)
-        return self.group
 
-    def reserve(self, worker: int, avoid: Collection[str]) -> PlacementGroup:
-        """Ask for one more place, in a group of its own and away from these nodes; does not wait for it."""
-        selector = [{"ray.io/node-id": f"!in({','.join(sorted(avoid))})"}] if avoid else None
-        self._own[worker] = placement_group([bundle_of(self._workers)], bundle_label_selector=selector)
-        return self._own[worker]
-
-    def release(self, worker: int) -> None:
-        """Give back the place of a worker that has one of its own."""
-        if (group := self._own.pop(worker, None)) is not None:
-            remove_placement_group(group)
-
-    def ready(self) -> bool:
-        """Whether the places are there by now."""
-        return self.group is not None and bool(self.group.wait(0))
+    @property
+    def ours(self) -> bool:
+        """Whether this Ray was started here for this run, so that nobody else is in it and all of it is one node."""
+        return self._started
 
     def shortage(self) -> str:
         """What is free at the moment, in words, for an error."""
         free = ray.available_resources()  # type: ignore[no-untyped-call]
-        return _words({name: free.get(name, 0.0) for name in bundle_of(self._workers)})
+        return in_words({name: free.get(name, 0.0) for name in bundle_of(self._workers)})
 
     def address(self) -> str:
         """IP address of this node."""
@@ -123,18 +83,10 @@ class Cluster:
         return str(ray.get_runtime_context().get_node_id())
 
     def stop(self) -> None:
-        """Give the places back; end Ray if it was started here."""
-        groups = [*self._own.values(), *([] if self.group is None else [self.group])]
-        if ray.is_initialized():
-            for group in groups:
-                remove_placement_group(group)
-            for group in groups:
-                self._wait_removed(group)
-        self.group = None
-        self._own.clear()
+        """End the connection, and Ray with it if it was started here."""
         if self._owned:
             ray.shutdown()
-            self._owned = False
+            self._owned = self._started = False
             builtins.print = self._print
             for name, value in self._environment.items():
                 if value is None:
@@ -165,21 +117,94 @@ class Cluster:
         os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default, 15, is for work in the background
         ray.init(
             address="local",
-            num_cpus=_local_cpus(self._workers),
+            num_cpus=local_cpus(self._workers),
             include_dashboard=False,
             object_store_memory=OBJECT_STORE,
             configure_logging=False,
             log_to_driver=True,
         )
+        self._started = True
 
-    def _wait_removed(self, group: PlacementGroup) -> None:
-        """Removal is asynchronous; wait a moment, so that the next run finds the places free."""
-        until = time.monotonic() + 2.0
-        while time.monotonic() < until:
-            table = ray.util.placement_group_table(group)
-            if not table or table.get("state") == "REMOVED":
-                return
-            time.sleep(0.002)
+
+class Places:
+    """The places of the workers; all of it may wait for the cluster, so the driver's loop stays away.
+
+    Args:
+        workers: how many, what each reserves, and how they are laid out.
+        alone: whether nobody else could take a place meanwhile and all are on one node.
+    """
+
+    def __init__(self, workers: WorkersSpec, *, alone: bool) -> None:
+        self._workers = workers
+        self._alone = alone
+        self._gang: PlacementGroup | None = None
+        self._own: dict[int, PlacementGroup] = {}
+        self.stopping = threading.Event()
+
+    def lay_out(self, placed: Callable[[int, PlacementGroup, str | None], None]) -> None:
+        """Reserve the places of all workers; returns when they are reserved, or when `stopping` is set.
+
+        Args:
+            placed: called for each worker, with its place and the id of its node if that is known.
+        """
+        count, homes = self._workers.count + self._workers.spares, {}
+        if not self._alone:
+            self._gang = placement_group([bundle_of(self._workers)] * count, strategy=self._workers.placement)
+            while not self._gang.wait(LOOK):
+                if self.stopping.is_set():
+                    return
+            homes = placement_group_table(self._gang)["bundles_to_node_id"]
+        for worker in range(count):
+            home = homes.get(worker)
+            placed(worker, self._ask(worker, None if home is None else f"in({home})"), home)
+        if self._gang is not None:
+            remove_placement_group(self._gang)
+            self._gang = None
+
+    def reserve(self, worker: int, *, avoid: Collection[str], homes: Collection[str]) -> PlacementGroup:
+        """Ask for the place of one more worker; does not wait for it.
+
+        Args:
+            worker: its id.
+            avoid: ids of nodes on which it shall not be.
+            homes: ids of the nodes on which the others are.
+        """
+        return self._ask(worker, nodes_for(self._workers.placement, avoid=avoid, homes=homes))
+
+    def release(self, worker: int) -> None:
+        """Give back the place of a worker, if it has one."""
+        if (group := self._own.pop(worker, None)) is not None:
+            remove_placement_group(group)
+
+    def ready(self) -> bool:
+        """Whether all places that were asked for are there by now."""
+        return self._gang is None and all(group.wait(0) for group in list(self._own.values()))
+
+    def stop(self) -> None:
+        """Give all places back."""
+        groups = [*self._own.values(), *([] if self._gang is None else [self._gang])]
+        self._own.clear()
+        self._gang = None
+        if ray.is_initialized():
+            for group in groups:
+                remove_placement_group(group)
+            for group in groups:
+                _wait_removed(group)
+
+    def _ask(self, worker: int, nodes: str | None) -> PlacementGroup:
+        selector = None if nodes is None else [{NODE_ID: nodes}]
+        self._own[worker] = placement_group([bundle_of(self._workers)], bundle_label_selector=selector)
+        return self._own[worker]
+
+
+def _wait_removed(group: PlacementGroup) -> None:
+    """Removal is asynchronous; wait a moment, so that the next run finds the places free."""
+    until = time.monotonic() + 2.0
+    while time.monotonic() < until:
+        table = placement_group_table(group)
+        if not table or table.get("state") == "REMOVED":
+            return
+        time.sleep(0.002)
 
 
 def _knock(address: str) -> None:
@@ -213,40 +238,3 @@ def _signals_kept() -> Iterator[None]:
 
 def _nodes() -> list[dict[str, Any]]:
     return list(ray.nodes())  # type: ignore[no-untyped-call]
-
-
-def _local_cpus(workers: WorkersSpec) -> int:
-    """CPUs that a local Ray is told it has: all cores, or more if a few more ranks are asked for."""
-    cores = os.cpu_count() or 1
-    asked = (workers.count + workers.spares) * workers.cpus
-    if asked > cores * OVERSUBSCRIBE:
-        raise CapacityError.of(
-            asked=f"{workers.count + workers.spares} workers of {workers.cpus:g} CPU each",
-            there=f"this machine with {cores} cores (at most {OVERSUBSCRIBE} ranks share one)",
-            mend="ask for fewer workers, or give cluster.address",
-        )
-    return max(cores, int(-(-asked // 1)))
-
-
-def _words(resources: Mapping[str, float]) -> str:
-    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
-
-
-def _mend(count: int, bundle: Mapping[str, float], nodes: list[Mapping[str, float]]) -> str:
-    """What to ask less of: what no node has enough of for one worker, else what all together are short of."""
-    for name, amount in bundle.items():
-        if all(node.get(name, 0.0) < amount for node in nodes):
-            if name in _KEYS:
-                return f"ask for fewer {_KEYS[name]}, or add nodes that have them"
-            return f"ask for less of {name!r}, or add nodes that have it"
-    for name, amount in bundle.items():
-        if name != "CPU" and sum(node.get(name, 0.0) for node in nodes) < count * amount:
-            return f"ask for fewer workers or {_KEYS.get(name, repr(name))}, or add nodes"
-    return "ask for fewer workers or add nodes"
-
-
-def _there(nodes: list[Mapping[str, float]], bundle: Mapping[str, float]) -> str:
-    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in bundle}
-    best = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in bundle}
-    several = f", at most {_words(best)} on one" if len(nodes) > 1 else ""
-    return f"a cluster of {len(nodes)} node{'s' if len(nodes) != 1 else ''} with {_words(total)} in all{several}"

@@ -1,7 +1,7 @@
 """Ray's face of a session: one stream of messages up, orders down, and the training thread's long call.
 
 The only file of this package that imports `ray`. Threaded, never restarted by Ray: who is replaced by whom is decided
-by the driver alone.
+by the driver alone. A stream that broke can be followed by another one; a driver that is silent ends this process.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 
 import ray
 
-from workers.mailbox import Mailbox, Outbox
-from workers.messages import Message
+from workers.mailbox import Mailbox, Numbered, Outbox
 from workers.orders import Order
 from workers.rank import Place
+from workers.stacks import offer
+from workers.watchdog import Watchdog
 
 __all__ = ["RankActor"]
 
@@ -29,7 +29,7 @@ BEAT = 0.5  # seconds between signs of life
     num_cpus=1,
     max_restarts=0,
     max_task_retries=0,
-    concurrency_groups={"run": 1, "events": 2, "control": 2},
+    concurrency_groups={"run": 1, "events": 2, "control": 2, "beats": 1},
 )
 class RankActor:
     """The process that hosts one rank.
@@ -38,9 +38,11 @@ class RankActor:
         worker_id: id of this worker in the run.
         roots: folders for the front of `sys.path`.
         environment: variables set before anything of the user's is imported.
+        lease: seconds without a word of the driver after which this process ends itself.
     """
 
-    def __init__(self, worker_id: int, roots: tuple[str, ...], environment: Mapping[str, str]) -> None:
+    def __init__(self, worker_id: int, roots: tuple[str, ...], environment: Mapping[str, str], lease: float) -> None:
+        offer()
         os.environ.update(environment)
         sys.path[:0] = [root for root in roots if root not in sys.path]
         from workers.session import Session  # brings torch with it, which the driver that imports this file can spare
@@ -55,7 +57,9 @@ class RankActor:
             gpus=tuple(str(gpu) for gpus in accelerators.values() for gpu in gpus),
         )
         self._session = Session(worker_id=worker_id, place=place, outbox=Outbox(), mailbox=Mailbox())
-        self._streaming = threading.Lock()
+        self._epoch = 0
+        self._watchdog = Watchdog(lease)  # only now: no beat comes through before this process is made
+        self._watchdog.start()
 
     @ray.method(concurrency_group="run")
     def run(self) -> None:
@@ -63,20 +67,38 @@ class RankActor:
         self._session.run()
 
     @ray.method(concurrency_group="events", num_returns="streaming")
-    def events(self) -> Iterator[list[Message]]:
-        """Batches of messages as they come; at least one, with a pulse, every half second."""
-        with self._streaming:
-            last = 0.0
-            while not self._session.outbox.closed:
-                batch = self._session.outbox.take(timeout=BEAT)
-                if (now := time.monotonic()) - last >= BEAT:
-                    batch.append(self._session.pulse())
-                    last = now
-                if batch:
-                    yield batch
+    def events(self, epoch: int, heard: int) -> Iterator[list[Numbered]]:
+        """Batches of messages as they come; at least one, with a pulse, every half second.
+
+        A stream ends when the next epoch's begins: two can't both be read, but one may be stuck in a broken connection.
+
+        Args:
+            epoch: number of this stream.
+            heard: number of the last message that has arrived; what follows it comes, again if need be.
+        """
+        outbox, last = self._session.outbox, 0.0
+        self._epoch = max(self._epoch, epoch)
+        outbox.acknowledge(heard)
+        outbox.wake()
+        while epoch == self._epoch and not outbox.ends_at(heard):
+            batch = outbox.after(heard, timeout=BEAT)
+            heard = batch[-1][0] if batch else heard
+            if (now := time.monotonic()) - last >= BEAT:
+                batch.append((0, self._session.pulse()))
+                last = now
+            self._watchdog.check()
+            if batch and epoch == self._epoch:
+                yield batch
 
     @ray.method(concurrency_group="control")
     def control(self, number: int, order: Order) -> None:
         """Take order `number` (they count from 0); what can't wait is done at once."""
+        self._watchdog.hear()
         if not self._session.control(order):
             self._session.mailbox.put(number, order)
+
+    @ray.method(concurrency_group="beats")
+    def beat(self, heard: int) -> None:
+        """The driver lives, and has heard the messages up to this number."""
+        self._watchdog.hear()
+        self._session.outbox.acknowledge(heard)

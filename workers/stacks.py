@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-__all__ = ["offer", "stacks_of"]
+__all__ = ["offer", "stacks_of", "state_of"]
 
 LIMIT = 3.0  # seconds for either way
 _SIGNAL = signal.SIGUSR2
@@ -43,7 +43,7 @@ def stacks_of(pid: int) -> str:
         >>> print(stacks_of(1 << 30))
         no stacks of pid 1073741824: it is gone
     """
-    state = _state(pid)
+    state = state_of(pid)
     if state in {"", "Z", "X"}:
         return f"no stacks of pid {pid}: it is gone"
     stopped = state in {"T", "t"}
@@ -90,7 +90,7 @@ def _wait_written(file: Path, before: int) -> None:
         last = size
 
 
-def _state(pid: int) -> str:
+def state_of(pid: int) -> str:
     """The letter that the kernel gives: R, S, D, T (stopped), Z (gone, not reaped); empty if there is no process."""
     with contextlib.suppress(OSError, IndexError):
         return _lines(pid, "stat")[0].rpartition(")")[2].split()[0]

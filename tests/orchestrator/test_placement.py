@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from orchestrator.capacity import check_capacity
 from orchestrator.errors import CapacityError, StartError
-from orchestrator.placement import Cluster, _signals_kept, check_capacity
+from orchestrator.placement import Cluster, _signals_kept
 from orchestrator.spec import ClusterSpec, WorkersSpec
 
 
