@@ -26,7 +26,7 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
         *("timers.py",),
     ),
     (
-        *("collectives.py", "data/randomness.py", "expressions.py", "folder.py", "objects.py"),
+        *("buckets.py", "collectives.py", "data/randomness.py", "expressions.py", "folder.py", "objects.py"),
         *("data/sources.py", "process_group.py", "rng.py"),
     ),
     (
