@@ -29,8 +29,8 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
         *("handover.py", "process_group.py", "timers.py"),
     ),
     (
-        *("collectives.py", "copies.py", "data/randomness.py", "digests.py", "expressions.py", "finite.py"),
-        *("folder.py", "links.py", "objects.py"),
+        *("buckets.py", "collectives.py", "copies.py", "data/randomness.py", "digests.py", "expressions.py"),
+        *("finite.py", "folder.py", "links.py", "objects.py"),
         *("data/sources.py", "rng.py"),
     ),
     (

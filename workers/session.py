@@ -178,9 +178,9 @@ class Session(Serving):
             from workers.checkpointing import restore  # a second of imports that most starts can spare
 
             self._note("loading the checkpoint")
-            restore(self.worker, self.program, order.load)
+            layouts = restore(self.worker, self.program, order.load)
         if several:
-            self.worker.models.wrap(first=afresh)
+            self.worker.models.wrap(first=afresh, layouts=layouts)
         if afresh:
             seed_rng(self.worker.seed, order.membership.rank)
         if self._rewinder is not None and order.rewind is None:
