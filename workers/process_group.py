@@ -155,11 +155,6 @@ def leave() -> None:
         threading.Thread(target=groups.clear, name="graveyard", daemon=True).start()
 
 
-def sever() -> int:
-    """Stand-in."""
-    return 0
-
-
 def backend_of(device: torch.device) -> str:
     """The backend for a device, with gloo beside it for tensors on the CPU.
 

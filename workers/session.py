@@ -8,6 +8,7 @@ cluster, and by the driver itself for `workers: 0`.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,6 +59,8 @@ from workers.serving import Serving
 
 __all__ = ["Session"]
 
+GRACE = 0.15  # seconds in which a rank that waits for a lost peer may hear of it by itself
+
 
 class Session(Serving):
     """One rank.
@@ -79,6 +82,7 @@ class Session(Serving):
         self._shipped: Shipped
         self._rewinder: Rewinder | None = None  # from the first join of several ranks on
         self._build_order: Build | None = None
+        self._knife: threading.Timer | None = None  # cuts the links of a rank that does not let go by itself
         self._over = False  # the program raised: nothing but `Leave` is served
         self._wanted = 0  # the lowest generation that this rank may still join
         self._out = False  # a peer was lost: until the next `Join`, no order but that is served
@@ -162,7 +166,12 @@ class Session(Serving):
         self._wanted = order.membership.generation
         if order.store is not None:
             process_group.form(
-                order.membership, order.store, self.worker.device, self.place.address, timeout=order.timeout
+                order.membership,
+                order.store,
+                self.worker.device,
+                self.place.address,
+                timeout=order.timeout,
+                forming=process_group.FORMING if order.membership.generation == 0 else process_group.REFORMING,
             )
         self._shipped.attach(self.program, self._build_order.handlers, order.membership)
         several = order.membership.world_size > 1
@@ -257,11 +266,16 @@ class Session(Serving):
         self._cut.cancel()
         for engine in self._engines():
             engine.set_boundary(_retreat)
-        process_group.sever()
+        # A group that still moves is not cut: of its own the rank hears in a moment, if it hears at all.
+        self._knife = threading.Timer(GRACE, process_group.sever)
+        self._knife.daemon = True
+        self._knife.start()
 
     def _stand_clear(self) -> None:
         """Let go of the group, and tell what snapshots there are."""
         self._note("waiting for the next generation")
+        if self._knife is not None:
+            self._knife.cancel()
         self.mailbox.interrupt(None)
         if self._worker is not None:
             self._worker.models.unwrap()

@@ -108,10 +108,6 @@ class DataParallel:
         """The models themselves, in the order in which they were prepared."""
         return [route.module for route in self._routes]
 
-    def layouts(self) -> list[list[list[int]] | None]:
-        """Per model the buckets of its wrapper, as parameter indices; None while it has made none of its own."""
-        return [None for _ in self._routes]
-
     def equal(self, module: nn.Module) -> bool:
         """Whether a model is one of these and the same on all ranks, after `share_buffers`.
 

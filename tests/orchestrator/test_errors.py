@@ -7,9 +7,11 @@ import pytest
 from orchestrator.errors import (
     CapacityError,
     CheckpointError,
+    DivergenceError,
     FencedError,
     GateMismatchError,
     HandlerError,
+    NotFiniteError,
     RankfireError,
     RecoveryError,
     RunHeldError,
@@ -36,6 +38,12 @@ EXAMPLES = [
         HandlerError.in_handler("validate", "EPOCH_COMPLETED 3", "KeyError: 'loss'", traceback="Traceback ..."),
         1,
         "driver handler validate at EPOCH_COMPLETED 3 raised KeyError: 'loss'",
+    ),
+    (
+        NotFiniteError.at(17, {0: "loss is nan", 2: "loss is inf", 1: "loss is nan"}),
+        1,
+        "iteration 17: expected finite numbers, received on ranks 0-1: loss is nan; on rank 2: loss is inf; look at "
+        "the data of that iteration, lower the learning rate, or clip gradients",
     ),
     (
         GateMismatchError.at({"EPOCH_COMPLETED 3": [0], "ITERATION_COMPLETED 40": [1, 2]}),
@@ -84,6 +92,13 @@ EXAMPLES = [
         3,
         "cluster.start_timeout: expected all ranks to join within 60 s, received nothing from rank 3; see that their "
         "nodes are up and have room, or raise cluster.start_timeout",
+    ),
+    (
+        DivergenceError.at(500, odd=["rank 1 (pid 7 on host)"], what="model.weight differs", agreed=None),
+        3,
+        "iteration 500: expected the same model on all ranks, bit by bit, received another one on rank 1 (pid 7 on "
+        "host): model.weight differs; test the memory and device there, and look for code that changes a model on some "
+        "ranks only",
     ),
     (
         CheckpointError.at("step-00000100", "model.pt has the wrong sha256"),
