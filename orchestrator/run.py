@@ -167,9 +167,8 @@ class Run:
         if self.interrupted:
             return  # it ends at the cut
         self.gates.then = "terminate"
-        at_gate = any(gate.key.engine == TRAINER for gate in self.gates.open)
-        if not at_gate and self.life.phase in {Phase.RUNNING, Phase.GATE}:
-            self.asking.cut()
+        if not any(gate.key.engine == TRAINER for gate in self.gates.open):
+            self.cut()
 
     def condemn(self, error: TrainingError) -> None:
         """End training because of what has become of it: nothing of it is saved from here on."""
@@ -258,8 +257,7 @@ class Run:
         self.interrupted = True
         self.stop_reason = self.stop_reason or "interrupted"
         self.gates.then = "interrupt"
-        if self.life.phase in {Phase.RUNNING, Phase.GATE}:
-            self.asking.cut()
+        self.cut()
 
     def _fenced(self, lost: LeaseLost) -> None:
         raise self.loop.end(FencedError(lost.text))

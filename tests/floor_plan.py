@@ -7,6 +7,7 @@ be put in between. `house.py` holds the rules that read this plan, `test_house.p
 WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("actor.py",),
     ("session.py",),
+    ("surviving.py",),
     ("serving.py",),
     ("rewinding.py", "speaking.py"),
     ("saving.py", "snapshot.py"),
