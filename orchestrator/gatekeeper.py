@@ -20,6 +20,7 @@ from orchestrator.passed import Given, OpenGate, PassedGate, PassedGates
 from orchestrator.ranks import Ranks
 from orchestrator.roll_call import Asked, Observations, RollCall, parted
 from workers.events import Events
+from workers.left_behind import LeftBehind
 from workers.messages import Arrived, Finished, Observed, Report
 from workers.orders import Release
 from workers.parcels import CUT, TRAINER, GateKey, Then
@@ -51,6 +52,7 @@ class Gatekeeper:
         self.came_back: Callable[[GateKey], None] = lambda key: None  # called when ranks pass a gate once more
         self.asked: list[Asked] = []  # orders that are being carried out, outermost first; kept by who gives them
         self.repeated: Given | None = None  # an order that is carried out again by ranks that went back
+        self.left_behind: list[LeftBehind] = []  # by ranks whose place nobody took
         self.samples = 0  # consumed by all ranks, as of the last report of all of them
         self._loop = loop
         self._ranks = ranks
@@ -262,7 +264,8 @@ class Gatekeeper:
         bus = self._buses[key.engine]
         self._take_position(key, reports)
         in_order = [reports[rank] for rank in sorted(reports)]
-        packs = [report.packs for report in in_order]
+        gone = [one.packs for one in self.left_behind if one.epoch == in_order[0].epoch and key.engine == TRAINER]
+        packs = [*(report.packs for report in in_order), *gone]
         bus.state.metrics.update(reduce_packs(packs, self._ranks.empty_metrics(key.engine)))
         bus.state.output = reduce_numbers([report.output for report in in_order])
         if key.engine == TRAINER and key.event == Events.EPOCH_COMPLETED.key:
@@ -275,4 +278,5 @@ class Gatekeeper:
         state.iteration, state.epoch, state.epoch_length = first.iteration, first.epoch, first.epoch_length
         if key.engine == TRAINER:
             self._journal.iteration, self._journal.epoch = first.iteration, first.epoch
-            self.samples = sum(report.samples for report in reports.values())
+            gone = sum(one.samples for one in self.left_behind)
+            self.samples = gone + sum(report.samples for report in reports.values())

@@ -7,13 +7,13 @@ again, and never learns. A fault in the middle of this begins it anew. What to d
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Literal
 
 from orchestrator.budgets import Budgets, Progress
-from orchestrator.causes import Cause, cause_of
-from orchestrator.cluster_events import Payload, Recovered, WorkerLost, WorldResized
+from orchestrator.causes import cause_of
+from orchestrator.cluster_events import Recovered, WorkerLost, WorldResized
+from orchestrator.episode import Episode, Way
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.loop import Loop
@@ -22,51 +22,17 @@ from orchestrator.ranks import Ranks
 from orchestrator.recovery import Placement, Stop, choose_snapshot, judge, place_losses
 from orchestrator.reserves import Reserves
 from orchestrator.spec import RecoverySpec
+from workers.left_behind import left_behind
 from workers.messages import Built, Fault, Hello, Message, Pulse, Saved, SnapshotTaken, Stopped
 from workers.orders import Abort
-from workers.parcels import GateKey, LoadPoint, Rewind, SnapshotLabel
+from workers.parcels import LoadPoint, Rewind, SnapshotLabel
 
-__all__ = ["Regrouping", "Way"]
+__all__ = ["Regrouping"]
 
 KEPT = 3  # snapshots of a rank of which its own part is kept here: one more than the rank holds
 TIMELESS = (Pulse, Saved, SnapshotTaken, Hello, Built)
 """What is true of a worker, or of its state, whatever generation it is in."""
 _IN_TRAINING = {Phase.JOINING, Phase.RECOVERING, Phase.RUNNING, Phase.GATE}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """What regrouping needs of the run around it.
-
-    Args:
-        join: have the ranks form their group; gets the rewinds by rank, or the checkpoint to load.
-        regrouped: called when the ranks have joined, with the workers that were lost.
-        checkpoint: the newest valid checkpoint; None if there is none.
-        go: have them train.
-        gate: at which the ranks stand; None: at none.
-        samples: iteration → what it is given, in words.
-        pause: called when the ranks stop.
-        tell: called with each cluster event.
-    """
-
-    join: Callable[[dict[int, Rewind] | None, LoadPoint | None], None]
-    regrouped: Callable[[Collection[int]], None]
-    checkpoint: Callable[[], LoadPoint | None]
-    go: Callable[[], None]
-    gate: Callable[[], GateKey | None]
-    samples: Callable[[int], str]
-    pause: Callable[[], None]
-    tell: Callable[[Payload], None]
-
-
-@dataclass(slots=True)
-class Episode:
-    """One fault, and what came of it while it was being mended."""
-
-    began: float
-    reached: int = 0  # the farthest iteration in which a rank was
-    lost: dict[int, tuple[int, str]] = field(default_factory=dict)  # worker → the rank that it was, and how it went
-    causes: list[Cause] = field(default_factory=list)
 
 
 class Regrouping:
@@ -175,6 +141,8 @@ class Regrouping:
         before = self._ranks.members
         members = [placement.workers[rank] for rank in range(placement.world_size)]
         rewinds, load = self._way_back(placement, before)
+        for old in set(range(len(before))) - set(placement.takes.values()):
+            self._episode.untaken[before[old]] = self._own.get(before[old], {})
         self._ranks.deal(members)
         for rank, old in placement.takes.items():  # who takes a place has what its holder told, until it tells itself
             self._own[members[rank]] = dict(self._own.get(before[old], {}))
@@ -297,6 +265,9 @@ class Regrouping:
         self._ranks.tell_joined([worker for worker in now if worker not in before])
         seconds = time.monotonic() - episode.began
         label = rewinds[0].label if rewinds else None
+        for own in episode.untaken.values():
+            if label in own:
+                self._way.leave_behind(left_behind(own[label]))
         self._journal.write(
             "RECOVERED",
             generation=self._ranks.generation,

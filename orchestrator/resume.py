@@ -71,6 +71,17 @@ class StartFrom:
     state: tuple[str, ...] = ("model",)
 
 
+def newest_load(registry: Registry, tell: Callable[[str], None]) -> LoadPoint | None:
+    """The newest valid checkpoint, for ranks that have no snapshot to go back to; None if there is none.
+
+    Args:
+        registry: the run's checkpoints.
+        tell: called with a sentence for each newer one that was refused.
+    """
+    point = newest(registry, Resume(), tell)
+    return None if point is None else LoadPoint(url=point.url, world_size=point.manifest.world_size)
+
+
 def newest(registry: Registry, resume: Resume, tell: Callable[[str], None]) -> Committed | None:
     """The newest checkpoint whose every byte verifies; None if the run has none. Newer ones are set aside.
 

@@ -16,6 +16,7 @@ from orchestrator.asking import Asking
 from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Registry
 from orchestrator.cluster_events import Payload
+from orchestrator.episode import Way
 from orchestrator.errors import FencedError, RankfireError, RunInterrupted, SpecError, TrainingError, explain, no_engine
 from orchestrator.exchange import Group, Interrupt, LeaseLost
 from orchestrator.gatekeeper import Gatekeeper
@@ -26,7 +27,7 @@ from orchestrator.loop import Loop
 from orchestrator.moving import Moving
 from orchestrator.notice import notice
 from orchestrator.ranks import Ranks
-from orchestrator.regrouping import Regrouping, Way
+from orchestrator.regrouping import Regrouping
 from orchestrator.reserves import Reserves
 from orchestrator.saving import Saver
 from orchestrator.settings import Settings
@@ -96,33 +97,40 @@ class Run:
         self.moving: Moving | None = None
         self.watching: Watching | None = None
         if group.needs_store:
-            way = Way(
-                join=self._join,
-                regrouped=self._regrouped,
-                checkpoint=self._checkpoint,
-                go=self._go,
-                gate=lambda: self.gates.open[-1].key if self.gates.open else None,
-                samples=lambda iteration: "",
-                pause=self._pause,
-                tell=self.tell,
-            )
-            self.reserves = Reserves(self.loop, self.ranks, journal, settings.workers, patience=limits.start_timeout)
-            timeouts = Timeouts.of(settings.recovery.hang_timeout)
-            regrouping = Regrouping(
-                self.loop,
-                self.life,
-                self.ranks,
-                self.reserves,
-                journal,
-                way,
-                settings.recovery,
-                unblock=timeouts.unwind,
-            )
-            self.moving = Moving(self.loop, self.ranks, self.reserves, regrouping, self.gates, self.cut)
-            self.watching = Watching(self.loop, self.ranks, regrouping, journal, settings.home, timeouts, self.tell)
-            self.watching.leaving = self.moving.leave
+            self._outlive_faults(settings)
         self.gates.at_cut = self._at_cut
         self.loop.handle({Interrupt: self._interrupt, LeaseLost: self._fenced})
+
+    def _outlive_faults(self, settings: Settings) -> None:
+        """Have lost ranks replaced, hangs found, and the world moved and resized."""
+        way = Way(
+            join=self._join,
+            regrouped=self._regrouped,
+            checkpoint=self._checkpoint,
+            go=self._go,
+            gate=lambda: self.gates.open[-1].key if self.gates.open else None,
+            samples=lambda iteration: "",
+            leave_behind=self.gates.left_behind.append,
+            pause=self._pause,
+            tell=self.tell,
+        )
+        self.reserves = Reserves(
+            self.loop, self.ranks, self.journal, settings.workers, patience=self._limits.start_timeout
+        )
+        timeouts = Timeouts.of(settings.recovery.hang_timeout)
+        regrouping = Regrouping(
+            self.loop,
+            self.life,
+            self.ranks,
+            self.reserves,
+            self.journal,
+            way,
+            settings.recovery,
+            unblock=timeouts.unwind,
+        )
+        self.moving = Moving(self.loop, self.ranks, self.reserves, regrouping, self.gates, self.cut)
+        self.watching = Watching(self.loop, self.ranks, regrouping, self.journal, settings.home, timeouts, self.tell)
+        self.watching.leaving = self.moving.leave
 
     def execute(self, load: LoadPoint | None, data: Mapping[str, Any] | None = None) -> None:
         """Start, train, and return when all ranks have finished. The caller stops the group, however this ends.

@@ -34,6 +34,7 @@ from orchestrator.resume import (
     already_done,
     changed_versions,
     newest,
+    newest_load,
     refuse_existing,
     set_aside,
     starting_point,
@@ -262,14 +263,8 @@ def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:
         build=build,
         limits=limits,
     )
-    run.newest = lambda: _newest_load(parts)
+    run.newest = lambda: newest_load(parts.registry, notice)
     return run
-
-
-def _newest_load(parts: Parts) -> LoadPoint | None:
-    """The newest valid checkpoint, for ranks of which none has a snapshot left."""
-    point = newest(parts.registry, Resume(), notice)
-    return None if point is None else LoadPoint(url=point.url, world_size=point.manifest.world_size)
 
 
 def _environment() -> dict[str, str]:

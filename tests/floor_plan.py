@@ -23,7 +23,7 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("resumable.py",),
     ("saved.py", "steering.py"),
     ("cursor.py", "dispatch.py", "faults.py", "mailbox.py"),
-    ("data/fetching.py", "dcp.py", "listeners.py", "messages.py", "orders.py"),
+    ("data/fetching.py", "dcp.py", "left_behind.py", "listeners.py", "messages.py", "orders.py"),
     ("index.py", "parcels.py", "signature.py", "state.py"),
     (
         *("data/processes.py", "data/sampler.py", "data/sources.py", "events.py", "feed.py", "locations.py"),
@@ -63,11 +63,11 @@ ORCHESTRATOR = (
     ("streams.py",),
     ("exchange.py", "launch/*", "nodes.py", "placement.py", "reduce.py", "rendezvous.py", "settings.py", "watch.py"),
     ("checkpoints/committed.py", "checkpoints/verify.py", "recovery.py"),
-    ("checkpoints/*", "passed.py", "roll_call.py", "specfile.py", "verdict.py"),
+    ("checkpoints/*", "episode.py", "passed.py", "roll_call.py", "specfile.py", "verdict.py"),
     ("budgets.py", "capacity.py", "spec_problems.py", "target.py"),
     ("journal.py", "lease.py", "lifecycle.py", "limits.py", "spec.py", "yaml_text.py"),
     ("cluster_events.py", "errors.py", "notice.py", "spec_values.py", "timeouts.py"),
-    ("causes.py",),
+    ("causes.py", "wording.py"),
 )
 
 FLOORS = {
@@ -135,6 +135,9 @@ SHARED = {
     ),
     "orchestrator/checkpoints/reading.py": ("workers.shards",),
     "orchestrator/checkpoints/plan.py": ("workers.dcp",),
+    "orchestrator/episode.py": ("workers.left_behind",),
+    "orchestrator/gatekeeper.py": ("workers.left_behind",),
+    "orchestrator/regrouping.py": ("workers.left_behind",),
     "orchestrator/group.py": ("workers.actor",),
     "orchestrator/local.py": ("workers.mailbox", "workers.session"),  # the rank in the calling process
 }

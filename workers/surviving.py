@@ -1,4 +1,4 @@
-"""What a rank makes of a fault: its own, which ends its work, or the loss of a peer, after which it waits to join again.
+"""What a rank makes of a fault: its own, which ends its work, or a lost peer, after which it waits to join again.
 
 Between `serving.py` and `session.py`; when and how ranks join anew is the driver's decision.
 """

@@ -1,0 +1,53 @@
+"""One fault and what is done about it, as values: what was lost, and what regrouping needs of the run around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from orchestrator.causes import Cause
+from orchestrator.cluster_events import Payload
+from workers.left_behind import LeftBehind
+from workers.parcels import GateKey, LoadPoint, Rewind, SnapshotLabel
+
+__all__ = ["Episode", "Way"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """What regrouping needs of the run around it.
+
+    Args:
+        join: have the ranks form their group; gets the rewinds by rank, or the checkpoint to load.
+        regrouped: called when the ranks have joined, with the workers that were lost.
+        checkpoint: the newest valid checkpoint; None if there is none.
+        go: have them train.
+        leave_behind: keep what a rank had measured whose place nobody takes.
+        gate: at which the ranks stand; None: at none.
+        samples: iteration → what it is given, in words.
+        pause: called when the ranks stop.
+        tell: called with each cluster event.
+    """
+
+    join: Callable[[dict[int, Rewind] | None, LoadPoint | None], None]
+    regrouped: Callable[[Collection[int]], None]
+    checkpoint: Callable[[], LoadPoint | None]
+    go: Callable[[], None]
+    leave_behind: Callable[[LeftBehind], None]
+    gate: Callable[[], GateKey | None]
+    samples: Callable[[int], str]
+    pause: Callable[[], None]
+    tell: Callable[[Payload], None]
+
+
+@dataclass(slots=True)
+class Episode:
+    """One fault, and what came of it while it was being mended."""
+
+    began: float
+    reached: int = 0  # the farthest iteration in which a rank was
+    lost: dict[int, tuple[int, str]] = field(default_factory=dict)  # worker → the rank that it was, and how it went
+    causes: list[Cause] = field(default_factory=list)
+    untaken: dict[int, dict[SnapshotLabel, bytes]] = field(
+        default_factory=dict
+    )  # worker → its own, if nobody took over
