@@ -19,15 +19,15 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("resumable.py",),
     ("saved.py", "steering.py"),
     ("cursor.py", "dispatch.py", "faults.py", "mailbox.py"),
-    ("data/fetching.py", "dcp.py", "listeners.py", "messages.py", "orders.py"),
+    ("data/fetching.py", "data/sources.py", "dcp.py", "listeners.py", "messages.py", "orders.py"),
     ("index.py", "parcels.py", "signature.py", "state.py"),
     (
-        *("data/processes.py", "data/sampler.py", "data/sources.py", "events.py", "feed.py", "locations.py"),
-        *("handover.py", "timers.py"),
+        *("data/processes.py", "data/replay.py", "data/sampler.py", "events.py", "feed.py", "handover.py"),
+        *("locations.py", "timers.py"),
     ),
     (
-        *("collectives.py", "copies.py", "data/randomness.py", "expressions.py", "folder.py", "objects.py"),
-        *("data/sources.py", "process_group.py", "rng.py"),
+        *("buckets.py", "collectives.py", "copies.py", "data/randomness.py", "expressions.py", "folder.py"),
+        *("objects.py", "process_group.py", "rng.py"),
     ),
     (
         *("data/carried.py", "data/fingerprint.py", "data/permutation.py"),

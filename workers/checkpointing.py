@@ -8,10 +8,11 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from workers.buckets import Layout
 from workers.building import fingerprint_of
 from workers.data.loader import GlobalLoader
 from workers.errors import ProgramError, UnreadableError
@@ -38,6 +39,7 @@ def shards_of(worker: Worker, program: Program) -> Shards:
         "data": {name: data.state_dict() for name, data in stateful_data(program).items()},
         "rng": capture_rng(worker.device),
         "samples": worker.samples,
+        "layouts": worker.models.layouts(),
     }
     return Shards(shared, own, worker.rank)
 
@@ -66,13 +68,16 @@ def cursor_of(program: Program) -> tuple[dict[str, int], dict[str, Any]]:
     return {"seed": data.batches.seed, "position": data.position(iteration)}, fingerprint_of(program)
 
 
-def restore(worker: Worker, program: Program, point: LoadPoint) -> None:
+def restore(worker: Worker, program: Program, point: LoadPoint) -> list[Layout | None]:
     """Take up a checkpoint, whatever the world size was when it was made.
 
     Args:
         worker: this rank.
         program: what takes it up.
         point: which checkpoint, and whether all of it or some entries of its state.
+
+    Returns:
+        The buckets of the models' wrappers when all of it was saved; none for some entries.
 
     Raises:
         ProgramError: the program has a state entry or engine that the checkpoint does not know, or data whose place
@@ -82,7 +87,7 @@ def restore(worker: Worker, program: Program, point: LoadPoint) -> None:
     storage = storage_at(point.url)
     if point.entries is not None:
         _restore_entries(program, point, point.entries)
-        return
+        return []
     stranger = worker.rank >= point.world_size  # this rank did not exist when the checkpoint was made
     with _readable(point.url):
         own = read_rank_file(storage, 0 if stranger else worker.rank)
@@ -104,6 +109,7 @@ def restore(worker: Worker, program: Program, point: LoadPoint) -> None:
         worker.samples = own["samples"]
         restore_rng(own["rng"], worker.device)
     failpoint("load.restored", worker.rank)
+    return cast("list[Layout | None]", own.get("layouts", []))
 
 
 @contextmanager

@@ -181,14 +181,15 @@ class Session:
             handle.remove()
         assert self._build_order is not None, "Join came before Build"
         self._shipped = attach_shipped(self.program, self._build_order.handlers, order.membership)
+        layouts = None
         if order.load is not None:
             from workers.checkpointing import restore  # a second of imports that most starts can spare
 
             self._note("loading the checkpoint")
-            restore(self.worker, self.program, order.load)
+            layouts = restore(self.worker, self.program, order.load)
         afresh = order.load is None or order.load.entries is not None
         if order.membership.world_size > 1:
-            self.worker.models.wrap(first=afresh)
+            self.worker.models.wrap(first=afresh, layouts=layouts)
         if afresh:
             seed_rng(self.worker.seed, order.membership.rank)
         self.send(Joined)

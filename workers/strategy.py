@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 from torch.distributed import _broadcast_coalesced  # type: ignore[attr-defined]  # what DDP itself uses
 from torch.nn.parallel import DistributedDataParallel
+
+from workers.buckets import Layout, layout_of, starting_with
 
 __all__ = ["DataParallel", "no_sync"]
 
@@ -57,22 +59,38 @@ class DataParallel:
         self._routes.append(route)
         return cast(Module, _handle_of(route))
 
-    def wrap(self, *, first: bool) -> None:
+    def wrap(self, *, first: bool, layouts: Sequence[Layout | None] | None = None) -> None:
         """Wrap every model for the process group that was just formed.
 
         Args:
             first: copy rank 0's parameters to all ranks. Later generations restore a state that is equal already.
+            layouts: what `layouts()` told when that state was saved: the sums are then the same to the last bit. Those
+                of models that have changed since are ignored.
         """
-        for route in self._routes:
+        known = layouts or ()
+        for route, layout in zip(self._routes, [*known, *[None] * len(self._routes)], strict=False):
             route.module.zero_grad(set_to_none=True)  # gradients may be views into the old wrapper's buckets
             if any(parameter.requires_grad for parameter in route.module.parameters()):
                 ids = [self.device.index] if self.device.type == "cuda" else None
-                route.wrapper = DistributedDataParallel(
-                    route.module,
-                    device_ids=ids,
-                    init_sync=first,
-                    **route.options,  # type: ignore[arg-type]
-                )
+                with starting_with(layout):
+                    route.wrapper = DistributedDataParallel(
+                        route.module,
+                        device_ids=ids,
+                        init_sync=first,
+                        **route.options,  # type: ignore[arg-type]
+                    )
+                route.given, route.rebuilt = layout, None
+
+    def layouts(self) -> list[Layout | None]:
+        """In which buckets the gradients of each model are summed from the next iteration on; a collective.
+
+        None for a model whose wrapper has not rebuilt its buckets yet. It goes with the state of the same moment: a
+        wrapper made anew for that state begins with it, see `wrap`.
+        """
+        for route in self._routes:
+            if route.wrapper is not None and route.rebuilt is None:
+                route.rebuilt = layout_of(route.wrapper)
+        return [route.rebuilt or route.given for route in self._routes]
 
     @contextlib.contextmanager
     def modes_kept(self) -> Iterator[None]:
@@ -89,10 +107,6 @@ class DataParallel:
     def modules(self) -> list[nn.Module]:
         """The models themselves, in the order in which they were prepared."""
         return [route.module for route in self._routes]
-
-    def layouts(self) -> list[list[list[int]] | None]:
-        """Per model the buckets of its wrapper, as parameter indices; None while it has made none of its own."""
-        return [None for _ in self._routes]
 
     def equal(self, module: nn.Module) -> bool:
         """Whether a model is one of these and the same on all ranks, after `share_buffers`.
@@ -138,7 +152,7 @@ class DataParallel:
     def unwrap(self) -> None:
         """Forget the wrappers; the handles call the plain modules."""
         for route in self._routes:
-            route.wrapper = None
+            route.wrapper = route.given = route.rebuilt = None
 
 
 def no_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:
@@ -162,6 +176,8 @@ class _Route:
         self.module = module
         self.options = options
         self.wrapper: DistributedDataParallel | None = None
+        self.given: Layout | None = None  # buckets that the wrapper began with
+        self.rebuilt: Layout | None = None  # and that it has made since
         self.bypassed = False  # last called with gradients, in evaluation mode
 
 
