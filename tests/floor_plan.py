@@ -23,16 +23,15 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("resumable.py",),
     ("saved.py", "steering.py"),
     ("cursor.py", "dispatch.py", "faults.py", "mailbox.py"),
-    ("data/fetching.py", "dcp.py", "left_behind.py", "listeners.py", "messages.py", "orders.py"),
+    ("data/fetching.py", "data/sources.py", "dcp.py", "left_behind.py", "listeners.py", "messages.py", "orders.py"),
     ("index.py", "parcels.py", "signature.py", "state.py"),
     (
-        *("data/processes.py", "data/sampler.py", "data/sources.py", "events.py", "feed.py", "locations.py"),
-        *("handover.py", "process_group.py", "timers.py"),
+        *("data/processes.py", "data/replay.py", "data/sampler.py", "events.py", "feed.py", "handover.py"),
+        *("locations.py", "process_group.py", "timers.py"),
     ),
     (
         *("buckets.py", "collectives.py", "copies.py", "data/randomness.py", "digests.py", "expressions.py"),
-        *("finite.py", "folder.py", "links.py", "objects.py"),
-        *("data/sources.py", "rng.py"),
+        *("finite.py", "folder.py", "links.py", "objects.py", "rng.py"),
     ),
     (
         *("data/carried.py", "data/fingerprint.py", "data/permutation.py"),

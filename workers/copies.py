@@ -201,7 +201,7 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
 
     def reducer_override(self, thing: Any) -> Any:
         if type(thing) in _PLAIN and thing.layout == torch.strided and not thing.is_quantized:
-            flat = thing.detach().cpu().resolve_conj().resolve_neg().reshape(-1)
+            flat = thing.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
             raw = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
             return _tensor, (raw, thing.dtype, tuple(thing.shape), str(thing.device))
         return super().reducer_override(thing)

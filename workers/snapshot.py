@@ -84,14 +84,14 @@ class SnapshotRing:
         """
         self._worker.models.share_buffers()
         entries = {name: living(entry) for name, entry in self._program.state.items()}
-        own = self._own(entries)
+        own, layouts = self._own(entries), self._worker.models.layouts()
         slot = self._free(label)
         slot.copies.take({name: state for name, (_, state) in entries.items()})
         slot.kinds = {name: kind for name, (kind, _) in entries.items()}
         slot.shared = packed(
             {
                 "switches": switches_of(self._modules()),
-                "layouts": self._worker.models.layouts(),
+                "layouts": layouts,
                 "beside": {name: thing.state_dict() for name, thing in self._beside.items()},
             }
         )

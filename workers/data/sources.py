@@ -6,14 +6,11 @@ resumes is told in the README's table.
 
 from __future__ import annotations
 
-import copy
-import time
-import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from workers.errors import DataLoaderEmptyError, FastForwardWarning, ProgramError
+from workers.data.replay import Replayable
+from workers.errors import ProgramError
 
 __all__ = [
     "Consumed",
@@ -56,93 +53,30 @@ class TorchBatches(Protocol):
         ...
 
 
-class HandedOut:
-    """An iterator that tells of every batch which it hands out, and can hand out the last ones again.
+class HandedOut(Replayable):
+    """An iterator that tells of every batch which it hands out.
 
     Args:
         batches: where they come from.
         consumed: told of each batch's samples.
-
-    Attributes:
-        read: batches read so far, thrown away ones too.
     """
 
     def __init__(self, batches: Iterator[Any], consumed: Consumed) -> None:
-        self.read = 0
-        self._batches = batches
+        super().__init__(batches)
         self._consumed = consumed
-        self._kept: deque[Any] | None = None  # copies of the last batches, if they shall be kept
-        self._behind = 0  # of the kept ones, those that are to be handed out again
 
     def __iter__(self) -> HandedOut:
         return self
 
     def __next__(self) -> Any:
-        batch = self._next()
+        batch = self.next()
         size = size_of(batch)
         self._consumed(size, size)
         return batch
 
     def skip(self) -> None:
         """Read one batch on and throw it away: nobody consumed it."""
-        self._next()
-
-    def keep(self, since: int) -> None:
-        """Keep copies of what is handed out, so that `go_to` can go back.
-
-        Args:
-            since: batches that need not be kept any more: the first so many.
-        """
-        kept = self._kept = deque() if self._kept is None else self._kept
-        while len(kept) > max(0, self.read + self._behind - since):
-            kept.popleft()
-
-    def go_to(self, read: int) -> None:
-        """Stand after so many batches: kept ones are handed out again, missing ones read and thrown away.
-
-        Raises:
-            DataLoaderEmptyError: the data ends before.
-        """
-        if read > self.read:
-            self._read_up_to(read)
-            return
-        behind = self._behind + self.read - read
-        kept = 0 if self._kept is None else len(self._kept)
-        assert behind <= kept, f"to go back {behind} batches, as many must be kept, not {kept}"
-        self.read, self._behind = read, behind
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Take up the place of a snapshot; a checkpoint has none, as no other process could go back."""
-        self.go_to(state["read"])
-
-    def _read_up_to(self, read: int) -> None:
-        missing, started = read - self.read, time.perf_counter()
-        for _ in range(missing):
-            try:
-                self.skip()
-            except StopIteration:
-                raise DataLoaderEmptyError(
-                    f"worker.loader: expected {read} batches or more, after which training goes on, received "
-                    f"{self.read} from {type(self._batches).__name__}; give an iterator that is as long on every rank"
-                ) from None
-        warnings.warn(
-            f"worker.loader: {missing} batches were read and thrown away in {time.perf_counter() - started:.1f} s to "
-            "go on where another rank was; a map-style data set needs none of that",
-            FastForwardWarning,
-            stacklevel=2,
-        )
-
-    def _next(self) -> Any:
-        if self._behind:
-            assert self._kept is not None, "only what was kept is handed out again"
-            batch = copy.deepcopy(self._kept[-self._behind])
-            self._behind -= 1
-        else:
-            batch = next(self._batches)
-            if self._kept is not None:
-                self._kept.append(copy.deepcopy(batch))  # the step may work on it in place
-        self.read += 1
-        return batch
+        self.next()
 
 
 class RankBatches:

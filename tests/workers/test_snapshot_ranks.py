@@ -1,0 +1,156 @@
+"""Snapshots over several ranks: a newcomer takes a lost rank's place, and trains on as that one would have."""
+
+import datetime
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed import TCPStore
+
+from tests.processes import joined, ranks
+from tests.workers.training import CPU, OPTIMIZERS, SCHEDULERS, Odd, Training, at, equal
+from workers.rank import Membership
+from workers.rng import capture_rng, seed_rng
+
+SINCE = 6
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Enough processes for every test here; those that one does not need return at once."""
+    with ranks(5) as processes:
+        yield processes
+
+
+def shared_out(membership):
+    odd = Odd()
+    odd.state["average"] += membership.rank
+    averaged = nn.Linear(3, 3).requires_grad_(False)
+    return Training(OPTIMIZERS["AdamW"], SCHEDULERS["Sequential"], membership=membership, odd=odd, averaged=averaged)
+
+
+def with_buffers_of_its_own(membership):
+    return Training(OPTIMIZERS["SGD"], membership=membership, options={"broadcast_buffers": False})
+
+
+def with_batches_of_its_own(membership):
+    generator = torch.Generator().manual_seed(membership.rank)
+    batches = (torch.randn(4, 4, generator=generator) for _ in range(20))
+    return Training(OPTIMIZERS["Adam"], membership=membership, data=lambda worker: worker.loader(batches))
+
+
+def life(place, address, make, world_size, lost):
+    """A rank that lives on, one that is lost after it trained to the end, or a spare that takes its place.
+
+    Returns:
+        Its rank, and what there was at the end of each generation in which it trained.
+    """
+    numbers = [*range(world_size), *lost]
+    if place.rank >= len(numbers):
+        return None
+    rank, spare = numbers[place.rank], place.rank >= world_size
+    store = TCPStore(*address, is_master=False, timeout=datetime.timedelta(seconds=20))
+    training = make(Membership(generation=0, rank=rank, world_size=world_size))
+    told = []
+    if not spare:
+        with joined(training.worker.membership, address):
+            training.worker.models.wrap(first=True)
+            seed_rng(3, rank)
+            for iteration in (3, SINCE):
+                training.run(iteration)
+                own = training.ring.take(at(iteration))
+            store.set(f"own {rank}", own)
+            training.run()
+            told.append(training.told())
+            training.worker.models.unwrap()
+    if spare or rank not in lost:
+        told.append(another_life(training, lost, store, address, spare=spare))
+    return rank, told
+
+
+def another_life(training, lost, store, address, *, spare):
+    """From the snapshot to the end, in a new generation."""
+    worker, ring = training.worker, training.ring
+    worker.membership = Membership(generation=1, rank=worker.rank, world_size=worker.world_size)
+    donor = next(rank for rank in range(worker.world_size) if rank not in lost)
+    own = store.get(f"own {worker.rank}") if spare else None  # as the driver would
+    with joined(worker.membership, address):
+        if spare:
+            ring.receive(at(SINCE), donor)
+        elif worker.rank == donor:
+            ring.give(at(SINCE), lost)
+        ring.restore(at(SINCE), own)
+        worker.models.wrap(first=False, layouts=ring.layouts(at(SINCE)))
+        training.run()
+        worker.models.unwrap()
+    return training.told()
+
+
+@pytest.mark.parametrize(
+    ("world_size", "lost", "make"),
+    [
+        (2, [0], shared_out),
+        (2, [1], with_batches_of_its_own),
+        (3, [1], shared_out),
+        (3, [0, 2], with_buffers_of_its_own),
+    ],
+)
+def test_a_newcomer_trains_on_as_the_lost_rank_would_have(world, world_size, lost, make):
+    lives = world.run(life, make, world_size, lost)[: world_size + len(lost)]
+    undisturbed = {rank: told[0] for rank, told in lives[:world_size]}
+    again = {rank: told[1] for rank, told in lives[:world_size] if rank not in lost}
+    again.update({rank: told[0] for rank, told in lives[world_size:]})
+    assert again.keys() == undisturbed.keys()
+    for rank in undisturbed:
+        assert equal(again[rank], undisturbed[rank]), f"rank {rank}"
+
+
+def received(place, address):
+    """Rank 0 gives a snapshot to rank 1, which replaces nobody."""
+    if place.rank > 1:
+        return None
+    training = shared_out(Membership(generation=1, rank=place.rank, world_size=2))
+    with joined(training.worker.membership, address):
+        if place.rank == 0:
+            training.run(SINCE)
+            training.ring.take(at(SINCE))
+            training.ring.give(at(SINCE), [1])
+            training.ring.restore(at(SINCE))
+        else:
+            training.ring.receive(at(SINCE), 0)
+            training.trainer.attached["loss"].metric.update(1.0)
+            for _ in range(2):
+                training.ring.restore(at(SINCE))
+                rng = capture_rng(CPU)
+                torch.rand(3)
+            seed_rng(3 + SINCE, 1)
+            assert equal(rng, capture_rng(CPU))
+            assert not training.trainer.attached["loss"].updated
+            assert training.ring.held == (at(SINCE),)
+    return training.told(), training.trainer.state.iteration, training.worker.samples
+
+
+def test_a_rank_that_replaces_nobody_begins_where_the_donor_is(world):
+    (donor, at_donor, _), (newcomer, at_newcomer, samples) = world.run(received)[:2]
+    assert at_donor == at_newcomer == SINCE
+    assert samples == 0
+    assert equal(donor[1], newcomer[1])
+
+
+def interrupted(place, address):
+    """The donor is gone in the middle."""
+    if place.rank > 1:
+        return None
+    training = shared_out(Membership(generation=1, rank=place.rank, world_size=2))
+    with joined(training.worker.membership, address, timeout=5.0):
+        training.ring.take(at(0))
+        if place.rank == 0:
+            torch.distributed.send(torch.tensor([100]), 1)
+            return None
+        with pytest.raises(RuntimeError):
+            training.ring.receive(at(3), 0)
+        return training.ring.held
+
+
+def test_what_was_not_received_whole_is_not_held(world):
+    assert world.run(interrupted)[1] == (at(0),)
