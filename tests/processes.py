@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import multiprocessing
+import multiprocessing.context
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -18,11 +19,11 @@ from torch.distributed import TCPStore
 from workers import process_group
 from workers.rank import Membership
 
-__all__ = ["PRELOAD", "Ranks", "joined", "ranks"]
+__all__ = ["LIMIT", "PRELOAD", "Ranks", "forkserver", "joined", "ranks", "serve_store"]
 
+LIMIT = 60.0  # seconds, for what takes one
 PRELOAD = ["torch.distributed", "torch.nn.parallel", "torchmetrics", "workers.session", "workers.saving"]
 """What the fork server imports; the first one who starts it in this process decides, so all ask for the same."""
-LIMIT = 60.0  # seconds, for what takes one
 
 
 class Ranks:
@@ -34,9 +35,7 @@ class Ranks:
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """Call `function(membership, store, *args)` on every rank at the same time."""
-        store = TCPStore(
-            "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=datetime.timedelta(seconds=LIMIT)
-        )
+        store = serve_store()
         address = ("127.0.0.1", store.port)
         calls = [
             self._pool.submit(function, Membership(generation=0, rank=rank, world_size=self.world_size), address, *args)
@@ -45,12 +44,25 @@ class Ranks:
         return [call.result(timeout=LIMIT) for call in calls]
 
 
+def forkserver() -> multiprocessing.context.ForkServerContext:
+    """The context of processes that begin with torch imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
+def serve_store() -> TCPStore:
+    """A store at which ranks meet, on a port chosen by the system; it ends with the object."""
+    limit = datetime.timedelta(seconds=LIMIT)
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=limit)
+
+
 @contextlib.contextmanager
 def ranks(world_size: int) -> Iterator[Ranks]:
     """Processes for `world_size` ranks; they start with the first call, and end with the block."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    with ProcessPoolExecutor(world_size, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(
+        world_size, mp_context=forkserver(), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         yield Ranks(world_size, pool)
 
 

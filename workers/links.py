@@ -158,16 +158,17 @@ class Links:
         assert self._before is not None
         new = list(_opened_since(self._before))
         own = {end.local for end in new if end.listens}
+        connected = [end for end in new if not end.listens]
         key = f"links/{self._blocks}"
         self._blocks += 1
-        ends = [end.local for end in new if not end.listens]
-        self._store.set(f"{key}/{self.membership.rank}", json.dumps([list(own), ends]))
+        told = json.dumps([list(own), [end.local for end in connected]])
+        self._store.set(f"{key}/{self.membership.rank}", told)
         others = [f"{key}/{rank}" for rank in range(self.membership.world_size) if rank != self.membership.rank]
-        told = [json.loads(text) for text in self._store.multi_get(others)] if others else []
-        doors = {(host, port) for theirs, _ in told for host, port in theirs}
-        callers = {(host, port) for _, theirs in told for host, port in theirs}
-        mine = [end for end in new if end.peer in doors or (end.local in own and end.peer in callers)]
-        self._keep(self._to_peers, mine)
+        heard = [json.loads(text) for text in self._store.multi_get(others)] if others else []
+        doors = {(host, port) for theirs, _ in heard for host, port in theirs}
+        callers = {(host, port) for _, theirs in heard for host, port in theirs}
+        known = [end for end in connected if end.peer in doors or (end.local in own and end.peer in callers)]
+        self._keep(self._to_peers, known)
         if self._silence is not None:
             self.bound(self._silence)
 
