@@ -23,7 +23,7 @@ SEVERAL_PULSES = 3.0  # seconds
 CALMED = 0.75  # of the ratio at which a straggler is told: below, its episode is over
 
 _WAITING = ("waiting", "finished", "failed", "stopped", "leaving")
-_SETTING_UP = ("starting", "building", "joining", "loading", "restoring")
+_SETTING_UP = ("starting", "building", "joining", "loading", "going back")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
