@@ -33,7 +33,7 @@ from orchestrator.streams import Line, Streams
 from workers.actor import RankActor
 from workers.orders import Leave, Order, acts_at_once
 from workers.rank import Place
-from workers.stacks import stacks_of, state_of
+from workers.stacks import stacks_of_all, state_of
 
 __all__ = ["LEASE", "RayGroup"]
 
@@ -82,7 +82,9 @@ class RayGroup:
         self._nodes = Nodes()
         self._arguments = (roots, dict(environment or {}), lease)
         self._inbox = Inbox()
-        self._streams = Streams(self._inbox, beat=lease / BEATS, may_return=(ActorUnavailableError,))
+        self._streams = Streams(
+            self._inbox, beat=lease / BEATS, may_return=(ActorUnavailableError,), home=self._nodes.port
+        )
         self._clerk: ThreadPoolExecutor | None = None  # its one thread waits for the cluster, in the order of asking
         self._members: dict[int, Member] = {}
         self._known: set[int] = set()  # ids of all workers that there ever were
@@ -143,11 +145,18 @@ class RayGroup:
 
     def stacks(self, workers: Collection[int]) -> dict[int, str]:
         """Those on this node are looked at from here, others by a process on their node."""
-        places = {worker: self._streams.places.get(worker) for worker in workers}
         found = {worker: "no stacks: it has not said where it is" for worker in workers}
-        found |= {n: stacks_of(place.pid) for n, place in places.items() if place and place.node == self._here}
-        elsewhere = {n: (place.node, place.pid) for n, place in places.items() if place and place.node != self._here}
-        return found | self._nodes.stacks(elsewhere)
+        pids: dict[str, dict[int, int]] = {}  # node → worker → its process
+        for worker in workers:
+            if (place := self._streams.places.get(worker)) is not None:
+                pids.setdefault(place.node, {})[worker] = place.pid
+        if here := pids.pop(self._here, None):
+            seen = stacks_of_all(here.values())
+            found |= {worker: seen[pid] for worker, pid in here.items()}
+        with ThreadPoolExecutor(max(len(pids), 1)) as looks:
+            for seen in looks.map(lambda node: self._nodes.stacks(node, pids[node], self._actors_on(node)), pids):
+                found |= seen
+        return found
 
     def draining(self) -> Mapping[str, float]:
         """Nodes that were said to be taken away: id → seconds left."""
@@ -236,6 +245,10 @@ class RayGroup:
         member.avoid |= set() if home is None else {home}
         self._ask([worker], partial(self._place, worker))
         return True
+
+    def _actors_on(self, node: str) -> list[Any]:
+        places = self._streams.places
+        return [one.actor for worker, one in self._members.items() if worker in places and places[worker].node == node]
 
     # ---------------------------------------------------------------- processes
     def _wait_ended(self, grace: float) -> None:
