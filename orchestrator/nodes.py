@@ -93,7 +93,8 @@ class Nodes:
             pinned = NodeAffinitySchedulingStrategy(node, soft=False)
             there = ray.remote(num_cpus=0, max_retries=0)(stacks_of_all).options(scheduling_strategy=pinned)
             with contextlib.suppress(ray.exceptions.RayError):  # too late, or the node is gone
-                found.update(ray.get(there.remote(pids), timeout=ELSEWHERE))
+                told: dict[int, str] = ray.get(there.remote(pids), timeout=ELSEWHERE)
+                found.update(told)
 
     def _watch(self, address: str) -> None:
         """Ray has no public way to ask; of its private ones, this one survives a head that is away."""

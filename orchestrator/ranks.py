@@ -99,6 +99,7 @@ class Ranks:
         store: tuple[str, int] | None,
         *,
         timeout: float,
+        forming: float = 15.0,
         load: LoadPoint | None = None,
         rewinds: Mapping[int, Rewind] | None = None,
     ) -> None:
@@ -107,6 +108,7 @@ class Ranks:
         Args:
             store: where they meet.
             timeout: of a collective, in seconds.
+            forming: of forming the group, in seconds.
             load: the checkpoint that all take up.
             rewinds: rank → the snapshot that it takes up instead.
         """
@@ -118,6 +120,7 @@ class Ranks:
                     membership=self._members[worker],
                     store=store,
                     timeout=timeout,
+                    forming=forming,
                     load=load,
                     rewind=None if rewinds is None else rewinds[rank],
                 ),

@@ -29,6 +29,7 @@ from orchestrator.notice import notice
 from orchestrator.ranks import Ranks
 from orchestrator.regrouping import Regrouping
 from orchestrator.reserves import Reserves
+from orchestrator.samples import samples_of
 from orchestrator.saving import Saver
 from orchestrator.settings import Settings
 from orchestrator.timeouts import Timeouts
@@ -94,6 +95,7 @@ class Run:
         self.asking = Asking(self.loop, self.ranks, self.gates)
         self.saver = Saver(self.loop, self.asking, registry, self.ranks)
         self._store: tuple[str, int] | None = None
+        self._timeouts = Timeouts.of(settings.recovery.hang_timeout)
         self.moving: Moving | None = None
         self.watching: Watching | None = None
         if group.needs_store:
@@ -109,7 +111,7 @@ class Run:
             checkpoint=self._checkpoint,
             go=self._go,
             gate=lambda: self.gates.open[-1].key if self.gates.open else None,
-            samples=lambda iteration: "",
+            samples=lambda iteration: samples_of(self.ranks.data, iteration),
             leave_behind=self.gates.left_behind.append,
             pause=self._pause,
             tell=self.tell,
@@ -117,7 +119,7 @@ class Run:
         self.reserves = Reserves(
             self.loop, self.ranks, self.journal, settings.workers, patience=self._limits.start_timeout
         )
-        timeouts = Timeouts.of(settings.recovery.hang_timeout)
+        timeouts = self._timeouts
         regrouping = Regrouping(
             self.loop,
             self.life,
@@ -213,7 +215,13 @@ class Run:
         state.iteration, state.epoch = last.iteration, last.epoch
 
     def _join(self, rewinds: dict[int, Rewind] | None, load: LoadPoint | None) -> None:
-        self.ranks.join(self._store, timeout=self._limits.collective_timeout, load=load, rewinds=rewinds)
+        self.ranks.join(
+            self._store,
+            timeout=self._timeouts.collective,
+            forming=self._timeouts.forming,
+            load=load,
+            rewinds=rewinds,
+        )
 
     def _go(self) -> None:
         """Have the ranks train; where a gate was open when a fault came, they will come to it again."""

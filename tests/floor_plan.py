@@ -65,7 +65,7 @@ ORCHESTRATOR = (
     ("checkpoints/*", "episode.py", "passed.py", "roll_call.py", "specfile.py", "verdict.py"),
     ("budgets.py", "capacity.py", "spec_problems.py", "target.py"),
     ("journal.py", "lease.py", "lifecycle.py", "limits.py", "spec.py", "yaml_text.py"),
-    ("cluster_events.py", "errors.py", "notice.py", "spec_values.py", "timeouts.py"),
+    ("cluster_events.py", "errors.py", "notice.py", "samples.py", "spec_values.py", "timeouts.py"),
     ("causes.py", "wording.py"),
 )
 
@@ -134,6 +134,7 @@ SHARED = {
     ),
     "orchestrator/checkpoints/reading.py": ("workers.shards",),
     "orchestrator/checkpoints/plan.py": ("workers.dcp",),
+    "orchestrator/samples.py": ("workers.data.sampler",),
     "orchestrator/episode.py": ("workers.left_behind",),
     "orchestrator/gatekeeper.py": ("workers.left_behind",),
     "orchestrator/regrouping.py": ("workers.left_behind",),

@@ -53,12 +53,14 @@ class Build(Order):
 class Join(Order):
     """Form the process group of a generation and take up a state.
 
-    `store` is the driver's (host, port); None means a world of one without a group. `timeout` is in seconds.
+    `store` is the driver's (host, port); None means a world of one without a group. `timeout` is that of a collective,
+    `forming` that of forming the group, both in seconds.
     """
 
     membership: Membership
     store: tuple[str, int] | None
     timeout: float
+    forming: float = 15.0
     load: LoadPoint | None = None
     rewind: Rewind | None = None
 

@@ -161,7 +161,7 @@ class Session(Surviving):
                 self.worker.device,
                 self.place.address,
                 timeout=order.timeout,
-                forming=process_group.FORMING if order.membership.generation == 0 else process_group.REFORMING,
+                forming=order.forming,
             )
         self._shipped.attach(self.program, self._build_order.handlers, order.membership)
         several = order.membership.world_size > 1

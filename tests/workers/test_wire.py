@@ -61,6 +61,7 @@ EXAMPLES = {
     "threads": 1,
     "store": ("127.0.0.1", 1234),
     "timeout": 2.0,
+    "forming": 2.0,
     "load": LoadPoint(url="s3://b/f", world_size=2, entries=("model",)),
     "max_epochs": 2,
     "max_iters": None,
