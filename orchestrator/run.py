@@ -201,9 +201,9 @@ class Run:
             handle what comes: arrivals open gates, faults raise    (`Loop.pump`)
         FINISHING: note what was dropped; the state stands where the ranks ended
         """
+        self.gates.clock(runs=True)
         if self.life.phase is Phase.JOINING:  # else a fault while they joined is mended, and they train already
             self._go()
-        self.gates.clock(runs=True)
         while not (self.gates.all_finished and self.saver.idle):
             self.loop.pump()
         self.gates.clock(runs=False)
