@@ -199,6 +199,7 @@ class Gatekeeper:
         else:
             self._fire(key, reports)
         self.wait_present()
+        self._loop.check()  # a handler that swallowed what ended the run does not keep it alive
         self.open.pop()
         told = key.engine == TRAINER and (key.event == CUT or self.then != "interrupt")
         metrics = dict(self._buses[key.engine].state.metrics)
