@@ -48,6 +48,7 @@ class Copies:
         self.laid: tuple[Laid, ...] = ()
         self.size = 0  # bytes of `memory` that are in use
         self.memory = torch.empty(0, dtype=torch.uint8)
+        self._keys: list[tuple[object, ...]] = []  # what tells the tensors apart that were copied
         self._tensors: list[torch.Tensor] = []
         self._numbers: dict[int, int] = {}  # id of a copy → its number
 
@@ -59,10 +60,13 @@ class Copies:
         """
         found = _Found()
         self.skeletons = {name: found.pickled(state) for name, state in states.items()}
-        self.lay(found.laid, pinned=any(tensor.device.type == "cuda" for tensor in found.tensors))
-        with torch.no_grad():
-            for copy, tensor in zip(self._tensors, found.tensors, strict=True):
-                copy.copy_(tensor, non_blocking=True)
+        keys = list(found.keys)
+        if keys != self._keys:  # else all is where it was the last time
+            self.lay(_laid(found.tensors), pinned=any(tensor.device.type == "cuda" for tensor in found.tensors))
+            self._keys = keys
+        if found.tensors:
+            with torch.no_grad():
+                torch._foreach_copy_(self._tensors, found.tensors, non_blocking=True)
         if any(tensor.device.type != "cpu" for tensor in found.tensors):
             torch.accelerator.synchronize()  # the copies are on their way; training may change what they read
 
@@ -96,6 +100,7 @@ class Copies:
             laid: what shall lie where.
             pinned: page-locked, so that accelerators copy fast.
         """
+        self._keys = []
         size = laid[-1].offset + laid[-1].size if laid else 0
         fits = size <= self.memory.numel() <= 2 * size and (not pinned or self.memory.is_pinned())
         if not fits:
@@ -142,34 +147,21 @@ class _Found:
 
     def __init__(self) -> None:
         self.tensors: list[torch.Tensor] = []
-        self._laid: list[Laid] = []
-        self._known: dict[tuple[object, ...], int] = {}
-        self._end = 0
-
-    @property
-    def laid(self) -> tuple[Laid, ...]:
-        return tuple(self._laid)
+        self.keys: dict[tuple[object, ...], int] = {}
 
     def pickled(self, state: object) -> bytes:
         buffer = io.BytesIO()
-        _Pickler(buffer, self.index).dump(state)
+        _Pickler(buffer, self.number).dump(state)
         return buffer.getvalue()
 
-    def index(self, tensor: torch.Tensor) -> int:
-        tensor = tensor.detach().resolve_conj().resolve_neg()
+    def number(self, tensor: torch.Tensor) -> int:
+        if tensor.is_conj() or tensor.is_neg():
+            tensor = tensor.resolve_conj().resolve_neg()
         key = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
-        if key not in self._known:
-            self._known[key] = len(self.tensors)
-            self._laid.append(self._place(tensor))
+        number = self.keys.setdefault(key, len(self.tensors))
+        if number == len(self.tensors):
             self.tensors.append(tensor)  # kept until it is copied, so that nothing else comes to lie there
-        return self._known[key]
-
-    def _place(self, tensor: torch.Tensor) -> Laid:
-        size, shape, stride = tensor.numel() * tensor.element_size(), tuple(tensor.shape), tensor.stride()
-        if not tensor.is_contiguous() and not _dense(shape, stride):
-            stride = torch.empty(shape, device="meta").stride()
-        offset, self._end = self._end, self._end + math.ceil(size / _ALIGNMENT) * _ALIGNMENT
-        return Laid(offset, size, tensor.dtype, shape, stride, tensor.device)
+        return number
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
@@ -205,6 +197,18 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
             raw = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
             return _tensor, (raw, thing.dtype, tuple(thing.shape), str(thing.device))
         return super().reducer_override(thing)
+
+
+def _laid(tensors: list[torch.Tensor]) -> tuple[Laid, ...]:
+    """Where copies of tensors lie: one after the other, each in the order of its dimensions."""
+    laid, end = [], 0
+    for tensor in tensors:
+        size, shape, stride = tensor.numel() * tensor.element_size(), tuple(tensor.shape), tensor.stride()
+        if not tensor.is_contiguous() and not _dense(shape, stride):
+            stride = torch.empty(shape, device="meta").stride()
+        laid.append(Laid(end, size, tensor.dtype, shape, stride, tensor.device))
+        end += math.ceil(size / _ALIGNMENT) * _ALIGNMENT
+    return tuple(laid)
 
 
 def _tensor(raw: bytes, dtype: torch.dtype, shape: tuple[int, ...], device: str) -> torch.Tensor:

@@ -58,17 +58,17 @@ def buffers_of(module: nn.Module) -> dict[str, torch.Tensor]:
 def switches_of(modules: Iterable[nn.Module]) -> Switches:
     """Of each model: which of its modules are in training mode, and which of its parameters need gradients."""
     return [
-        ([part.training for part in module.modules()], [p.requires_grad for p in module.parameters()])
-        for module in modules
+        ([part.training for part in parts], [parameter.requires_grad for parameter in _parameters_of(parts)])
+        for parts in map(_parts_of, modules)
     ]
 
 
 def put_back_switches(modules: Iterable[nn.Module], saved: Switches) -> None:
     """Turn them as they were."""
-    for module, (training, trained) in zip(modules, saved, strict=True):
-        for part, mode in zip(module.modules(), training, strict=True):
+    for parts, (training, trained) in zip(map(_parts_of, modules), saved, strict=True):
+        for part, mode in zip(parts, training, strict=True):
             part.training = mode
-        for parameter, needs in zip(module.parameters(), trained, strict=True):
+        for parameter, needs in zip(_parameters_of(parts), trained, strict=True):
             parameter.requires_grad_(needs)
 
 
@@ -187,6 +187,15 @@ class InPlace:
         self._written[id(copy)] = copy, there
         self._taken.add(there.data_ptr())
         return there
+
+
+def _parts_of(module: nn.Module) -> list[nn.Module]:
+    return list(module.modules())
+
+
+def _parameters_of(parts: list[nn.Module]) -> list[nn.Parameter]:
+    """The parameters of some modules; those that are shared several times."""
+    return [parameter for part in parts for parameter in part._parameters.values() if parameter is not None]
 
 
 def _is_torchs_own(optimizer: Optimizer) -> bool:
