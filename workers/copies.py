@@ -9,12 +9,15 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import cloudpickle
 import numpy as np
 import torch
+
+from workers.errors import ProgramError
 
 __all__ = ["Copies", "Laid", "bytes_in", "packed", "unpacked"]
 
@@ -57,9 +60,12 @@ class Copies:
 
         Args:
             states: tensors in containers and other things; what is neither is copied by pickling.
+
+        Raises:
+            ProgramError: something can't be pickled; says in which state.
         """
         found = _Found()
-        self.skeletons = {name: found.pickled(state) for name, state in states.items()}
+        self.skeletons = {name: found.pickled(name, state) for name, state in states.items()}
         keys = list(found.keys)
         if keys != self._keys:  # else all is where it was the last time
             self.lay(_laid(found.tensors), pinned=any(tensor.device.type == "cuda" for tensor in found.tensors))
@@ -117,10 +123,15 @@ class Copies:
         return part.as_strided(place.shape, place.stride)
 
 
-def packed(value: object) -> bytes:
-    """Pickle something small with its tensors, so that another process can unpack it."""
+def packed(value: object, name: str = "") -> bytes:
+    """Pickle something small with its tensors, so that another process can unpack it.
+
+    Raises:
+        ProgramError: something can't be pickled; says in which state, `name`.
+    """
     buffer = io.BytesIO()
-    _Packer(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    with _refusing(name):
+        _Packer(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
     return buffer.getvalue()
 
 
@@ -142,6 +153,18 @@ def bytes_in(value: object) -> int:
     return 0
 
 
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Name the state that can't be pickled."""
+    try:
+        yield
+    except (TypeError, AttributeError, ValueError, pickle.PicklingError) as error:
+        raise ProgramError(
+            f"snapshot: state {name!r}: expected what can be copied, tensors and plain values, received something that "
+            f"can't be pickled ({error}); leave it out of state_dict()"
+        ) from error
+
+
 class _Found:
     """The tensors that were met while skeletons were pickled: each memory once."""
 
@@ -149,9 +172,10 @@ class _Found:
         self.tensors: list[torch.Tensor] = []
         self.keys: dict[tuple[object, ...], int] = {}
 
-    def pickled(self, state: object) -> bytes:
+    def pickled(self, name: str, state: object) -> bytes:
         buffer = io.BytesIO()
-        _Pickler(buffer, self.number).dump(state)
+        with _refusing(name):
+            _Pickler(buffer, self.number).dump(state)
         return buffer.getvalue()
 
     def number(self, tensor: torch.Tensor) -> int:
