@@ -26,7 +26,8 @@ from workers.shards import Shards, load_state, read_rank_file, read_structure
 from workers.worker import Worker
 
 __all__ = [
-    "begin_as_stranger", "cursor_of", "fitting", "restore", "shards_of", "spread_entries", "stateful_data",
+    "begin_as_stranger", "check_places", "cursor_of", "fitting", "restore", "shards_of", "spread_entries",
+    "stateful_data",
 ]  # fmt: skip
 
 
@@ -95,7 +96,7 @@ def restore(worker: Worker, program: Program, point: LoadPoint) -> list[Layout |
     failpoint("load.read", worker.rank)
     _check_names("state", program.state, held)
     _check_names("engine", program.engines, own["engines"])
-    _check_places(program, own, point.world_size, worker.world_size)
+    check_places(program, own, point.world_size, worker.world_size)
     for name, entry in program.state.items():
         _take_up(name, entry, shared[name], point)
     for name, engine in program.engines.items():
@@ -185,14 +186,16 @@ def _check_names(
         )
 
 
-def _check_places(program: Program, own: Mapping[str, Any], saved_by: int, world_size: int) -> None:
+def check_places(
+    program: Program, own: Mapping[str, Any], saved_by: int, world_size: int, *, where: str = "checkpoint"
+) -> None:
     """The place of a Stateful loader is that of one rank in its own part of the data; no other world has such parts."""
     for name in sorted(stateful_data(program).keys() & own["data"].keys()):
         engine = own["engines"][name]
         begins_anew = engine["iteration"] == 0 or (name != TRAINER and engine["completed"])
         if saved_by != world_size and not begins_anew:
             raise ProgramError(
-                f"checkpoint: data[{name!r}]: expected the world size at which it was saved, {saved_by}, received "
+                f"{where}: data[{name!r}]: expected the world size at which it was saved, {saved_by}, received "
                 f"{world_size}; a Stateful loader keeps the place of each rank in its own part of the data, which "
                 f"can't be shared out anew: run with workers: {saved_by}, or give worker.loader a map-style data set"
             )

@@ -53,6 +53,23 @@ def test_wherever_a_step_was_left_it_is_done_again(moment, scaled):
     goes_on_bit_by_bit(Training(scaled=scaled), 0, moment=moment)
 
 
+@pytest.mark.parametrize("since", [2, 4, 5])
+@pytest.mark.parametrize("moment", ["", "backward"])
+def test_gradients_that_are_being_added_up_come_back(since, moment):
+    goes_on_bit_by_bit(Training(scaled=True, adds_up=3), since, moment=moment)
+
+
+def test_gradients_that_a_step_has_used_take_no_room():
+    training = Training()
+    training.run(3)
+    training.ring.take(at(3))
+    tensors = [*training.net.parameters(), *training.net.buffers()]
+    tensors += [value for state in training.optimizer.state.values() for value in state.values()]
+    assert len(training.ring._slots[-1].copies.laid) == len(tensors)
+    training.ring.restore(at(3))
+    assert all(parameter.grad is None for parameter in training.net.parameters())
+
+
 def test_a_snapshot_disturbs_nothing():
     observed, alone = Training(), Training()
     rng = capture_rng(CPU)

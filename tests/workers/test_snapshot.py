@@ -1,5 +1,6 @@
 """The ring of snapshots of one rank: which are held, what is in them, and what is told to the driver."""
 
+import threading
 from functools import partial
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 
 from tests.workers.training import CPU, OPTIMIZERS, SCHEDULERS, AccidentError, Odd, Training, at, equal
 from workers.copies import unpacked
+from workers.errors import ProgramError
 from workers.events import Events
 from workers.parcels import GateKey, SnapshotLabel
+from workers.rank import Membership
 from workers.rng import capture_rng, restore_rng
 from workers.snapshot import SnapshotRing, taken_at
 
@@ -190,6 +193,33 @@ def test_data_that_knows_its_place_stands_there_again():
     assert stream.place == 4
     training.run()
     assert equal(training.told(), undisturbed)
+
+
+def test_the_place_in_a_part_of_the_data_is_no_place_in_another_world():
+    training = Training(data=lambda worker: worker.loader(Stream()))
+    training.run(2)
+    training.ring.take(at(2))
+    training.worker.membership = Membership(generation=1, rank=0, world_size=2)
+    with pytest.raises(ProgramError, match=r"^snapshot: data\['trainer'\]: expected the world size at which it was "):
+        training.ring.restore(at(2))
+
+
+def test_whether_batches_are_kept_is_known():
+    assert Training(data=own_batches).ring.keeps_batches
+    assert not Training().ring.keeps_batches
+
+
+def test_what_can_not_be_copied_is_named():
+    odd = Odd()
+    odd.state["lock"] = threading.Lock()
+    training = Training(odd=odd)
+    with pytest.raises(ProgramError, match=r"^snapshot: state 'odd': expected what can be copied, .* received "):
+        training.ring.take(at(0))
+    del training.program.state["odd"]
+    training.trainer.attach("odd", odd)
+    with pytest.raises(ProgramError, match=r"^snapshot: state 'engines and data': expected what can be copied, "):
+        training.ring.take(at(0))
+    assert training.ring.held == ()
 
 
 def small_and_large():

@@ -39,6 +39,10 @@ def with_batches_of_its_own(membership):
     return Training(OPTIMIZERS["Adam"], membership=membership, data=lambda worker: worker.loader(batches))
 
 
+def with_gradients_added_up(membership):
+    return Training(OPTIMIZERS["Adam"], membership=membership, scaled=True, adds_up=4)
+
+
 def life(place, address, make, world_size, lost):
     """A rank that lives on, one that is lost after it trained to the end, or a spare that takes its place.
 
@@ -79,10 +83,11 @@ def another_life(training, lost, store, address, *, spare):
             ring.receive(at(SINCE), donor)
         elif worker.rank == donor:
             ring.give(at(SINCE), lost)
-        ring.restore(at(SINCE), own)
-        worker.models.wrap(first=False, layouts=ring.layouts(at(SINCE)))
-        training.run()
-        worker.models.unwrap()
+        for again in (own, None):  # then the newcomer is a rank like the others
+            ring.restore(at(SINCE), again)
+            worker.models.wrap(first=False, layouts=ring.layouts(at(SINCE)))
+            training.run()
+            worker.models.unwrap()
     return training.told()
 
 
@@ -93,6 +98,7 @@ def another_life(training, lost, store, address, *, spare):
         (2, [1], with_batches_of_its_own),
         (3, [1], shared_out),
         (3, [0, 2], with_buffers_of_its_own),
+        (2, [0], with_gradients_added_up),
     ],
 )
 def test_a_newcomer_trains_on_as_the_lost_rank_would_have(world, world_size, lost, make):

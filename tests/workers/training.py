@@ -1,6 +1,8 @@
 """A program for tests of snapshots: every step of it draws random numbers and changes all there is."""
 
 import random
+from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -65,6 +67,7 @@ class Training:
         membership: the rank's place; it draws from a stream of its own.
         data: made of the worker; default: a map-style data set, shared out.
         options: for `worker.prepare`.
+        adds_up: iterations whose gradients are added up before a step.
         more: entries of the state.
     """
 
@@ -77,6 +80,7 @@ class Training:
         membership=ALONE,
         data=None,
         options=None,
+        adds_up=1,
         **more,
     ):
         torch.manual_seed(5)
@@ -88,7 +92,7 @@ class Training:
         state = {"net": self.net, "optimizer": self.optimizer, "scaler": self.scaler, **more}
         if make_scheduler is not None:
             state["scheduler"] = make_scheduler(self.optimizer)
-        self.losses, self.fail = [], (0, "")
+        self.losses, self.fail, self.adds_up = [], (0, ""), adds_up
         self.trainer = Engine(self._step)
         attach_metric(self.trainer, "loss", "mean")
         self.data = data(self.worker) if data else self._shared_out()
@@ -101,35 +105,36 @@ class Training:
     def _step(self, engine, batch):
         moment = self.fail[1] if self.fail[0] == engine.state.iteration else ""
         noisy = batch + random.random() + np.random.rand()
-
-        def closure():
-            self.optimizer.zero_grad()
-            loss = self.net(noisy).square().mean()
-            if moment == "forward":
-                raise AccidentError
-            if moment == "backward":
-                loss.register_hook(_raise)
-            self.worker.backward(self.scaler.scale(loss))
-            return loss
-
+        closure = partial(self._loss, noisy, moment, engine.state.iteration)
         if isinstance(self.optimizer, torch.optim.LBFGS):
             loss = self.optimizer.step(closure)
         else:
             loss = closure()
-            self.scaler.unscale_(self.optimizer)
-            if moment == "unscaled":
-                raise AccidentError
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            if engine.state.iteration % self.adds_up == 0:
+                self.scaler.unscale_(self.optimizer)
+                if moment == "unscaled":
+                    raise AccidentError
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
         if moment == "stepped":
             raise AccidentError
         scheduler = self.program.state.get("scheduler")
-        if isinstance(scheduler, schedulers.ReduceLROnPlateau):
-            scheduler.step(loss.item())
-        elif scheduler is not None:
-            scheduler.step()
+        if scheduler is not None:
+            scheduler.step(*[loss.item()] * isinstance(scheduler, schedulers.ReduceLROnPlateau))
         self.losses.append(loss.item())
         return loss.item()
+
+    def _loss(self, batch, moment, iteration):
+        if (iteration - 1) % self.adds_up == 0:
+            self.optimizer.zero_grad()
+        loss = self.net(batch).square().mean()
+        if moment == "forward":
+            raise AccidentError
+        if moment == "backward":
+            loss.register_hook(_raise)
+        with nullcontext() if iteration % self.adds_up == 0 else self.worker.no_sync(self.net):
+            self.worker.backward(self.scaler.scale(loss))
+        return loss
 
     def run(self, iterations=LAST):
         """Train up to an iteration."""
