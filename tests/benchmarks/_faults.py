@@ -52,10 +52,15 @@ def rankfire(name: str, *, iterations: int = FOREVER, **options: Any) -> Side:
 
 
 def torchrun(*, every: int = 10, timeout: float = 1800, iterations: int = FOREVER) -> Side:
-    """The peer on torchrun, with its defaults but for the number of restarts."""
+    """The peer on torchrun, with its defaults but for the number of restarts and for the store.
+
+    By default (torch 2.13) the ranks of a restart find the addresses that those before left in a store which outlives
+    them, and most restarts hang; with a store of their own they do not.
+    """
     elastic = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1000"]
     arguments = [str(every), str(timeout), str(iterations)]
-    return Side("torchrun", [*elastic, str(HERE / "peers" / "mlp_torchrun.py"), *arguments])
+    command = [*elastic, str(HERE / "peers" / "mlp_torchrun.py"), *arguments]
+    return Side("torchrun", command, environment={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
 
 
 def ray_train(*, every: int = 10, timeout: float = 1800, poll: float | None = None) -> Side:

@@ -59,7 +59,8 @@ def main(rounds: int, iterations: int) -> None:
     with _report.private_folder() as root:
         for turn in range(rounds):
             for number, side in enumerate(sides):
-                folder = _report.measure(root, f"side {number} {turn}", side.command, OMP_NUM_THREADS="1")
+                environment = {"OMP_NUM_THREADS": "1", **side.environment}
+                folder = _report.measure(root, f"side {number} {turn}", side.command, **environment)
                 found[side.name].append(cost(Trails(folder).look().steps))
     normal = found["rankfire"]
     rows = [("", "step, ms: median (all)", "CPU of a rank, ms a step", "normal / this: step", "CPU")]
