@@ -45,7 +45,11 @@ class Side:
 
 
 def rankfire(name: str, *, iterations: int = FOREVER, **options: Any) -> Side:
-    """Our side, with some options of `Orchestrator`."""
+    """Our side, with some options of `Orchestrator`.
+
+    Its faults come closer together than any that a budget of restarts is made for: what is a second ago is forgotten.
+    """
+    options["recovery"] = {"restarts": {"window": 1.0}, **options.get("recovery", {})}
     spares = options.get("workers", {}).get("spares", 0)
     command = [str(HERE / "_mlp_rankfire.py"), json.dumps({"iterations": iterations, **options})]
     return Side(name, command, spares=spares)
@@ -78,7 +82,7 @@ class Training:
         self.side = side
         self.folder = folder
         self.trails = Trails(folder)
-        self._ended = ended
+        self.ended = ended
 
     def wait(self, condition: Callable[[], T | None], what: str, deadline: float) -> T:
         """Look at the trails until the condition holds.
@@ -91,8 +95,8 @@ class Training:
             self.trails.look()
             if (found := condition()) is not None:
                 return found
-            if self._ended() or time.monotonic() > until:
-                how = "ended" if self._ended() else f"went on for {deadline:g} s"
+            if self.ended() or time.monotonic() > until:
+                how = "ended" if self.ended() else f"went on for {deadline:g} s"
                 raise TimeoutError(f"{self.side.name}: {how} without {what}\n{_report.tail(self.folder)}")
             time.sleep(LOOK)
 

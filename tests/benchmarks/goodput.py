@@ -60,6 +60,8 @@ def goodput(one: Training, *, seconds: float, quiet: float, seed: int) -> Goodpu
         turns += 1
     _sleep_until(first + seconds)
     ended = time.monotonic()
+    if one.ended():
+        print(f"{one.side.name}: ended under {kills} kills\n{_report.tail(one.folder)}")
     one.trails.look()
     undisturbed = (first - began) / (reached(one, first) - reached(one, began))
     return Goodput(kills, undisturbed, reached(one, ended) - reached(one, first), ended - first)
