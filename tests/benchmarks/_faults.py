@@ -34,25 +34,27 @@ class Side:
     Args:
         name: for the table.
         command: what Python runs; the folder is appended.
-        spares: processes that wait beside the ranks, as far as all is well.
+        ranks: how many train, as far as all is well.
+        spares: processes that wait beside them then.
         environment: added to that of the command.
     """
 
     name: str
     command: Sequence[str]
+    ranks: int = 2
     spares: int = 0
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def rankfire(name: str, *, iterations: int = FOREVER, **options: Any) -> Side:
+def rankfire(name: str, *, workers: dict[str, Any], iterations: int = FOREVER, **options: Any) -> Side:
     """Our side, with some options of `Orchestrator`.
 
     Its faults come closer together than any that a budget of restarts is made for: what is a second ago is forgotten.
     """
     options["recovery"] = {"restarts": {"window": 1.0}, **options.get("recovery", {})}
-    spares = options.get("workers", {}).get("spares", 0)
-    command = [str(HERE / "_mlp_rankfire.py"), json.dumps({"iterations": iterations, **options})]
-    return Side(name, command, spares=spares)
+    options |= {"iterations": iterations, "workers": workers}
+    command = [str(HERE / "_mlp_rankfire.py"), json.dumps(options)]
+    return Side(name, command, ranks=workers["count"], spares=workers.get("spares", 0))
 
 
 def torchrun(*, every: int = 10, timeout: float = 1800, iterations: int = FOREVER) -> Side:
@@ -101,12 +103,15 @@ class Training:
             time.sleep(LOOK)
 
     def steady(self, deadline: float = 120) -> None:
-        """Wait until the group of ranks has completed some iterations, and its spares are there."""
+        """Wait until all ranks have completed some iterations together, and their spares are there."""
         self.wait(lambda: self._steady() or None, "training steadily", deadline)
 
     def _steady(self) -> bool:
-        newest = max((step.generation for step in self.trails.steps), default=None)
-        done = [key for key in completions(self.trails.steps) if key[0] == newest]
+        steps = self.trails.steps
+        newest = max(steps, key=lambda step: step.generation, default=None)
+        if newest is None or newest.world_size != self.side.ranks:
+            return False
+        done = [key for key in completions(steps) if key[0] == newest.generation]
         return len(done) >= STEADY and len(self.trails.waiting()) >= self.side.spares
 
     def strike(self, how: signal.Signals, which: float) -> tuple[float, psutil.Process] | None:

@@ -1,7 +1,8 @@
 """What is left of training when a random rank is killed every 10 seconds: ours, Ray Train's, torchrun's.
 
 Run `python tests/benchmarks/goodput.py` (`--seconds 120`; `--quick`: 20 s, ours and torchrun). Two ranks train the
-perceptron of `_mlp.py`, steps of about 10 ms; ours has one spare, which is replaced in the background. The sides run
+perceptron of `_mlp.py`, steps of about 10 ms; ours has one spare, which is replaced in the background, and as many snapshots as by default; once
+more with one every 10 iterations, as often as the peers save. The sides run
 one after the other under the same schedule of kills: same seed, same moments, same ranks. A kill whose turn comes while
 a side has no ranks is left out, to its advantage. Peers save every 10 iterations and begin with that.
 Goodput: completed iterations, times the undisturbed step time, by the wall time. Completed is what is completed on all

@@ -4,7 +4,9 @@ Run `python tests/benchmarks/recovery.py` (`--quick`: a minute, fewer faults and
 (`_mlp.py`), steps of about 10 ms. A rank is struck from outside by SIGKILL, at a random moment, again and again in one
 training, always when it is steady and its spares are there. Then by SIGSTOP, where a hang is what is found only by
 waiting: `hang_timeout` of ours, and the time limit of the peers' collectives, are 5 s.
-- ours: snapshots in memory, no checkpoint; with a spare, with none (a new process), and going on with one rank less.
+- ours: snapshots in memory every 10 iterations, as often as the peers save, and no checkpoint; with a spare; with none
+  (a new process); three ranks that go on as two at once, until a third has started. Once more with as many snapshots
+  as by default, for which a hundredth of the time is spent.
 - Ray Train v2: `FailureConfig(max_failures=-1)`, rank 0 reports a checkpoint every 10 iterations; once more with a poll
   of 50 ms instead of its 2 s.
 - torchrun: `--max-restarts`, rank 0 saves every 10 iterations, a restart begins with that.
@@ -37,22 +39,24 @@ class Case(NamedTuple):
     side: Side
     how: signal.Signals
     faults: int
-    trainings: int = 1  # so many times over
     quick: bool = False  # belongs to the short run too
 
 
 def cases(kills: int, stops: int) -> list[Case]:
     spare = {"count": 2, "spares": 1, "cpus": 0.5}
     fewer = {"count": 3, "min": 2, "cpus": 0.5}
+    often = {"snapshots": {"iterations": 10}}
+    hang = {**often, "hang_timeout": HANG}
     kill, stop = signal.SIGKILL, signal.SIGSTOP
     return [
-        Case(rankfire("rankfire, a spare", workers=spare), kill, kills, quick=True),
-        Case(rankfire("rankfire, a new process", workers={"count": 2, "cpus": 0.5}), kill, kills),
-        Case(rankfire("rankfire, one rank less", workers=fewer), kill, 1, trainings=min(kills, 3)),
+        Case(rankfire("rankfire, a spare", workers=spare, recovery=often), kill, kills, quick=True),
+        Case(rankfire("rankfire, a new process", workers={"count": 2, "cpus": 0.5}, recovery=often), kill, kills),
+        Case(rankfire("rankfire, three ranks, then two", workers=fewer, recovery=often), kill, kills),
+        Case(rankfire("rankfire, a spare, default snapshots", workers=spare), kill, kills),
         Case(_faults.torchrun(), kill, kills, quick=True),
         Case(_faults.ray_train(), kill, kills, quick=True),
         Case(_faults.ray_train(poll=0.05), kill, kills),
-        Case(rankfire("rankfire, a spare", workers=spare, recovery={"hang_timeout": HANG}), stop, stops),
+        Case(rankfire("rankfire, a spare", workers=spare, recovery=hang), stop, stops),
         Case(_faults.torchrun(timeout=HANG), stop, stops),
         Case(_faults.ray_train(timeout=HANG), stop, stops),
     ]
@@ -62,9 +66,7 @@ def measured(root: Path, number: int, case: Case) -> list[Recovery]:
     """The recoveries of one case; what went wrong is told, and the next case has its turn."""
     found: list[Recovery] = []
     try:
-        for turn in range(case.trainings):
-            name, seed = f"case {number} {turn}", 1 + turn
-            found.extend(_faults.recoveries(root, name, case.side, faults=case.faults, seed=seed, how=case.how))
+        found.extend(_faults.recoveries(root, f"case {number}", case.side, faults=case.faults, seed=1, how=case.how))
     except TimeoutError as error:
         print(f"{error}\n")
     return found
@@ -72,7 +74,7 @@ def measured(root: Path, number: int, case: Case) -> list[Recovery]:
 
 def row(case: Case, found: Sequence[Recovery], first: float) -> tuple[str, ...]:
     """A line of the table."""
-    faults = f"{len(found)} of {case.faults * case.trainings}"
+    faults = f"{len(found)} of {case.faults}"
     if not found:
         return (case.side.name, faults, "", "", "", "")
     again, ahead, lost = zip(*found, strict=True)
