@@ -1,10 +1,10 @@
 """What is left of training when a random rank is killed every 10 seconds: ours, Ray Train's, torchrun's.
 
 Run `python tests/benchmarks/goodput.py` (`--seconds 120`; `--quick`: 20 s, ours and torchrun). Two ranks train the
-perceptron of `_mlp.py`, steps of about 10 ms; ours has one spare, which is replaced in the background, and as many snapshots as by default; once
-more with one every 10 iterations, as often as the peers save. The sides run
+perceptron of `_mlp.py`, steps of about 10 ms. Ours has one spare, which is replaced in the background, and snapshots
+as by default; once more with one every 10 iterations. Peers save every 10 iterations and begin with that. The sides run
 one after the other under the same schedule of kills: same seed, same moments, same ranks. A kill whose turn comes while
-a side has no ranks is left out, to its advantage. Peers save every 10 iterations and begin with that.
+a side has no ranks is left out, to its advantage.
 Goodput: completed iterations, times the undisturbed step time, by the wall time. Completed is what is completed on all
 ranks, once: what was lost and computed again does not count twice. The undisturbed step time is the side's own, in the
 same training before the first kill, with all that it does in passing (snapshots, checkpoints, reports). "of a bare
