@@ -62,6 +62,7 @@ EXAMPLES = {
     "store": ("127.0.0.1", 1234),
     "timeout": 2.0,
     "forming": 2.0,
+    "snapshots": "auto",
     "load": LoadPoint(url="s3://b/f", world_size=2, entries=("model",)),
     "max_epochs": 2,
     "max_iters": None,
