@@ -19,7 +19,7 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("resumable.py",),
     ("saved.py", "steering.py"),
     ("cursor.py", "dispatch.py", "faults.py", "mailbox.py"),
-    ("data/fetching.py", "dcp.py", "listeners.py", "messages.py", "orders.py"),
+    ("data/fetching.py", "dcp.py", "listeners.py", "messages.py", "orders.py", "parts.py"),
     ("index.py", "parcels.py", "signature.py", "state.py"),
     (
         *("data/processes.py", "data/sampler.py", "data/sources.py", "events.py", "feed.py", "locations.py"),
@@ -27,12 +27,12 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ),
     (
         *("buckets.py", "collectives.py", "data/randomness.py", "expressions.py", "folder.py", "objects.py"),
-        *("data/sources.py", "process_group.py", "rng.py"),
+        *("data/sources.py", "process_group.py", "rng.py", "structure.py"),
     ),
     (
         *("data/carried.py", "data/fingerprint.py", "data/permutation.py"),
         *("errors.py", "failpoints.py", "filters.py", "rank.py", "retry.py", "storage.py"),
-        *("tracebacks.py",),
+        *("streams.py", "tracebacks.py"),
     ),
 )
 
