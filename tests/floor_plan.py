@@ -24,7 +24,10 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("resumable.py",),
     ("saved.py", "steering.py"),
     ("cursor.py", "dispatch.py", "faults.py", "mailbox.py"),
-    ("data/fetching.py", "data/sources.py", "dcp.py", "left_behind.py", "listeners.py", "messages.py", "orders.py"),
+    (
+        *("data/fetching.py", "data/sources.py", "dcp.py", "left_behind.py", "listeners.py", "messages.py"),
+        *("orders.py", "parts.py"),
+    ),
     ("index.py", "parcels.py", "signature.py", "state.py"),
     (
         *("data/processes.py", "data/replay.py", "data/sampler.py", "events.py", "feed.py", "handover.py"),
@@ -32,12 +35,12 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ),
     (
         *("buckets.py", "collectives.py", "copies.py", "data/randomness.py", "digests.py", "expressions.py"),
-        *("finite.py", "folder.py", "links.py", "objects.py", "rng.py"),
+        *("finite.py", "folder.py", "links.py", "objects.py", "rng.py", "structure.py"),
     ),
     (
         *("data/carried.py", "data/fingerprint.py", "data/permutation.py"),
         *("errors.py", "failpoints.py", "filters.py", "rank.py", "retry.py", "stacks.py"),
-        *("storage.py", "tracebacks.py", "watchdog.py"),
+        *("storage.py", "streams.py", "tracebacks.py", "watchdog.py"),
     ),
 )
 
