@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed import TCPStore
+from torch.utils.data import DataLoader
 
 from tests.processes import joined, ranks
 from tests.workers.training import CPU, OPTIMIZERS, SCHEDULERS, Odd, Training, at, equal
@@ -39,6 +40,21 @@ def with_batches_of_its_own(membership):
     return Training(OPTIMIZERS["Adam"], membership=membership, data=lambda worker: worker.loader(batches))
 
 
+class Noisy(torch.utils.data.Dataset):
+    """Samples that are drawn anew whenever they are asked for."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, i):
+        return torch.randn(4) + i
+
+
+def with_a_loader_of_its_own(membership):
+    loader = DataLoader(Noisy(), batch_size=4, shuffle=True)
+    return Training(OPTIMIZERS["Adam"], membership=membership, data=lambda worker: worker.loader(loader))
+
+
 def with_gradients_added_up(membership):
     return Training(OPTIMIZERS["Adam"], membership=membership, scaled=True, adds_up=4)
 
@@ -60,12 +76,9 @@ def life(place, address, make, world_size, lost):
         with joined(training.worker.membership, address):
             training.worker.models.wrap(first=True)
             seed_rng(3, rank)
-            for iteration in (3, SINCE):
-                training.run(iteration)
-                own = training.ring.take(at(iteration))
-            store.set(f"own {rank}", own)
-            training.run()
-            told.append(training.told())
+            training.run_taking(3, SINCE)
+            store.set(f"own {rank}", training.owns[SINCE])
+            told.append(training.told(SINCE))
             training.worker.models.unwrap()
     if spare or rank not in lost:
         told.append(another_life(training, lost, store, address, spare=spare))
@@ -88,7 +101,7 @@ def another_life(training, lost, store, address, *, spare):
             worker.models.wrap(first=False, layouts=ring.layouts(at(SINCE)))
             training.run()
             worker.models.unwrap()
-    return training.told()
+    return training.told(SINCE)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +112,7 @@ def another_life(training, lost, store, address, *, spare):
         (3, [1], shared_out),
         (3, [0, 2], with_buffers_of_its_own),
         (2, [0], with_gradients_added_up),
+        (2, [0], with_a_loader_of_its_own),
     ],
 )
 def test_a_newcomer_trains_on_as_the_lost_rank_would_have(world, world_size, lost, make):
