@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from workers.checkpointing import begin_as_stranger, check_places, fitting, spread_entries, stateful_data
+from workers.apart import begin_as_stranger, check_places, fitting, spread_entries, stateful_data
 from workers.copies import bytes_in
 from workers.data.sources import HandedOut, RankBatches
 from workers.inplace import Kind, buffers_of
