@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from workers.checkpointing import begin_as_stranger, check_places, fitting, spread_entries, stateful_data
+from workers.apart import begin_as_stranger, check_places, fitting, spread_entries, stateful_data
 from workers.copies import bytes_in
-from workers.data.sources import HandedOut
+from workers.data.sources import HandedOut, RankBatches
 from workers.inplace import Kind, buffers_of
 from workers.program import Program
 from workers.rng import capture_rng, restore_rng
@@ -35,15 +35,16 @@ def own_of(worker: Worker, program: Program, entries: Mapping[str, tuple[Kind, A
     """
     engines = program.engines
     return {
-        "rng": capture_rng(worker.device),
         "world_size": worker.world_size,
         "engines": {name: engine.state_dict() for name, engine in engines.items()},
         "metrics": {name: _plain(engine.state.metrics) for name, engine in engines.items()},
         "data": {name: data.state_dict() for name, data in stateful_data(program).items()},
         "read": {name: data.read for name, data in iterators_of(program).items()},
+        "passes": {name: data.began for name, data in _passes_of(program).items()},
         "samples": worker.samples,
         "batch_size": worker.batch_size,
         "apart": _apart(worker, program, entries),
+        "rng": capture_rng(worker.device),  # last: a Stateful loader draws some if it is asked before it is read
     }
 
 
@@ -69,6 +70,8 @@ def put_back_own(
     for name, iterator in iterators_of(program).items():
         iterator.go_to(own["read"][name])
         own["engines"][name]["data"] = {"read": own["read"][name]}  # so that the engine reads on where it stands
+    for name, batches in _passes_of(program).items():
+        batches.read_again(None if stranger else own["passes"][name])
     for name, engine in program.engines.items():
         engine.load_state_dict(fitting(own["engines"][name], engine.attached))
         engine.state.metrics.clear()
@@ -84,6 +87,12 @@ def iterators_of(program: Program) -> dict[str, HandedOut]:
     """Data that can be read only once."""
     sources: dict[str, object] = dict(program.data)
     return {name: data for name, data in sources.items() if isinstance(data, HandedOut)}
+
+
+def _passes_of(program: Program) -> dict[str, RankBatches]:
+    """Data that is read again from the beginning of the pass."""
+    sources: dict[str, object] = dict(program.data)
+    return {name: data for name, data in sources.items() if type(data) is RankBatches}
 
 
 def _apart(worker: Worker, program: Program, entries: Mapping[str, tuple[Kind, Any]]) -> dict[str, Any]:

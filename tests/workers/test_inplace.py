@@ -16,11 +16,8 @@ def generators_stay():
 
 
 def goes_on_bit_by_bit(training, since, *, moment=""):
-    """Take a snapshot, train to the end, and again after a restore, twice; with an accident in between."""
-    if since:
-        training.run(since)
-    training.ring.take(at(since))
-    training.run()
+    """Train to the end, and again from a snapshot that was taken on the way, twice; with an accident in between."""
+    training.run_taking(since)
     undisturbed = training.told()
     for _ in range(2):
         training.ring.restore(at(since))
@@ -73,13 +70,10 @@ def test_gradients_that_a_step_has_used_take_no_room():
 def test_a_snapshot_disturbs_nothing():
     observed, alone = Training(), Training()
     rng = capture_rng(CPU)
-    for iteration in range(1, LAST + 1):
-        observed.run(iteration)
-        observed.ring.take(at(iteration))
+    observed.run_taking(*range(LAST))
     told = observed.told()
     restore_rng(rng, CPU)
-    for iteration in range(1, LAST + 1):
-        alone.run(iteration)
+    alone.run()
     assert equal(alone.told(), told)
 
 

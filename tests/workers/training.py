@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
 from workers.engine import Engine
+from workers.events import Events
 from workers.metrics import attach_metric
 from workers.parcels import SnapshotLabel
 from workers.program import Program
@@ -20,7 +21,7 @@ from workers.worker import Worker
 
 CPU = torch.device("cpu")
 ALONE = Membership(generation=0, rank=0, world_size=1)
-LAST = 9
+LAST = 13
 
 OPTIMIZERS = {
     "SGD": lambda net: torch.optim.SGD(net.parameters(), 0.05, momentum=0.9, nesterov=True),
@@ -41,7 +42,7 @@ OPTIMIZERS = {
     "LBFGS": lambda net: torch.optim.LBFGS(net.parameters(), 0.1, max_iter=3, history_size=4),
 }
 SCHEDULERS = {
-    "OneCycle": lambda optimizer: schedulers.OneCycleLR(optimizer, 0.1, total_steps=3 * LAST),
+    "OneCycle": lambda optimizer: schedulers.OneCycleLR(optimizer, 0.1, total_steps=30),
     "warm restarts": lambda optimizer: schedulers.CosineAnnealingWarmRestarts(optimizer, T_0=3, T_mult=2),
     "Sequential": lambda optimizer: schedulers.SequentialLR(
         optimizer,
@@ -92,7 +93,7 @@ class Training:
         state = {"net": self.net, "optimizer": self.optimizer, "scaler": self.scaler, **more}
         if make_scheduler is not None:
             state["scheduler"] = make_scheduler(self.optimizer)
-        self.losses, self.fail, self.adds_up = [], (0, ""), adds_up
+        self.losses, self.owns, self.fail, self.adds_up = {}, {}, (0, ""), adds_up
         self.trainer = Engine(self._step)
         attach_metric(self.trainer, "loss", "mean")
         self.data = data(self.worker) if data else self._shared_out()
@@ -121,7 +122,7 @@ class Training:
         scheduler = self.program.state.get("scheduler")
         if scheduler is not None:
             scheduler.step(*[loss.item()] * isinstance(scheduler, schedulers.ReduceLROnPlateau))
-        self.losses.append(loss.item())
+        self.losses[engine.state.iteration] = loss.item()
         return loss.item()
 
     def _loss(self, batch, moment, iteration):
@@ -138,16 +139,30 @@ class Training:
 
     def run(self, iterations=LAST):
         """Train up to an iteration."""
-        self.losses.clear()
         self.trainer.run(self.data, max_iters=iterations, epoch_length=5)
 
-    def told(self):
-        """All that training changes, copied, to be compared by `equal`."""
+    def run_taking(self, *iterations):
+        """Train to the end, and take snapshots on the way; `owns` has what dies with this rank."""
+        if 0 in iterations:
+            self.owns[0] = self.ring.take(at(0))
+        later = Events.ITERATION_COMPLETED(once=[LAST + 1, *filter(None, iterations)])
+        handle = self.trainer.add_phase_handler("gate", later, self._take)
+        self.run()
+        handle.remove()
+
+    def _take(self, engine):
+        iteration = engine.state.iteration
+        self.owns[iteration] = self.ring.take(at(iteration))
+
+    def told(self, since=0):
+        """All that training changes, copied, to be compared by `equal`; of the losses those after an iteration."""
+        engine = self.trainer.state_dict()
+        del engine["counters"]  # of how often it was resumed
         return copied(
             [
-                self.losses,
+                {iteration: loss for iteration, loss in self.losses.items() if iteration > since},
                 [entry.state_dict() for entry in self.program.state.values()],
-                self.trainer.state_dict(),
+                engine,
                 capture_rng(CPU),
                 self.worker.samples,
             ]
