@@ -32,7 +32,7 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     (
         *("data/carried.py", "data/fingerprint.py", "data/permutation.py"),
         *("errors.py", "failpoints.py", "filters.py", "rank.py", "retry.py", "storage.py"),
-        *("tracebacks.py",),
+        *("sockets.py", "tracebacks.py"),
     ),
 )
 
