@@ -143,8 +143,8 @@ def test_a_refusal_of_what_a_program_is_ends_the_command_with_one_line(job: Path
     ended = rankfire(job, "--set", "program=builtins:id")
     assert ended.returncode == 1
     assert ended.stderr.splitlines() == [
-        "error: rank 0 raised ProgramError: builtins:id(worker): expected it to return a Program, received int; end it with "
-        "`return Program(engines=…, data=…, state=…)`"
+        "error: rank 0 raised ProgramError: builtins:id(worker): expected it to return a Program, received int; end it "
+        "with `return Program(engines=…, data=…, state=…)`"
     ]
 
 
