@@ -43,7 +43,7 @@ ORCHESTRATOR = (
     ("ordering.py",),
     ("training.py",),
     ("run.py",),
-    ("registrations.py", "resume.py", "saving.py"),
+    ("refused.py", "registrations.py", "resume.py", "saving.py"),
     ("asking.py",),
     ("gatekeeper.py", "handlers/*", "loggers/*"),
     ("checkpoints/export.py", "driver.py", "ranks.py", "shipping.py", "splits.py"),
