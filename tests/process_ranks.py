@@ -238,11 +238,13 @@ def _live(worker: int, node: str, roots: tuple[str, ...], environment: dict[str,
     """What a worker's process does, from its start to its end: as `workers.actor` on Ray."""
     os.environ.update(environment)
     sys.path[:0] = [root for root in roots if root not in sys.path]
+    from workers import failpoints
     from workers.mailbox import Mailbox, Outbox
     from workers.rank import Place
     from workers.session import Session
     from workers.stacks import offer
 
+    failpoints.arm(environment.get(failpoints.VARIABLE, ""))  # the fork server has imported it long ago
     offer()
     place = Place(node=node, host=socket.gethostname(), address="127.0.0.1", pid=os.getpid())
     session = Session(worker_id=worker, place=place, outbox=Outbox(), mailbox=Mailbox())

@@ -57,6 +57,7 @@ def build(worker: Worker) -> Program:
         scheduler.step()
         if folder := config.get("log"):
             line = {"iteration": engine.state.iteration, "rank": worker.rank, "indices": index.tolist()}
+            line.update(generation=worker.generation, loss=loss.item())
             with Path(folder, f"{worker.rank}.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
         return {"loss": loss.detach()}
