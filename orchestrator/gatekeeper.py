@@ -48,7 +48,6 @@ class Gatekeeper:
         self.cut_reached: Callable[[], None] = lambda: None  # called before it: the next cut is another
         self.open: list[OpenGate] = []  # gates whose handlers are running, outermost first
         self.passed = PassedGates()
-        self.present = True  # whether the ranks wait at the innermost open gate; not while they are on their way back
         self.came_back: Callable[[GateKey], None] = lambda key: None  # called when ranks pass a gate once more
         self.asked: list[Asked] = []  # orders that are being carried out, outermost first; kept by who gives them
         self.repeated: Given | None = None  # an order that is carried out again by ranks that went back
@@ -106,7 +105,8 @@ class Gatekeeper:
         Raises:
             GateMismatchError: they can't; names who is where.
         """
-        places = parted(self._roll_call, self.asked[-1] if self.asked else None, self.finished)
+        here = bool(self.open) and self.open[-1].present  # else the ranks are on their way back to what was asked
+        places = parted(self._roll_call, self.asked[-1] if self.asked and here else None, self.finished)
         if places is not None:
             raise self._loop.end(GateMismatchError.at(places))
 
@@ -116,15 +116,15 @@ class Gatekeeper:
         self._roll_call = RollCall(world)
         self._observations.regroup(world)
         self.finished.clear()
-        self.present = not self.open
         for gate in self.open:
+            gate.present = False
             for given in gate.given:
                 if not given.done:
                     given.regroup(world)
 
     def wait_present(self) -> None:
         """Wait until the ranks are at the innermost open gate."""
-        while not self.present:
+        while not self.open[-1].present:
             self._loop.pump()
 
     def tell(self, payload: Payload) -> None:
@@ -158,11 +158,10 @@ class Gatekeeper:
         if self._roll_call.full:
             key, reports = self._roll_call.take()
             after = min(report.after for report in reports.values())
-            passed = self.passed.get(key)
-            if passed is not None:
-                self._pass_again(passed, after)
-            elif known := [gate for gate in self.open if gate.key == key]:
+            if known := [gate for gate in self.open if gate.key == key]:
                 self._come_back(known[0], after)
+            elif (passed := self.passed.get(key)) is not None:
+                self._pass_again(passed, after)
             else:
                 self._open(key, reports)
 
@@ -199,6 +198,7 @@ class Gatekeeper:
         else:
             self._fire(key, reports)
         self.wait_present()
+        self._loop.check()  # a handler that swallowed what ended the run does not keep it alive
         self.open.pop()
         told = key.engine == TRAINER and (key.event == CUT or self.then != "interrupt")
         metrics = dict(self._buses[key.engine].state.metrics)
@@ -220,7 +220,7 @@ class Gatekeeper:
         """Ranks that went back are at a gate that was passed: they are told what they were told then."""
         if not self._give_again(gate.given, after):
             return
-        self.open.append(OpenGate(key=gate.release.gate))
+        self.open.append(OpenGate(key=gate.release.gate, given=list(gate.given)))
         self.came_back(gate.release.gate)
         self.wait_present()
         self.open.pop()
@@ -230,8 +230,7 @@ class Gatekeeper:
         """Ranks that went back are at a gate whose handler is still running: it goes on, and never learns."""
         if not self._give_again(gate.lasting(), after):
             return
-        if gate is self.open[-1]:
-            self.present = True
+        gate.present = True
         if gate.given and not gate.given[-1].done:
             self.give(gate.given[-1])
 

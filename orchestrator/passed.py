@@ -58,10 +58,12 @@ class OpenGate:
     Args:
         key: which one.
         given: the orders given there, in order; the last one may still be waited for.
+        present: whether the ranks are there; not while they are on their way back after a fault.
     """
 
     key: GateKey
     given: list[Given] = field(default_factory=list)
+    present: bool = True
 
     def __str__(self) -> str:
         return str(self.key)

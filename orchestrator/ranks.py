@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from orchestrator.cluster_events import Payload, WorkerJoined
 from orchestrator.errors import StartError, name_ranks
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
@@ -40,6 +41,7 @@ class Ranks:
         coming: workers that were started later, and have not built yet.
         ready: called with each of these when it has built.
         told: called with the ranks to which an order goes.
+        tell: called with each cluster event.
     """
 
     def __init__(self, loop: Loop, life: Lifecycle, journal: Journal, *, world_size: int, start_timeout: float) -> None:
@@ -48,6 +50,7 @@ class Ranks:
         self.spares: list[int] = []
         self.coming: set[int] = set()
         self.ready: Callable[[int], None] = lambda worker: None
+        self.tell: Callable[[Payload], None] = lambda payload: None
         self.told: Callable[[list[int]], None] = lambda ranks: None
         self._loop = loop
         self._life = life
@@ -134,12 +137,22 @@ class Ranks:
         )
 
     def tell_joined(self, workers: Collection[int] | None = None) -> None:
-        """Write down who has joined, all or some."""
+        """Write down and tell who has joined, all or some."""
         for rank, worker in enumerate(self._workers):
             if workers is None or worker in workers:
                 place, device = self._loop.facts.places[worker], self._built[worker].device
                 self._journal.write(
                     "WORKER_JOINED", rank=rank, pid=place.pid, node=place.node, host=place.host, device=device
+                )
+                self.tell(
+                    WorkerJoined(
+                        rank=rank,
+                        pid=place.pid,
+                        node=place.node,
+                        host=place.host,
+                        device=device,
+                        generation=self.generation,
+                    )
                 )
 
     # ---------------------------------------------------------------- after the start

@@ -237,7 +237,7 @@ class Regrouping:
                 raise self._loop.end(placement.error)
             if not placement.start:
                 return self._reserves.enlarge(placement)
-            self._reserves.want(len(placement.start))
+            self._reserves.want(len(lost))  # those that are taken already are among those that are ready
             self._loop.pump(timeout=0.1)
 
     def _way_back(self, placement: Placement, before: list[int]) -> tuple[dict[int, Rewind] | None, LoadPoint | None]:

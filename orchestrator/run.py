@@ -100,6 +100,7 @@ class Run:
         self.watching: Watching | None = None
         if group.needs_store:
             self._outlive_faults(settings)
+        self.ranks.tell = self.tell
         self.gates.at_cut = self._at_cut
         self.loop.handle({Interrupt: self._interrupt, LeaseLost: self._fenced})
 

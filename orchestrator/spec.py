@@ -235,6 +235,11 @@ class SnapshotsSpec(Section):
             refuse("no iterations where snapshots are off", "write snapshots: off, or leave mode out")
         return self
 
+    @property
+    def every(self) -> int | Literal["auto"] | None:
+        """Iterations between two snapshots; None: there are none."""
+        return None if self.mode == "off" else self.iterations or "auto"
+
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """Show editors the short form too."""

@@ -251,6 +251,7 @@ def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:
             watches=watches,
             handlers=parts.handlers,
             threads=None if settings.workers.count == 0 else max(1, int(settings.workers.cpus)),
+            snapshots=settings.recovery.snapshots.every,
             datasets=splits.of(membership),
         )
 

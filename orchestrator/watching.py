@@ -150,7 +150,8 @@ class Watching:
         self._hangs += 1
         folder = f"hangs/{self._hangs:03d}-iteration-{self._journal.iteration}"
         for worker, text in self._loop.group.stacks(members).items():
-            self._home.replace(f"{folder}/rank-{members.index(worker):04d}.txt", text.encode())
+            with self._home.create(f"{folder}/rank-{members.index(worker):04d}.txt") as file:
+                file.write(text.encode())
         return self._home.locate(folder)
 
     def _look_at_nodes(self) -> None:

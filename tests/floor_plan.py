@@ -11,10 +11,10 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("serving.py",),
     ("rewinding.py", "speaking.py"),
     ("saving.py", "snapshot.py"),
-    ("checkpointing.py",),
-    ("building.py", "evaluating.py", "gates.py", "reports.py", "writer.py"),
-    ("inplace.py", "steps.py", "worker.py"),
-    ("program.py",),
+    ("checkpointing.py", "own.py"),
+    ("apart.py", "building.py", "evaluating.py", "gates.py", "reports.py", "writer.py"),
+    ("gradients.py", "steps.py", "worker.py"),
+    ("inplace.py", "program.py"),
     ("handlers/*",),
     ("parameters.py",),
     ("cut.py", "metrics/*", "pace.py", "shards.py", "strategy.py"),
@@ -23,7 +23,10 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("resumable.py",),
     ("saved.py", "steering.py"),
     ("cursor.py", "dispatch.py", "faults.py", "mailbox.py"),
-    ("data/fetching.py", "data/sources.py", "dcp.py", "left_behind.py", "listeners.py", "messages.py", "orders.py"),
+    (
+        *("data/fetching.py", "data/sources.py", "dcp.py", "left_behind.py", "listeners.py", "messages.py"),
+        *("orders.py", "parts.py"),
+    ),
     ("index.py", "parcels.py", "signature.py", "state.py"),
     (
         *("data/processes.py", "data/replay.py", "data/sampler.py", "events.py", "feed.py", "handover.py"),
@@ -31,12 +34,12 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ),
     (
         *("buckets.py", "collectives.py", "copies.py", "data/randomness.py", "digests.py", "expressions.py"),
-        *("finite.py", "folder.py", "links.py", "objects.py", "rng.py"),
+        *("finite.py", "folder.py", "links.py", "objects.py", "rng.py", "structure.py"),
     ),
     (
         *("data/carried.py", "data/fingerprint.py", "data/permutation.py"),
-        *("errors.py", "failpoints.py", "filters.py", "rank.py", "retry.py", "stacks.py"),
-        *("storage.py", "tracebacks.py", "watchdog.py"),
+        *("errors.py", "failpoints.py", "filters.py", "rank.py", "retry.py", "sockets.py", "stacks.py"),
+        *("storage.py", "streams.py", "tracebacks.py", "watchdog.py"),
     ),
 )
 

@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import multiprocessing
 import multiprocessing.context
+import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -53,9 +54,20 @@ def forkserver() -> multiprocessing.context.ForkServerContext:
 
 
 def serve_store() -> TCPStore:
-    """A store at which ranks meet, on a port chosen by the system; it ends with the object."""
-    limit = datetime.timedelta(seconds=LIMIT)
-    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=limit)
+    """A store at which ranks meet, on a port chosen by the system; it ends with the object.
+
+    It gets a listener of IPv4: for others torch asks DNS, at each connection, who 127.0.0.1 is.
+    """
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    return TCPStore(
+        "127.0.0.1",
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=datetime.timedelta(seconds=LIMIT),
+        master_listen_fd=listener.detach(),
+    )
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ _END = object()
 _ITERATION_EVENTS = (Events.ITERATION_STARTED, Events.ITERATION_COMPLETED)
 _BATCH_EVENTS = (Events.GET_BATCH_STARTED, Events.GET_BATCH_COMPLETED)
 _ENDS = {Events.TERMINATE.key, Events.INTERRUPT.key, Events.COMPLETED.key}
+_BETWEEN_EPOCHS = {None, Events.STARTED.key, Events.RESUMED.key, Events.EPOCH_COMPLETED.key, *_ENDS}
 
 
 class Engine(Resumable):
@@ -153,6 +154,8 @@ class Engine(Resumable):
         started = clock()
         after = self._enter(first)
         self._within = self._timers["epoch loop"]
+        if after not in _BETWEEN_EPOCHS:
+            self._run_epoch(after)
         while not (after in _ENDS or self._terminating or self._interrupting) and self._epochs_left():
             self._run_epoch()
         self._within = self._timers
@@ -169,19 +172,20 @@ class Engine(Resumable):
             self.fire_event(Events.COMPLETED)
         self._completed = not self._epochs_left()
 
-    def _run_epoch(self) -> None:
-        state, started = self.state, clock()
-        self._terminating_epoch = self._skip_epoch_completed = False  # a request between two epochs has none to end
+    def _run_epoch(self, after: str | None = None) -> None:
+        state, started, skipped = self.state, clock(), after == Events.TERMINATE_SINGLE_EPOCH
+        if after is None:  # not rewound to an event within it; a request between two epochs has none to end
+            self._terminating_epoch = self._skip_epoch_completed = False
         epoch = state.epoch = self._epochs_completed + 1
         if self._epochs_started < epoch:
             self._epochs_started = epoch
             self.dispatch(Events.EPOCH_STARTED, epoch)
         last = self._last_iteration(epoch)
-        if state.iteration < last and not self._stopping():
+        if state.iteration < last and not skipped and not self._stopping():
             assert self._feed is not None
             self._feed.begin_epoch(state.iteration)
             self._iterate(self._feed, last)
-        if self._terminating_epoch:
+        if self._terminating_epoch or skipped:
             self._skip_epoch(epoch)
         took = clock() - started
         if state.epoch_length is not None and state.iteration >= epoch * state.epoch_length:
@@ -276,10 +280,10 @@ class Engine(Resumable):
 
     def _skip_epoch(self, epoch: int) -> None:
         """`terminate_epoch()` was called: the next iteration is the first of the next epoch."""
-        state = self.state
-        self._terminating_epoch = False
-        self.fire_event(Events.TERMINATE_SINGLE_EPOCH)
-        last = self._last_iteration(epoch)
+        if self._terminating_epoch:
+            self._terminating_epoch = False
+            self.fire_event(Events.TERMINATE_SINGLE_EPOCH)
+        state, last = self.state, self._last_iteration(epoch)
         if state.iteration < last and self._feed is not None:
             self._first_iteration += last - state.iteration
             state.iteration = last

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from workers.events import EventExpression
 from workers.parcels import GateKey, LoadPoint, RankHandler, Rewind, Then
@@ -34,6 +34,7 @@ class Build(Order):
         gates: per engine, the firings at which to wait for the driver.
         watches: per engine, the firings to report without waiting.
         threads: torch threads per rank; None leaves torch's choice.
+        snapshots: iterations between two snapshots in memory; "auto": as few as cost little; None: there are none.
         datasets: by name, this rank's part of each Ray data set, cloudpickled; empty for a spare, which has none yet.
     """
 
@@ -46,6 +47,7 @@ class Build(Order):
     watches: Mapping[str, EventExpression] = field(default_factory=dict)
     handlers: tuple[RankHandler, ...] = ()
     threads: int | None = None
+    snapshots: int | Literal["auto"] | None = None
     datasets: Mapping[str, bytes] = field(default_factory=dict)
 
 

@@ -24,13 +24,14 @@ import torch.distributed as dist
 from torch.distributed import Store  # type: ignore[attr-defined]  # its stubs forget to export it
 from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 
-from workers.links import Links
+from workers.links import Links, StoreLine
 from workers.rank import Membership
 
 __all__ = ["FORMING", "REFORMING", "backend_of", "form", "interface_of", "leave", "sever", "watched"]
 
-FORMING = 15.0  # seconds that the members may take to meet, and then to form the group, when a run starts
-REFORMING = 2.0  # the same when all are known to be there
+FORMING = 15.0  # seconds that the members may take to meet, and again to connect, when a run starts
+REFORMING = 8.0  # the same when all are known to be there; a newcomer's line may take 5 s, see StoreLine
+CONNECTING = 15.0  # seconds that the driver's store may take to answer the first time
 SILENCE = 10.0  # seconds after which a machine that does not answer at all counts as lost
 _SIOCGIFADDR = 0x8915  # Linux: address of an interface, netdevice(7)
 
@@ -42,6 +43,8 @@ class _Generation:
 
 
 _generation: _Generation | None = None  # the one that this process is in, or was cut out of
+_line: StoreLine | None = None  # kept over generations
+_cut_up_to = -1  # no generation up to this one is formed any more
 
 
 def form(
@@ -78,9 +81,11 @@ def form(
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     links = Links(membership, limit=min(timeout, forming))
     _generation = _Generation(links, datetime.timedelta(seconds=timeout))
+    if membership.generation <= _cut_up_to:
+        links.sever()
     hook = sys.excepthook
     try:
-        keys = links.connect(*store)
+        keys = links.meet_at(_line_to(store, min(timeout, CONNECTING)))
         _meet(membership, keys, links.limit)
         with watched():
             dist.init_process_group(
@@ -115,20 +120,26 @@ def watched() -> Iterator[None]:
         _set_pg_timeout(_generation.timeout, group)
 
 
-def sever() -> int:
+def sever(generation: int | None = None) -> int:
     """Cut this rank out of its generation, from any thread: what waits in a collective raises, here and at the peers.
 
     Every member must do so for itself, since one that waits for a stopped peer does not notice that others are cut. A
-    group whose traffic flows should not be cut (TORCH: one wait in ten is then lost until the timeout): wait a
-    moment for the rank's own error first. Until `leave` nothing can be formed again.
+    group whose traffic flows should not be cut (gloo then loses one wake-up in ten, until the timeout): wait a moment
+    for the rank's own error first. Until `leave` nothing can be formed again.
+
+    Args:
+        generation: also let none up to this one be formed any more, for a rank that may be about to.
 
     Returns:
         How many links were cut; 0 if there was nothing to cut.
     """
-    generation = _generation
-    if generation is None:
+    global _cut_up_to
+    if generation is not None:
+        _cut_up_to = max(_cut_up_to, generation)
+    current = _generation
+    if current is None or (generation is not None and current.links.membership.generation > generation):
         return 0
-    cut = generation.links.sever()
+    cut = current.links.sever()
     _abort_accelerators()
     return cut
 
@@ -178,6 +189,17 @@ def interface_of(address: str) -> str | None:
         if socket.inet_ntoa(answer[20:24]) == address:
             return name
     return None
+
+
+def _line_to(store: tuple[str, int], limit: float) -> StoreLine:
+    """The connection of the generation before, if there is one and it still works."""
+    global _line
+    if _line is not None and (_line.address != store or not _line.answers()):
+        _line.cut()
+        _line = None
+    if _line is None:
+        _line = StoreLine(store, limit)
+    return _line
 
 
 def _meet(membership: Membership, keys: Store, limit: float) -> None:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, Literal
+
+import torch
 
 from workers.engine import Engine
 from workers.events import Events
 from workers.failpoints import failpoint
+from workers.pace import Pace
 from workers.parcels import TRAINER, GateKey, Rewind, SnapshotLabel
 from workers.program import Program
 from workers.snapshot import SnapshotRing, taken_at
@@ -29,13 +33,18 @@ class Rewinder:
     Args:
         worker: this rank.
         program: whose state is copied.
+        every: iterations between two snapshots beside those at gates; "auto": measured.
         told: called with `label` and `own` of each snapshot.
     """
 
-    def __init__(self, worker: Worker, program: Program, told: Callable[..., None]) -> None:
+    def __init__(
+        self, worker: Worker, program: Program, every: int | Literal["auto"], told: Callable[..., None]
+    ) -> None:
         self._worker = worker
         self._trainer = program.engines[TRAINER]
-        self._ring = SnapshotRing(worker, program)
+        self._pace = Pace(every, agree=lambda number: worker.all_reduce(number, "max"), settle=partial(_settle, worker))
+        self._ring = SnapshotRing(worker, program, {"pace": self._pace})
+        self._trainer.add_phase_handler("gate", self._pace.expression, self._between)
         self._requests: dict[SnapshotLabel, Mapping[str, bool]] = {}
         self._told = told
         self._at: SnapshotLabel | None = None  # where a rewind has led, until training goes on
@@ -56,6 +65,7 @@ class Rewinder:
 
     def at_begin(self) -> None:
         """Before training begins or goes on from a checkpoint: the first snapshot."""
+        self._pace.begin(self._trainer.state.iteration)
         self.take(SnapshotLabel(iteration=self._trainer.state.iteration, gate=BEGIN))
 
     def at_gate(self, key: GateKey, *, order: int = 0) -> None:
@@ -63,9 +73,12 @@ class Rewinder:
         if taken_at(key):
             self.take(SnapshotLabel(iteration=self._trainer.state.iteration, gate=key, order=order))
 
-    def between(self, engine: Engine) -> None:
-        """After an iteration: a snapshot, unless a gate has just brought one."""
+    def _between(self, engine: Engine) -> None:
+        """After an iteration: a snapshot if one is due, unless a gate has just brought one."""
         iteration = engine.state.iteration
+        self._pace.at(iteration, partial(self._take_between, iteration))
+
+    def _take_between(self, iteration: int) -> None:
         if not self.held or self.held[-1].iteration < iteration:
             self.take(SnapshotLabel(iteration=iteration))
 
@@ -109,3 +122,9 @@ class Rewinder:
                 arrive(gate, label.order)
 
         self._trainer.rewind(Events.ITERATION_COMPLETED.key if gate is None else gate.event, then)
+
+
+def _settle(worker: Worker) -> None:
+    """Wait for the device, so that the clock tells what a snapshot costs."""
+    if worker.device.type != "cpu":
+        torch.accelerator.synchronize()

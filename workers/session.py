@@ -165,8 +165,9 @@ class Session(Surviving):
             )
         self._shipped.attach(self.program, self._build_order.handlers, order.membership)
         several = order.membership.world_size > 1
-        if several and self._rewinder is None:
-            self._rewinder = Rewinder(self.worker, self.program, partial(self.send, SnapshotTaken))
+        every = self._build_order.snapshots
+        if several and every is not None and self._rewinder is None:
+            self._rewinder = Rewinder(self.worker, self.program, every, partial(self.send, SnapshotTaken))
         afresh = order.rewind is None and (order.load is None or order.load.entries is not None)
         layouts = None
         if order.rewind is not None:

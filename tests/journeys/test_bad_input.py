@@ -42,8 +42,8 @@ def nothing_lives_on() -> Iterator[None]:
     expect_none(alive_in_ray, "left in Ray")
 
 
-def make(program: Any, folder: Path, **config: Any) -> Orchestrator:
-    return Orchestrator(program, run="bad", workers=2, config={"rank": 1, **config}, storage=folder)
+def make(program: Any, folder: Path, recovery: Any = None, **config: Any) -> Orchestrator:
+    return Orchestrator(program, run="bad", workers=2, config={"rank": 1, **config}, recovery=recovery, storage=folder)
 
 
 def journal_of(folder: Path) -> list[dict[str, Any]]:

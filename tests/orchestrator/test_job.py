@@ -139,6 +139,15 @@ def test_a_users_error_ends_the_command_with_1_and_its_traceback_once(job: Path)
     )
 
 
+def test_a_refusal_of_what_a_program_is_ends_the_command_with_one_line(job: Path) -> None:
+    ended = rankfire(job, "--set", "program=builtins:id")
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [
+        "error: rank 0 raised ProgramError: builtins:id(worker): expected it to return a Program, received int; end it "
+        "with `return Program(engines=…, data=…, state=…)`"
+    ]
+
+
 def test_a_metric_that_does_not_exist_ends_the_command_with_2(job: Path) -> None:
     ended = rankfire(job, "--set", "checkpoint.best.metric=validation/los")
     assert ended.returncode == 2

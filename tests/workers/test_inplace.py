@@ -16,11 +16,8 @@ def generators_stay():
 
 
 def goes_on_bit_by_bit(training, since, *, moment=""):
-    """Take a snapshot, train to the end, and again after a restore, twice; with an accident in between."""
-    if since:
-        training.run(since)
-    training.ring.take(at(since))
-    training.run()
+    """Train to the end, and again from a snapshot that was taken on the way, twice; with an accident in between."""
+    training.run_taking(since)
     undisturbed = training.told()
     for _ in range(2):
         training.ring.restore(at(since))
@@ -53,16 +50,30 @@ def test_wherever_a_step_was_left_it_is_done_again(moment, scaled):
     goes_on_bit_by_bit(Training(scaled=scaled), 0, moment=moment)
 
 
+@pytest.mark.parametrize("since", [2, 4, 5])
+@pytest.mark.parametrize("moment", ["", "backward"])
+def test_gradients_that_are_being_added_up_come_back(since, moment):
+    goes_on_bit_by_bit(Training(scaled=True, adds_up=3), since, moment=moment)
+
+
+def test_gradients_that_a_step_has_used_take_no_room():
+    training = Training()
+    training.run(3)
+    training.ring.take(at(3))
+    tensors = [*training.net.parameters(), *training.net.buffers()]
+    tensors += [value for state in training.optimizer.state.values() for value in state.values()]
+    assert len(training.ring._slots[-1].copies.laid) == len(tensors)
+    training.ring.restore(at(3))
+    assert all(parameter.grad is None for parameter in training.net.parameters())
+
+
 def test_a_snapshot_disturbs_nothing():
     observed, alone = Training(), Training()
     rng = capture_rng(CPU)
-    for iteration in range(1, LAST + 1):
-        observed.run(iteration)
-        observed.ring.take(at(iteration))
+    observed.run_taking(*range(LAST))
     told = observed.told()
     restore_rng(rng, CPU)
-    for iteration in range(1, LAST + 1):
-        alone.run(iteration)
+    alone.run()
     assert equal(alone.told(), told)
 
 

@@ -13,8 +13,8 @@ import torch.distributed as dist
 
 from tests.processes import LIMIT, serve_store
 from tests.workers.members import RaisedThereError, begin, form, members, together
-from workers import links, process_group
-from workers.links import Links
+from workers import process_group, sockets
+from workers.links import Links, StoreLine
 from workers.rank import Membership
 
 OPTIONS = {
@@ -85,6 +85,7 @@ def with_a_server_of_its_own(rank, store):
         client = socket.create_connection(server.getsockname())
         served, _ = server.accept()
         dist.new_group([0, 1])
+    dist.barrier()
     cut = process_group.sever()
     client.sendall(b"?")
     late = socket.create_connection(server.getsockname())
@@ -99,7 +100,7 @@ def test_a_server_that_opens_while_a_group_forms_is_not_cut():
 
 def held():
     assert process_group._generation is not None
-    return process_group._generation.links._to_peers
+    return process_group._generation.links._ends
 
 
 def options_of_links():
@@ -113,6 +114,7 @@ def bounded(rank, store):
     with process_group.watched():
         dist.new_group([0, 1])
     later = options_of_links()
+    dist.barrier()
     process_group.leave()
     return at_first, later
 
@@ -124,60 +126,35 @@ def test_every_link_is_bounded_those_of_later_groups_too():
         assert together(group, bounded, store) == [([ten], [three, three])] * 2
 
 
-def test_finding_changes_nothing_of_what_it_looks_at():
-    before = frozenset(links._inodes())
-    server = socket.create_server(("127.0.0.1", 0))
-    with server, socket.create_connection(server.getsockname()) as client, socket.socket(type=socket.SOCK_DGRAM) as udp:
-        socket.setdefaulttimeout(5.0)
-        try:
-            found = {end.descriptor: end for end in links._opened_since(before)}
-            copy = found[client.fileno()].held()
-        finally:
-            socket.setdefaulttimeout(None)
-        assert copy is not None
-        copy.close()
-        flags = [fcntl.fcntl(end, fcntl.F_GETFL) & os.O_NONBLOCK for end in (server, client)]
-        assert set(found) == {server.fileno(), client.fileno()}
-        assert (found[server.fileno()].listens, found[client.fileno()].listens) == (True, False)
-        assert found[client.fileno()].peer == server.getsockname()
-        assert udp.fileno() not in found
-    assert flags == [0, 0]
-
-
-def test_a_descriptor_that_was_taken_over_is_not_held():
-    server = socket.create_server(("127.0.0.1", 0))
-    [end] = [end for end in links._opened_since(frozenset()) if end.descriptor == server.fileno()]
-    server.close()
-    other = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(other, end.descriptor)
-    assert end.held() is None
-    for descriptor in {other, end.descriptor}:
-        os.close(descriptor)
-
-
 ALONE = Membership(generation=0, rank=0, world_size=1)
 
 
-def test_elsewhere_than_on_linux_nothing_is_found_and_nothing_cut(monkeypatch):
-    monkeypatch.setattr(links.sys, "platform", "darwin")
+@pytest.fixture
+def line():
     store = serve_store()
+    line = StoreLine(("127.0.0.1", store.port), LIMIT)
+    yield line
+    line.cut()
+
+
+def test_elsewhere_than_on_linux_nothing_is_found_and_nothing_cut(monkeypatch, line):
+    monkeypatch.setattr(sockets.sys, "platform", "darwin")
     mine = Links(ALONE, limit=LIMIT)
-    mine.connect("127.0.0.1", store.port)
+    mine.meet_at(line)
     with mine:
         assert len(mine) == 0
     assert mine.sever() == 0
 
 
-@pytest.mark.parametrize("moment", ["connecting", "the block", "its end"])
-def test_what_is_cut_does_not_form(moment):
-    store = serve_store()
+@pytest.mark.parametrize("moment", ["before the store", "before the block", "in the block"])
+def test_what_is_cut_does_not_form(moment, line):
     mine = Links(ALONE, limit=LIMIT)
 
     def form_and_cut():
-        if moment == "connecting":
+        if moment == "before the store":
             mine.sever()
-        mine.connect("127.0.0.1", store.port)
-        if moment == "the block":
+        mine.meet_at(line)
+        if moment == "before the block":
             mine.sever()
         with mine:
             mine.sever()
@@ -185,6 +162,18 @@ def test_what_is_cut_does_not_form(moment):
     with pytest.raises(dist.DistNetworkError, match="generation 0, rank 0 of 1: cut while it was formed"):
         form_and_cut()
     assert mine.sever() == 0
+
+
+def test_the_line_to_the_store_is_cut_only_while_a_group_forms(line):
+    formed, forming = Links(ALONE, limit=LIMIT), Links(ALONE, limit=LIMIT)
+    formed.meet_at(line)
+    with formed:
+        pass
+    formed.sever()
+    assert line.answers()
+    forming.meet_at(line)
+    forming.sever()
+    assert not line.answers()
 
 
 CLONE_NEWNET, SIOCSIFFLAGS, IFF_UP = 0x40000000, 0x8914, 1  # unshare(2), netdevice(7)

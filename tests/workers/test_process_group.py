@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import os
 import signal
 import socket
@@ -25,7 +26,8 @@ ALONE = Membership(generation=0, rank=0, world_size=2)
 
 
 @pytest.fixture(autouse=True)
-def environment_stays(monkeypatch):
+def process_stays(monkeypatch):
+    monkeypatch.setattr(process_group, "_cut_up_to", -1)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", process_group.interface_of("127.0.0.1") or "")
 
 
@@ -205,9 +207,17 @@ def test_a_rank_that_is_stopped_in_backward_is_left_behind_and_comes_back():
         assert len(set(together(group, train))) == 1
 
 
+def meet_before(rank, world_size, store):
+    """So that all lines to the store are there already: looking up a name for a new one can take five seconds."""
+    form(rank, world_size, store, 1000)
+    process_group.leave()
+    store_of(store)
+
+
 def test_a_member_that_does_not_come_is_named_and_its_substitute_is_met():
     with members(3) as (group, store):
         here = group[:2]
+        together(here, meet_before, 2, store)
         begin(here, form, 3, store, 0, 1.0)
         for member in here:
             with pytest.raises(RaisedThereError, match=r"expected 3 members within 1 s, not here: rank 2'"):
@@ -224,6 +234,19 @@ def test_a_rank_that_waits_for_others_to_come_is_freed():
         assert together(group, form, 2, store, 1) == [1, 1]
 
 
+def test_a_generation_that_was_cut_before_is_not_formed(store):
+    address = ("127.0.0.1", store.port)
+    assert process_group.sever(0) == 0
+    with pytest.raises(dist.DistNetworkError, match="cut while it was formed"):
+        process_group.form(ALONE, address, torch.device("cpu"), "127.0.0.1", timeout=LIMIT)
+    later = Membership(generation=1, rank=0, world_size=1)
+    process_group.form(later, address, torch.device("cpu"), "127.0.0.1", timeout=LIMIT)
+    process_group.sever(0)  # comes late
+    dist.barrier()
+    process_group.leave()
+
+
+@functools.cache
 def store_of(address):
     host, port = address
     limit = datetime.timedelta(seconds=LIMIT)
@@ -277,6 +300,7 @@ def test_a_rank_that_waits_for_the_call_of_a_stopped_member_is_freed():
 
 def test_a_member_that_stops_while_the_group_forms_is_noticed_within_the_bound():
     with members(2) as (group, store):
+        together(group, meet_before, 2, store)
         begin_to_stop(group, store, forming=1.0)
         with pytest.raises(RaisedThereError, match="not formed within 1 s, so a member is gone"):
             group[0].end(4.0)  # gloo alone: five seconds
@@ -285,9 +309,9 @@ def test_a_member_that_stops_while_the_group_forms_is_noticed_within_the_bound()
 def hang_for_good():
     """As after a lost wake-up: what waits here is reached by no cut."""
     assert process_group._generation is not None
-    for end in process_group._generation.links._to_peers:
+    for end in process_group._generation.links._ends:
         end.detach()
-    process_group._generation.links._to_peers.clear()
+    process_group._generation.links._ends.clear()
 
 
 def test_leaving_does_not_wait_for_a_collective_that_hangs():

@@ -1,14 +1,20 @@
 """The ring of snapshots of one rank: which are held, what is in them, and what is told to the driver."""
 
+import threading
 from functools import partial
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
+from torchdata.stateful_dataloader.sampler import RandomSampler
 
 from tests.workers.training import CPU, OPTIMIZERS, SCHEDULERS, AccidentError, Odd, Training, at, equal
 from workers.copies import unpacked
+from workers.errors import ProgramError
 from workers.events import Events
 from workers.parcels import GateKey, SnapshotLabel
+from workers.rank import Membership
 from workers.rng import capture_rng, restore_rng
 from workers.snapshot import SnapshotRing, taken_at
 
@@ -142,25 +148,6 @@ def own_batches(worker):
     return worker.loader(torch.randn(4, 4) for _ in range(30))
 
 
-@pytest.mark.parametrize("since", [0, 4])
-def test_an_iterator_that_can_be_read_once_is_read_again(since):
-    training = Training(data=own_batches)  # which draws its batches from the generators that the step draws from
-    training.ring.take(at(0))
-    training.run(4)
-    training.ring.take(at(4))
-    training.run()
-    undisturbed = training.told()
-    training.ring.restore(at(4))
-    for _ in range(2):
-        training.ring.restore(at(since))
-        training.run(since + 3)
-    training.ring.restore(at(since))
-    training.run()
-    assert training.losses[-5:] == undisturbed[0]
-    for part in (1, 3, 4):  # the engine's counters know of the pause at 4
-        assert equal(training.told()[part], undisturbed[part])
-
-
 class Stream:
     """Data that knows its place."""
 
@@ -179,17 +166,76 @@ class Stream:
         self.place = state["place"]
 
 
-def test_data_that_knows_its_place_stands_there_again():
-    stream = Stream()
-    training = Training(data=lambda worker: worker.loader(stream))
-    training.run(4)
-    training.ring.take(at(4))
-    training.run()
+class Noisy(torch.utils.data.Dataset):
+    """Samples that are drawn anew whenever they are asked for."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, i):
+        return torch.randn(4) + i
+
+
+def once(worker):
+    return worker.loader(torch.randn(4, 4) for _ in range(30))
+
+
+def shuffled(worker):
+    return worker.loader(DataLoader(Noisy(), batch_size=8, shuffle=True))
+
+
+def stateful(worker):
+    sampler = RandomSampler(Noisy(), generator=torch.Generator().manual_seed(1))
+    return worker.loader(StatefulDataLoader(Noisy(), batch_size=8, sampler=sampler))
+
+
+def placed(worker):
+    return worker.loader(Stream())
+
+
+@pytest.mark.filterwarnings("ignore::workers.errors.FastForwardWarning")
+@pytest.mark.parametrize("make", [once, shuffled, stateful, placed])
+@pytest.mark.parametrize("since", [0, 3, 5, 7])
+def test_data_that_the_rank_brings_comes_again_in_its_order(make, since):
+    training = Training(data=make)
+    training.run_taking(since)
     undisturbed = training.told()
-    training.ring.restore(at(4))
-    assert stream.place == 4
-    training.run()
-    assert equal(training.told(), undisturbed)
+    for accident in (1, 4, 6):
+        training.ring.restore(at(since))
+        training.fail = since + accident, "forward"
+        with pytest.raises(AccidentError):
+            training.run()
+        training.fail = 0, ""
+        training.ring.restore(at(since))
+        training.run()
+        assert equal(training.told(), undisturbed)
+
+
+def test_the_place_in_a_part_of_the_data_is_no_place_in_another_world():
+    training = Training(data=placed)
+    training.run(2)
+    training.ring.take(at(2))
+    training.worker.membership = Membership(generation=1, rank=0, world_size=2)
+    with pytest.raises(ProgramError, match=r"^snapshot: data\['trainer'\]: expected the world size at which it was "):
+        training.ring.restore(at(2))
+
+
+def test_whether_batches_are_kept_is_known():
+    assert Training(data=once).ring.keeps_batches
+    assert not Training().ring.keeps_batches
+
+
+def test_what_can_not_be_copied_is_named():
+    odd = Odd()
+    odd.state["lock"] = threading.Lock()
+    training = Training(odd=odd)
+    with pytest.raises(ProgramError, match=r"^snapshot: state 'odd': expected what can be copied, .* received "):
+        training.ring.take(at(0))
+    del training.program.state["odd"]
+    training.trainer.attach("odd", odd)
+    with pytest.raises(ProgramError, match=r"^snapshot: state 'engines and data': expected what can be copied, "):
+        training.ring.take(at(0))
+    assert training.ring.held == ()
 
 
 def small_and_large():

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed import TCPStore
+from torch.utils.data import DataLoader
 
 from tests.processes import joined, ranks
-from tests.workers.training import CPU, OPTIMIZERS, SCHEDULERS, Odd, Training, at, equal
+from tests.workers.training import CPU, LAST, OPTIMIZERS, SCHEDULERS, AccidentError, Odd, Training, at, equal
 from workers.rank import Membership
 from workers.rng import capture_rng, seed_rng
 
@@ -17,8 +18,8 @@ SINCE = 6
 
 @pytest.fixture(scope="module")
 def world():
-    """Enough processes for every test here; those that one does not need return at once."""
-    with ranks(5) as processes:
+    """Two ranks and a spare, or three ranks."""
+    with ranks(3) as processes:
         yield processes
 
 
@@ -39,51 +40,79 @@ def with_batches_of_its_own(membership):
     return Training(OPTIMIZERS["Adam"], membership=membership, data=lambda worker: worker.loader(batches))
 
 
+class Noisy(torch.utils.data.Dataset):
+    """Samples that are drawn anew whenever they are asked for."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, i):
+        return torch.randn(4) + i
+
+
+def with_a_loader_of_its_own(membership):
+    loader = DataLoader(Noisy(), batch_size=4, shuffle=True)
+    return Training(OPTIMIZERS["Adam"], membership=membership, data=lambda worker: worker.loader(loader))
+
+
+def with_gradients_added_up(membership):
+    return Training(OPTIMIZERS["Adam"], membership=membership, scaled=True, adds_up=4)
+
+
 def life(place, address, make, world_size, lost):
     """A rank that lives on, one that is lost after it trained to the end, or a spare that takes its place.
 
+    Where there is no process for a spare, the lost rank's own becomes the newcomer, with another program.
+
     Returns:
-        Its rank, and what there was at the end of each generation in which it trained.
+        Its rank, and what there was at the end of the first and of the second generation.
     """
-    numbers = [*range(world_size), *lost]
-    if place.rank >= len(numbers):
-        return None
-    rank, spare = numbers[place.rank], place.rank >= world_size
+    rank = [*range(world_size), *lost][place.rank]
+    begins, ends = place.rank < world_size, world_size + len(lost) <= place.world_size and rank in lost
     store = TCPStore(*address, is_master=False, timeout=datetime.timedelta(seconds=20))
-    training = make(Membership(generation=0, rank=rank, world_size=world_size))
-    told = []
-    if not spare:
-        with joined(training.worker.membership, address):
-            training.worker.models.wrap(first=True)
-            seed_rng(3, rank)
-            for iteration in (3, SINCE):
-                training.run(iteration)
-                own = training.ring.take(at(iteration))
-            store.set(f"own {rank}", own)
-            training.run()
-            told.append(training.told())
-            training.worker.models.unwrap()
-    if spare or rank not in lost:
-        told.append(another_life(training, lost, store, address, spare=spare))
-    return rank, told
+    training, first = make(Membership(generation=0, rank=rank, world_size=world_size)), None
+    if begins:
+        first = to_the_end(training, store, address)
+    if begins and ends:
+        return rank, first, None
+    if begins and rank in lost:
+        training = make(training.worker.membership)
+    return rank, first, another_life(training, lost, store, address)
 
 
-def another_life(training, lost, store, address, *, spare):
+def to_the_end(training, store, address):
+    """A generation whose every rank tells the driver what would die with it, trains to the end, and then fails."""
+    with joined(training.worker.membership, address):
+        training.worker.models.wrap(first=True)
+        seed_rng(3, training.worker.rank)
+        training.run_taking(3, SINCE)
+        store.set(f"own {training.worker.rank}", training.owns[SINCE])
+        told = training.told(SINCE)
+        training.fail = LAST + 1, "backward"
+        with pytest.raises(AccidentError):
+            training.run(LAST + 1)
+        training.fail = 0, ""
+        training.worker.models.unwrap()
+    return told
+
+
+def another_life(training, lost, store, address):
     """From the snapshot to the end, in a new generation."""
     worker, ring = training.worker, training.ring
     worker.membership = Membership(generation=1, rank=worker.rank, world_size=worker.world_size)
     donor = next(rank for rank in range(worker.world_size) if rank not in lost)
-    own = store.get(f"own {worker.rank}") if spare else None  # as the driver would
+    own = store.get(f"own {worker.rank}") if worker.rank in lost else None  # as the driver would
     with joined(worker.membership, address):
-        if spare:
+        if worker.rank in lost:
             ring.receive(at(SINCE), donor)
         elif worker.rank == donor:
             ring.give(at(SINCE), lost)
-        ring.restore(at(SINCE), own)
-        worker.models.wrap(first=False, layouts=ring.layouts(at(SINCE)))
-        training.run()
-        worker.models.unwrap()
-    return training.told()
+        for again in (own, None):  # then the newcomer is a rank like the others
+            ring.restore(at(SINCE), again)
+            worker.models.wrap(first=False, layouts=ring.layouts(at(SINCE)))
+            training.run()
+            worker.models.unwrap()
+    return training.told(SINCE)
 
 
 @pytest.mark.parametrize(
@@ -93,14 +122,15 @@ def another_life(training, lost, store, address, *, spare):
         (2, [1], with_batches_of_its_own),
         (3, [1], shared_out),
         (3, [0, 2], with_buffers_of_its_own),
+        (2, [0], with_gradients_added_up),
+        (2, [0], with_a_loader_of_its_own),
     ],
 )
 def test_a_newcomer_trains_on_as_the_lost_rank_would_have(world, world_size, lost, make):
-    lives = world.run(life, make, world_size, lost)[: world_size + len(lost)]
-    undisturbed = {rank: told[0] for rank, told in lives[:world_size]}
-    again = {rank: told[1] for rank, told in lives[:world_size] if rank not in lost}
-    again.update({rank: told[0] for rank, told in lives[world_size:]})
-    assert again.keys() == undisturbed.keys()
+    lives = world.run(life, make, world_size, lost)
+    undisturbed = {rank: first for rank, first, _ in lives if first is not None}
+    again = {rank: second for rank, _, second in lives if second is not None}
+    assert again.keys() == undisturbed.keys() == set(range(world_size))
     for rank in undisturbed:
         assert equal(again[rank], undisturbed[rank]), f"rank {rank}"
 

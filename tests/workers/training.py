@@ -1,6 +1,8 @@
 """A program for tests of snapshots: every step of it draws random numbers and changes all there is."""
 
 import random
+from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 from torch.optim import lr_scheduler as schedulers
 
 from workers.engine import Engine
+from workers.events import Events
 from workers.metrics import attach_metric
 from workers.parcels import SnapshotLabel
 from workers.program import Program
@@ -18,7 +21,7 @@ from workers.worker import Worker
 
 CPU = torch.device("cpu")
 ALONE = Membership(generation=0, rank=0, world_size=1)
-LAST = 9
+LAST = 13
 
 OPTIMIZERS = {
     "SGD": lambda net: torch.optim.SGD(net.parameters(), 0.05, momentum=0.9, nesterov=True),
@@ -39,7 +42,7 @@ OPTIMIZERS = {
     "LBFGS": lambda net: torch.optim.LBFGS(net.parameters(), 0.1, max_iter=3, history_size=4),
 }
 SCHEDULERS = {
-    "OneCycle": lambda optimizer: schedulers.OneCycleLR(optimizer, 0.1, total_steps=3 * LAST),
+    "OneCycle": lambda optimizer: schedulers.OneCycleLR(optimizer, 0.1, total_steps=30),
     "warm restarts": lambda optimizer: schedulers.CosineAnnealingWarmRestarts(optimizer, T_0=3, T_mult=2),
     "Sequential": lambda optimizer: schedulers.SequentialLR(
         optimizer,
@@ -65,6 +68,7 @@ class Training:
         membership: the rank's place; it draws from a stream of its own.
         data: made of the worker; default: a map-style data set, shared out.
         options: for `worker.prepare`.
+        adds_up: iterations whose gradients are added up before a step.
         more: entries of the state.
     """
 
@@ -77,6 +81,7 @@ class Training:
         membership=ALONE,
         data=None,
         options=None,
+        adds_up=1,
         **more,
     ):
         torch.manual_seed(5)
@@ -88,7 +93,7 @@ class Training:
         state = {"net": self.net, "optimizer": self.optimizer, "scaler": self.scaler, **more}
         if make_scheduler is not None:
             state["scheduler"] = make_scheduler(self.optimizer)
-        self.losses, self.fail = [], (0, "")
+        self.losses, self.owns, self.fail, self.adds_up = {}, {}, (0, ""), adds_up
         self.trainer = Engine(self._step)
         attach_metric(self.trainer, "loss", "mean")
         self.data = data(self.worker) if data else self._shared_out()
@@ -101,48 +106,63 @@ class Training:
     def _step(self, engine, batch):
         moment = self.fail[1] if self.fail[0] == engine.state.iteration else ""
         noisy = batch + random.random() + np.random.rand()
-
-        def closure():
-            self.optimizer.zero_grad()
-            loss = self.net(noisy).square().mean()
-            if moment == "forward":
-                raise AccidentError
-            if moment == "backward":
-                loss.register_hook(_raise)
-            self.worker.backward(self.scaler.scale(loss))
-            return loss
-
+        closure = partial(self._loss, noisy, moment, engine.state.iteration)
         if isinstance(self.optimizer, torch.optim.LBFGS):
             loss = self.optimizer.step(closure)
         else:
             loss = closure()
-            self.scaler.unscale_(self.optimizer)
-            if moment == "unscaled":
-                raise AccidentError
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            if engine.state.iteration % self.adds_up == 0:
+                self.scaler.unscale_(self.optimizer)
+                if moment == "unscaled":
+                    raise AccidentError
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
         if moment == "stepped":
             raise AccidentError
         scheduler = self.program.state.get("scheduler")
-        if isinstance(scheduler, schedulers.ReduceLROnPlateau):
-            scheduler.step(loss.item())
-        elif scheduler is not None:
-            scheduler.step()
-        self.losses.append(loss.item())
+        if scheduler is not None:
+            scheduler.step(*[loss.item()] * isinstance(scheduler, schedulers.ReduceLROnPlateau))
+        self.losses[engine.state.iteration] = loss.item()
         return loss.item()
+
+    def _loss(self, batch, moment, iteration):
+        if (iteration - 1) % self.adds_up == 0:
+            self.optimizer.zero_grad()
+        loss = self.net(batch).square().mean()
+        if moment == "forward":
+            raise AccidentError
+        if moment == "backward":
+            loss.register_hook(_raise)
+        with nullcontext() if iteration % self.adds_up == 0 else self.worker.no_sync(self.net):
+            self.worker.backward(self.scaler.scale(loss))
+        return loss
 
     def run(self, iterations=LAST):
         """Train up to an iteration."""
-        self.losses.clear()
         self.trainer.run(self.data, max_iters=iterations, epoch_length=5)
 
-    def told(self):
-        """All that training changes, copied, to be compared by `equal`."""
+    def run_taking(self, *iterations):
+        """Train to the end, and take snapshots on the way; `owns` has what dies with this rank."""
+        if 0 in iterations:
+            self.owns[0] = self.ring.take(at(0))
+        later = Events.ITERATION_COMPLETED(once=[LAST + 1, *filter(None, iterations)])
+        handle = self.trainer.add_phase_handler("gate", later, self._take)
+        self.run()
+        handle.remove()
+
+    def _take(self, engine):
+        iteration = engine.state.iteration
+        self.owns[iteration] = self.ring.take(at(iteration))
+
+    def told(self, since=0):
+        """All that training changes, copied, to be compared by `equal`; of the losses those after an iteration."""
+        engine = self.trainer.state_dict()
+        del engine["counters"]  # of how often it was resumed
         return copied(
             [
-                self.losses,
+                {iteration: loss for iteration, loss in self.losses.items() if iteration > since},
                 [entry.state_dict() for entry in self.program.state.values()],
-                self.trainer.state_dict(),
+                engine,
                 capture_rng(CPU),
                 self.worker.samples,
             ]

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+
 from workers.data.replay import Replayable
 from workers.errors import ProgramError
+from workers.rng import capture_rng, restore_rng
 
 __all__ = [
     "Consumed",
@@ -24,6 +27,7 @@ __all__ = [
     "size_of",
 ]
 
+_CPU = torch.device("cpu")  # whose generators loaders draw from
 Consumed = Callable[[int, int], None]  # (samples here, samples of the batch over all that share it)
 
 
@@ -85,11 +89,17 @@ class RankBatches:
     Args:
         data: gives batches of this rank.
         consumed: told of each batch's samples.
+
+    Attributes:
+        began: the generators as they were when the pass began that is being read; a torch DataLoader draws its order
+            from them.
     """
 
     def __init__(self, data: Iterable[Any], consumed: Consumed) -> None:
         self.data = data
         self._consumed = consumed
+        self.began: Mapping[str, Any] | None = None
+        self._again: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
         """Batches in one pass.
@@ -101,7 +111,59 @@ class RankBatches:
 
     def __iter__(self) -> Iterator[Any]:
         """One pass."""
+        again, self._again = self._again, None
+        if again is not None:
+            return PassAgain(self, again, self._consumed)
+        self.began = capture_rng(_CPU)
         return HandedOut(iter(self.data), self._consumed)
+
+    def read_again(self, began: Mapping[str, Any] | None) -> None:
+        """The next `iter()` reads a pass again that was left in its middle.
+
+        Args:
+            began: what `began` was then; None if there was no pass.
+        """
+        self._again = began
+
+
+class PassAgain(HandedOut):
+    """A pass that is read up to where it was left, in its order; the generators are then as they are now.
+
+    Whether it was left in its middle, whoever reads it knows: who skips nothing begins the next pass.
+
+    Args:
+        of: whose pass it is.
+        began: the generators as they were when it began.
+        consumed: told of each batch's samples.
+    """
+
+    def __init__(self, of: RankBatches, began: Mapping[str, Any], consumed: Consumed) -> None:
+        super().__init__(iter(()), consumed)
+        self._of = of
+        self._began = began
+        self._open = False
+        self._then: Mapping[str, Any] | None = None  # the generators as they shall be when nothing more is skipped
+
+    def __next__(self) -> Any:
+        if not self._open:
+            self._begin(capture_rng(_CPU))
+        if self._then is not None:
+            restore_rng(self._then, _CPU)
+            self._then = None
+        return super().__next__()
+
+    def skip(self) -> None:
+        """Read one batch on and throw it away."""
+        if not self._open:
+            self._then = capture_rng(_CPU)
+            restore_rng(self._began, _CPU)
+            self._begin(self._began)
+        super().skip()
+
+    def _begin(self, began: Mapping[str, Any]) -> None:
+        self._of.began = began
+        self._batches = iter(self._of.data)
+        self._open = True
 
 
 class StatefulBatches(RankBatches):
@@ -115,11 +177,13 @@ class StatefulBatches(RankBatches):
 
     def __iter__(self) -> Iterator[Any]:
         """One pass, or the rest of the one whose state was taken up; if that has no batch left, the next one."""
-        batches = iter(self.data)
-        if self._taken_up:
-            self._taken_up = False
-            batches = self._or_next_pass(batches)
-        return HandedOut(batches, self._consumed)
+        if not self._taken_up:
+            return HandedOut(iter(self.data), self._consumed)
+        self._taken_up = False
+        now = capture_rng(_CPU)
+        batches = iter(self.data)  # a loader draws from the generators when a pass begins, but this one began before
+        restore_rng(now, _CPU)
+        return HandedOut(self._or_next_pass(batches), self._consumed)
 
     def state_dict(self) -> Any:
         """The loader's place."""
