@@ -149,9 +149,12 @@ class Watching:
         """The stacks of all ranks, one file each; gives their folder."""
         self._hangs += 1
         folder = f"hangs/{self._hangs:03d}-iteration-{self._journal.iteration}"
-        for worker, text in self._loop.group.stacks(members).items():
-            with self._home.create(f"{folder}/rank-{members.index(worker):04d}.txt") as file:
-                file.write(text.encode())
+        try:
+            for worker, text in self._loop.group.stacks(members).items():
+                with self._home.create(f"{folder}/rank-{members.index(worker):04d}.txt") as file:
+                    file.write(text.encode())
+        except OSError as error:  # of no consequence for the ranks
+            notice(f"the stacks of the ranks can't be written: {error.strerror or error}")
         return self._home.locate(folder)
 
     def _look_at_nodes(self) -> None:
