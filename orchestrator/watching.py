@@ -147,15 +147,15 @@ class Watching:
 
     def _write_stacks(self, members: list[int], iteration: int) -> str | None:
         """The stacks of all ranks, one file each; gives their folder, None if it can't be written."""
-        name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-iteration-{iteration}"
+        folder = f"hangs/{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-iteration-{iteration}"
         try:
-            self._home.make_folder(f"hangs/{name}")
             for worker, text in self._loop.group.stacks(members).items():
-                self._home.replace(f"hangs/{name}/rank-{members.index(worker):04d}.txt", text.encode())
-        except OSError as error:
-            notice(f"the stacks of the ranks could not be written: {error.strerror or error}")
+                with self._home.create(f"{folder}/rank-{members.index(worker):04d}.txt") as file:
+                    file.write(text.encode())
+        except OSError as error:  # of no consequence for the ranks
+            notice(f"the stacks of the ranks can't be written: {error.strerror or error}")
             return None
-        return self._home.locate(f"hangs/{name}")
+        return self._home.locate(folder)
 
     def _look_at_nodes(self) -> None:
         """Nodes that are about to be taken away: nothing is started there any more, and who is there moves."""

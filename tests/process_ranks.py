@@ -249,12 +249,14 @@ def _live(
     """What a worker's process does, from its start to its end: as `workers.actor` on Ray."""
     os.environ.update(environment)
     sys.path[:0] = [root for root in roots if root not in sys.path]
+    from workers import failpoints
     from workers.mailbox import Mailbox, Outbox
     from workers.rank import Place
     from workers.session import Session
     from workers.stacks import offer
     from workers.watchdog import Watchdog
 
+    failpoints.arm(environment.get(failpoints.VARIABLE, ""))  # the fork server has imported it long ago
     offer()
     watchdog = Watchdog(lease)
     watchdog.start()

@@ -23,7 +23,8 @@ from workers.rank import Membership
 __all__ = ["LIMIT", "PRELOAD", "Ranks", "forkserver", "joined", "ranks", "serve_store"]
 
 LIMIT = 60.0  # seconds, for what takes one
-PRELOAD = ["torch.distributed", "torch.nn.parallel", "torchmetrics", "workers.session", "workers.saving"]
+PRELOAD = ["pytest", "torch._dynamo", "torch.distributed", "torch.nn.parallel", "torchmetrics"]
+PRELOAD += ["workers.session", "workers.saving"]
 """What the fork server imports; the first one who starts it in this process decides, so all ask for the same."""
 
 

@@ -58,9 +58,11 @@ def build(worker: Worker) -> Program:
         if folder := config.get("log"):
             line = {
                 "iteration": engine.state.iteration,
+                "generation": worker.generation,
                 "rank": worker.rank,
                 "world": worker.world_size,
                 "indices": index.tolist(),
+                "loss": loss.item(),
             }
             with Path(folder, f"{worker.rank}.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
