@@ -25,6 +25,7 @@ __all__ = [
     "changed_versions",
     "check_data",
     "newest",
+    "newest_load",
     "refuse_existing",
     "set_aside",
     "starting_point",
