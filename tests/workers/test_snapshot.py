@@ -20,9 +20,11 @@ from workers.snapshot import SnapshotRing, taken_at
 
 
 @pytest.fixture(autouse=True)
-def generators_stay():
-    state = capture_rng(CPU)
+def generators_and_threads_stay():
+    state, threads = capture_rng(CPU), torch.get_num_threads()
+    torch.set_num_threads(1)  # several only get in each other's way with tensors as small as these
     yield
+    torch.set_num_threads(threads)
     restore_rng(state, CPU)
 
 
