@@ -45,9 +45,10 @@ GONE = 6.0  # seconds for processes to be gone: Ray gives a killed worker 5 s
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One worker of the group: its actor, once it has one, and where it shall not live."""
+    """One worker: its actor, once it has one; the node of its place, if it is known; where it shall not live."""
 
     actor: Any = None
+    home: str | None = None
     numbers: Iterator[int] = field(default_factory=itertools.count)
     avoid: set[str] = field(default_factory=set)
     tries: int = 1
@@ -79,7 +80,7 @@ class RayGroup:
         self.size = workers.count + workers.spares
         self._cluster = Cluster(cluster, workers)
         self._places: Places | None = None
-        self._nodes = Nodes()
+        self._nodes = Nodes(died=self._node_died)
         self._arguments = (roots, dict(environment or {}), lease)
         self._inbox = Inbox()
         self._streams = Streams(
@@ -89,6 +90,7 @@ class RayGroup:
         self._members: dict[int, Member] = {}
         self._known: set[int] = set()  # ids of all workers that there ever were
         self._here = ""
+        self._stopping = False
 
     def start(self) -> None:
         """Ask for all places; the actors start as soon as they are there."""
@@ -181,6 +183,7 @@ class RayGroup:
                 if member.actor is not None and worker not in self._streams.ended:
                     self.order(worker, Leave())
             self._wait_ended(grace)
+        self._stopping = True
         if self._places is not None and self._clerk is not None:
             self._places.stopping.set()
             self._clerk.shutdown(wait=True, cancel_futures=True)  # nobody starts anything any more
@@ -232,19 +235,26 @@ class RayGroup:
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
         ).remote(worker, *self._arguments)
         actor.run.remote()
-        member.actor = actor
-        again = partial(self._again, worker, home)
+        member.actor, member.home = actor, home
+        again = partial(self._again, worker)
         self._streams.follow(Line(worker=worker, open=actor.events.remote, beat=actor.beat.remote, again=again))
 
-    def _again(self, worker: int, home: str | None, error: BaseException) -> bool:
+    # ---------------------------------------------------------------- in other threads
+    def _again(self, worker: int, error: BaseException) -> bool:
         """Whether a worker never began to live, as on a node that died just then; it is started elsewhere."""
         member = self._members.get(worker)
-        if member is None or member.tries >= TRIES or not _never_ran(error):
+        if member is None or self._stopping or member.tries >= TRIES or not _never_ran(error):
             return False
         member.tries += 1
-        member.avoid |= set() if home is None else {home}
+        member.avoid |= set() if member.home is None else {member.home}
         self._ask([worker], partial(self._place, worker))
         return True
+
+    def _node_died(self, node: str) -> None:
+        """Whoever was to live there would wait for ever; ended now, it never ran, and is started elsewhere."""
+        for worker, member in list(self._members.items()):
+            if member.home == node and worker not in self._streams.places:
+                _end(member)
 
     def _actors_on(self, node: str) -> list[Any]:
         places = self._streams.places

@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import ray
@@ -24,7 +24,7 @@ __all__ = ["Nodes"]
 
 POLL = 0.5  # seconds between two looks for nodes that are draining
 ANSWER = 2.0  # seconds that the head has for one answer
-PORTS = 10  # looks for draining nodes between two for the ports of new ones
+SELDOM = 6  # looks for draining nodes for one at all nodes, of which there may be many
 NEIGHBOURS = 1.0  # seconds that a node's workers have to look at each other
 ELSEWHERE = 3.0  # seconds for a process that is started on another node to look
 
@@ -32,9 +32,15 @@ _logger = logging.getLogger(__name__)
 
 
 class Nodes:
-    """The nodes of the cluster, from `start` to `stop`."""
+    """The nodes of the cluster, from `start` to `stop`.
 
-    def __init__(self) -> None:
+    Args:
+        died: told the id of each node that the cluster has given up, in the thread that looks.
+    """
+
+    def __init__(self, died: Callable[[str], None] = lambda _: None) -> None:
+        self._died = died
+        self._dead: set[str] = set()
         self._deadlines: dict[str, float] = {}  # node id → on the wall clock, in seconds
         self._ports: dict[str, tuple[str, int]] = {}  # node id → where its raylet listens
         self._stopping = threading.Event()
@@ -93,8 +99,8 @@ class Nodes:
             pinned = NodeAffinitySchedulingStrategy(node, soft=False)
             there = ray.remote(num_cpus=0, max_retries=0)(stacks_of_all).options(scheduling_strategy=pinned)
             with contextlib.suppress(ray.exceptions.RayError):  # too late, or the node is gone
-                told: dict[int, str] = ray.get(there.remote(pids), timeout=ELSEWHERE)
-                found.update(told)
+                seen: dict[int, str] = ray.get(there.remote(pids), timeout=ELSEWHERE)
+                found.update(seen)
 
     def _watch(self, address: str) -> None:
         """Ray has no public way to ask; of its private ones, this one survives a head that is away."""
@@ -109,12 +115,16 @@ class Nodes:
                     node: deadline / 1000.0 if deadline else math.inf
                     for node, deadline in client.get_draining_nodes(timeout=ANSWER).items()
                 }
-                if look % PORTS == 0:
-                    self._ports |= {
-                        node.hex(): (info.node_manager_address, info.node_manager_port)
-                        for node, info in client.get_all_node_info(timeout=ANSWER).items()
-                    }
+                if look % SELDOM == 0:
+                    self._take_in(client.get_all_node_info(timeout=ANSWER))
             except Exception as error:  # Ray has several for a head that is away
                 _logger.debug("the head did not answer", exc_info=error)
             if self._stopping.wait(POLL):
                 return
+
+    def _take_in(self, nodes: Mapping[Any, Any]) -> None:
+        self._ports |= {node.hex(): (info.node_manager_address, info.node_manager_port) for node, info in nodes.items()}
+        for node, info in nodes.items():
+            if info.state == info.DEAD and node.hex() not in self._dead:
+                self._dead.add(node.hex())
+                self._died(node.hex())

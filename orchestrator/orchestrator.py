@@ -227,6 +227,8 @@ class Orchestrator(Ordering):
         run.loop.on_pulse = self._progress.pulse
         run.stand, run.gates.came_back = self._at_cut, self._came_back
         run.recovered = self._recovered
+        if run.moving is not None:
+            run.moving.save = self._save_where_it_stands
         run.built = partial(self._check_names, run.ranks)
         run.saver.committed, run.saver.failed = self._committed, self._save_failed
         for handler in self._attached:

@@ -134,6 +134,7 @@ class Run:
         self.moving = Moving(self.loop, self.ranks, self.reserves, regrouping, self.gates, self.cut)
         self.watching = Watching(self.loop, self.ranks, regrouping, self.journal, settings.home, timeouts, self.tell)
         self.watching.leaving = self.moving.leave
+        self.moving.give_up = lambda: self._interrupt(Interrupt())
 
     def execute(self, load: LoadPoint | None, data: Mapping[str, Any] | None = None) -> None:
         """Start, train, and return when all ranks have finished. The caller stops the group, however this ends.

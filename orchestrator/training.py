@@ -28,6 +28,7 @@ from orchestrator.lease import Lease
 from orchestrator.lifecycle import Phase
 from orchestrator.limits import Limits
 from orchestrator.notice import notice
+from orchestrator.refused import nothing_left_if_refused
 from orchestrator.resume import (
     Resume,
     StartFrom,
@@ -115,8 +116,10 @@ def train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
         RankfireError: what ended the run otherwise; its class tells whose fault it was.
     """
     with contextlib.ExitStack() as stack:
+        root, run, journal = parts.settings.root, parts.settings.run, parts.journal
         stack.callback(parts.lease.release)
-        stack.callback(_close, parts.journal)
+        stack.enter_context(nothing_left_if_refused(root, run, parts.lease, lambda: journal.iteration > 0))
+        stack.callback(_close, journal)
         _own(parts, resume)
         return _train(parts, limits, resume)
 

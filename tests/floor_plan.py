@@ -53,7 +53,7 @@ ORCHESTRATOR = (
     ("moving.py", "watching.py"),
     ("regrouping.py",),
     ("reserves.py",),
-    ("guard.py", "registrations.py", "resume.py", "saving.py"),
+    ("guard.py", "refused.py", "registrations.py", "resume.py", "saving.py"),
     ("asking.py",),
     ("gatekeeper.py", "handlers/*", "loggers/*"),
     ("checkpoints/export.py", "driver.py", "ranks.py", "shipping.py", "splits.py"),

@@ -1,8 +1,9 @@
 """The ring of in-memory snapshots of one rank: its last two states, to rewind to after a fault, to give to newcomers.
 
-A snapshot has two parts. What is equal on all ranks (models, optimizers …) lies in page-locked memory that is used
-again; a newcomer receives it from any rank. What dies with this rank (`own`: random numbers, engines, its place in its
-data) is a few kilobytes that `take` returns, for the driver to keep. Made and called by the session.
+A snapshot has two parts. What is equal on all ranks (models, optimizers …) lies in memory that is used again, and is
+page-locked where there is an accelerator; a newcomer receives it from any rank. What dies with this rank (`own`: random
+numbers, engines, its place in its data) is a few kilobytes that `take` returns, for the driver to keep. Made and called
+by the session.
 """
 
 from __future__ import annotations

@@ -48,10 +48,14 @@ def stacks_of(pid: int) -> str:
         no stacks of pid 1073741824: it is gone
     """
     state = state_of(pid)
-    if state in {"", "Z", "X"}:
-        return f"no stacks of pid {pid}: it is gone"
-    stopped = state in {"T", "t"}
-    return _spied(pid, stopped) or (None if stopped else _signalled(pid)) or f"no stacks of pid {pid}: {_why(state)}"
+    while state not in {"", "Z"}:
+        stopped = state in {"T", "t"}
+        if (seen := _spied(pid, stopped) or (None if stopped else _signalled(pid))) is not None:
+            return seen
+        state, before = state_of(pid), state
+        if (state in {"T", "t"}) == stopped:
+            return f"no stacks of pid {pid}: {_why(before)}"
+    return f"no stacks of pid {pid}: it is gone"
 
 
 def stacks_of_all(pids: Iterable[int]) -> dict[int, str]:
@@ -64,7 +68,8 @@ def stacks_of_all(pids: Iterable[int]) -> dict[int, str]:
 def state_of(pid: int) -> str:
     """The kernel's letter for a process: R, S, D, T (stopped), Z (gone, not reaped); empty if there is none."""
     with contextlib.suppress(OSError, IndexError):
-        return _lines(pid, "stat")[0].rpartition(")")[2].split()[0]
+        letter = _lines(pid, "stat")[0].rpartition(")")[2].split()[0]
+        return "Z" if letter == "X" else letter
     return ""
 
 

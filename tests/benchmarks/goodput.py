@@ -102,12 +102,11 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="20 s, ours and torchrun")
     parser.add_argument("--only", default="", help="sides whose name has this in it")
     arguments = parser.parse_args()
-    ours = _faults.rankfire("rankfire, a spare", workers={"count": 2, "spares": 1, "cpus": 0.5})
-    sides = [
-        ours,
-        _faults.torchrun(),
-        *([] if arguments.quick else [_faults.ray_train(), _faults.ray_train(poll=0.05)]),
-    ]
+    spare, often = {"count": 2, "spares": 1, "cpus": 0.5}, {"snapshots": {"iterations": 10}}
+    sides = [_faults.rankfire("rankfire", workers=spare), _faults.torchrun()]
+    if not arguments.quick:
+        sides.insert(1, _faults.rankfire("rankfire, snapshots every 10", workers=spare, recovery=often))
+        sides += [_faults.ray_train(), _faults.ray_train(poll=0.05)]
     main(
         20 if arguments.quick else arguments.seconds,
         5 if arguments.quick else EVERY,

@@ -196,7 +196,15 @@ def test_a_wrong_name_is_told_before_anything_is_trained(job: Path, override: st
     with pytest.raises(SpecError) as caught:
         Orchestrator.from_spec(spec, roots=[str(job.parent)]).run()
     assert str(caught.value) == text
-    assert [line["event"] for line in journal(job.parent / "runs", "job")][1:] == ["WORKER_BUILT", "RUN_FAILED"]
+    assert list((job.parent / "runs").iterdir()) == []
+
+
+def test_a_wrong_name_in_a_run_that_exists_is_in_its_record(job: Path) -> None:
+    Orchestrator.from_spec(str(job)).run(max_epochs=1)
+    spec = load_spec(str(job), sets=["evaluate.engine=evaluater"])
+    with pytest.raises(SpecError, match=r"^evaluate\.engine: "):
+        Orchestrator.from_spec(spec, roots=[str(job.parent)]).run()
+    assert [line["event"] for line in journal(job.parent / "runs", "job")][-2:] == ["WORKER_BUILT", "RUN_FAILED"]
 
 
 @pytest.mark.parametrize("metric", ["validation/score", "validation/loss", "loss", "validation/loss/part", "train/los"])

@@ -1,4 +1,4 @@
-"""Stacks from outside: of a process that sleeps, of one that holds the GIL, of a stopped one; words for the rest."""
+"""Stacks from outside: of a process that sleeps, one that holds the GIL, one that is stopped; words for the rest."""
 
 from __future__ import annotations
 
