@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.checkpoints.references import find
 from orchestrator.checkpoints.registry import Committed, Registry
 from orchestrator.checkpoints.verify import damage
 from orchestrator.errors import CheckpointError, SpecError, explain
 from orchestrator.limits import Limits
+from workers.data.fingerprint import fingerprint_mismatch
 from workers.parcels import LoadPoint
 from workers.storage import Storage
 
@@ -21,7 +23,9 @@ __all__ = [
     "StartFrom",
     "already_done",
     "changed_versions",
+    "check_data",
     "newest",
+    "newest_load",
     "refuse_existing",
     "set_aside",
     "starting_point",
@@ -218,3 +222,28 @@ def _holds(home: Storage, name: str) -> bool:
         return home.size(name) > 0
     except FileNotFoundError:
         return False
+
+
+def check_data(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """See that a position in the data means what it meant: it does only if the data is the same.
+
+    Args:
+        then: fingerprint of the data of the checkpoint that training goes on from; None if it begins.
+        now: that of the program.
+
+    Raises:
+        SpecError: it is other data.
+    """
+    if then is None:
+        return
+    if bool(then) != bool(now):
+        kinds = {
+            True: "a map-style data set, whose order the checkpoint knows",
+            False: "data with an order of its own",
+        }
+        expected, received = kinds[bool(then)] + ", as in the checkpoint", kinds[bool(now)].partition(",")[0]
+        mend = "give the same data, or run under another run id"
+        raise SpecError(explain("run: data", expected=expected, received=received, mend=mend))
+    wrong = fingerprint_mismatch(then, now)
+    if wrong is not None:
+        raise SpecError(f"run: {wrong}")

@@ -17,7 +17,7 @@ from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Registry
 from orchestrator.cluster_events import Payload
 from orchestrator.episode import Way
-from orchestrator.errors import FencedError, RankfireError, RunInterrupted, SpecError, TrainingError, explain, no_engine
+from orchestrator.errors import FencedError, RankfireError, RunInterrupted, SpecError, TrainingError, no_engine
 from orchestrator.exchange import Group, Interrupt, LeaseLost
 from orchestrator.gatekeeper import Gatekeeper
 from orchestrator.journal import Journal
@@ -29,13 +29,13 @@ from orchestrator.notice import notice
 from orchestrator.ranks import Ranks
 from orchestrator.regrouping import Regrouping
 from orchestrator.reserves import Reserves
+from orchestrator.resume import check_data
 from orchestrator.samples import samples_of
 from orchestrator.saving import Saver
 from orchestrator.settings import Settings
 from orchestrator.timeouts import Timeouts
 from orchestrator.verdict import Facts
 from orchestrator.watching import Watching
-from workers.data.fingerprint import fingerprint_mismatch
 from workers.events import Events
 from workers.orders import Build, Go
 from workers.parcels import TRAINER, LoadPoint, Rewind
@@ -163,7 +163,7 @@ class Run:
                 bus.seal()
             self._check_engines()
             self.built()
-            self._check_data(data)
+            check_data(data, self.ranks.data)
             if self.announcement is not None:
                 notice(self.announcement)
             self._store = stack.enter_context(Rendezvous(self.group.address())) if self.group.needs_store else None
@@ -297,23 +297,6 @@ class Run:
                 bus.fire(Events.EXCEPTION_RAISED.key, bus.state.counters[Events.EXCEPTION_RAISED.key] + 1, error)
             except RankfireError as raised:  # it must not hide what it was told of
                 _logger.error("a handler of EXCEPTION_RAISED raised an exception itself", exc_info=raised)
-
-    def _check_data(self, then: Mapping[str, Any] | None) -> None:
-        """A position in the data means the same only if the data is the same."""
-        if then is None:
-            return  # training begins, so it stands nowhere yet
-        now = self.ranks.data
-        if bool(then) != bool(now):
-            kinds = {
-                True: "a map-style data set, whose order the checkpoint knows",
-                False: "data with an order of its own",
-            }
-            expected, received = kinds[bool(then)] + ", as in the checkpoint", kinds[bool(now)].partition(",")[0]
-            mend = "give the same data, or run under another run id"
-            raise SpecError(explain("run: data", expected=expected, received=received, mend=mend))
-        wrong = fingerprint_mismatch(then, now)
-        if wrong is not None:
-            raise SpecError(f"run: {wrong}")
 
     def _check_engines(self) -> None:
         for name in self._buses:

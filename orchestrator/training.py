@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from orchestrator.bus import EventBus
+from orchestrator.bus import EventBus, expressions_of
 from orchestrator.checkpoints.registry import Committed, Registry
 from orchestrator.errors import (
     FencedError,
@@ -46,7 +46,6 @@ from orchestrator.saving import versions
 from orchestrator.settings import Settings
 from orchestrator.signals import Signals
 from orchestrator.splits import Splits
-from workers.events import EventExpression
 from workers.failpoints import TRACE, VARIABLE, failpoint
 from workers.orders import Build
 from workers.parcels import TRAINER, LoadPoint, RankHandler
@@ -240,8 +239,8 @@ def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:
         group = LocalGroup(turn=lambda: run.loop.pump(), tick=lambda: run.loop.tick())
     else:
         group = RayGroup(settings.workers, settings.cluster, roots=settings.roots, environment=_environment())
-    gates = _expressions(parts.buses, EventBus.gates)
-    watches = _expressions(parts.buses, EventBus.watches)
+    gates = expressions_of(parts.buses, EventBus.gates)
+    watches = expressions_of(parts.buses, EventBus.watches)
 
     def build(membership: Membership) -> Build:
         return Build(
@@ -274,13 +273,6 @@ def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:
 def _environment() -> dict[str, str]:
     """Variables of this process that the ranks need as well: what is armed here is armed there."""
     return {name: os.environ[name] for name in (VARIABLE, TRACE) if name in os.environ}
-
-
-def _expressions(
-    buses: Mapping[str, EventBus], of: Callable[[EventBus], EventExpression | None]
-) -> dict[str, EventExpression]:
-    found = ((name, of(bus)) for name, bus in buses.items())
-    return {name: expression for name, expression in found if expression is not None}
 
 
 def _begin_at(parts: Parts, resume: Resume) -> tuple[Committed | None, LoadPoint | None]:
