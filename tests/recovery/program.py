@@ -21,7 +21,7 @@ from torch import distributed as dist
 from tests.journeys import stochastic
 from workers import Engine, Events, Program, Worker
 
-__all__ = ["HOWS", "WHERES", "Fault", "build", "consumed", "touch"]
+__all__ = ["HOWS", "WHERES", "Fault", "build", "touch"]
 
 WHERES = ("forward", "backward", "all-reduce", "step", "handler", "evaluation", "call", "completed")
 """The places in a program, in the order in which a rank comes by them; "handler" is a local one of the iteration,
@@ -167,11 +167,6 @@ def touch(worker: Worker) -> str:
     torch.rand(1)
     _faults.pass_by("call", worker.program.engines["trainer"].state.iteration)
     return stochastic.digest(worker)
-
-
-def consumed(worker: Worker) -> int:
-    """How many samples a rank has consumed in training."""
-    return worker.samples
 
 
 def _update_between(optimizer: Any, act: Callable[[], None]) -> None:

@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 
 from orchestrator import TrainingError
-from tests.recovery.jobs import Job, checkpoints_hold, run
+from tests.recovery.jobs import Job, checkpoints_hold, run, until_committed
 from tests.recovery.program import Fault
 
 
 @pytest.mark.parametrize("where", ["forward", "backward", "handler"])
 def test_an_exception_on_one_rank_is_not_tried_again(tmp_path: Path, where: str) -> None:
-    fault = Fault(where=where, iteration=11, rank=1, how="raise")
-    ended = run(Job(faults=[fault]), tmp_path / "job")
+    fault = Fault(where=where, iteration=19, rank=1, how="raise")
+    ended = run(Job(faults=[fault], at_gate={2: until_committed}), tmp_path / "job")
     assert isinstance(ended.error, TrainingError)
     assert "rank 1 raised ValueError: a mistake of the user's (program.py:" in str(ended.error)
-    assert (ended.fired, ended.told("RECOVERED"), ended.epochs) == ([str(fault)], [], [1])
+    assert (ended.fired, ended.told("RECOVERED"), ended.epochs) == ([str(fault)], [], [1, 2])
     assert ended.journal[-1]["event"] == "RUN_FAILED"
-    checkpoints_hold(ended, 8)
+    checkpoints_hold(ended)
 
 
 @pytest.mark.parametrize(("wrong", "killed"), [("forward", "forward"), ("forward", "backward"), ("step", "forward")])
