@@ -133,6 +133,8 @@ def _own(parts: Parts, resume: Resume) -> None:
         if settings.text is not None:
             settings.home.replace("spec.yaml", settings.text.encode())
         parts.journal.start(parts.lease.token)
+        if settings.storage.startswith("memory://"):
+            notice(f"run {settings.run!r} is in the memory of this process: nothing of it will be left when that ends")
     except OSError as error:
         raise SystemFailure(f"storage: {settings.home.url} can't be written: {error.strerror or error}") from error
 

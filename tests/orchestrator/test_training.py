@@ -19,6 +19,7 @@ from orchestrator.spec_problems import make_spec
 from tests.orchestrator.linear import build, journal, make
 from workers import Events, Program, Worker
 from workers.folder import Folder
+from workers.storage import Storage
 
 
 def lines(storage: Path, event: str) -> list[dict[str, Any]]:
@@ -315,6 +316,15 @@ def test_what_a_driver_left_that_died_while_it_wrote_the_job_file_is_removed(tmp
     left.touch()
     make(tmp_path).run(max_epochs=2)
     assert not left.exists()
+
+
+@pytest.mark.parametrize("storage", ["memory"], indirect=True)
+def test_a_run_in_memory_tells_once_that_nothing_will_be_left(
+    storage: Storage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make(storage.url).run(max_epochs=2).status == "completed"
+    told = "rankfire: run 'linear' is in the memory of this process: nothing of it will be left when that ends"
+    assert capsys.readouterr().err.splitlines().count(told) == 1
 
 
 def test_a_lost_rank_is_told_with_where_the_same_command_goes_on(tmp_path: Path) -> None:
