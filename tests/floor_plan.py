@@ -42,6 +42,7 @@ ORCHESTRATOR = (
     ("orchestrator.py",),
     ("ordering.py",),
     ("training.py",),
+    ("parts.py",),
     ("run.py",),
     ("refused.py", "registrations.py", "resume.py", "saving.py"),
     ("asking.py",),
