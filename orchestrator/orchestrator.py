@@ -17,6 +17,7 @@ from orchestrator.handlers.evaluate import Evaluate
 from orchestrator.handlers.progress import Progress
 from orchestrator.limits import Limits
 from orchestrator.ordering import Ordering
+from orchestrator.parts import Parts
 from orchestrator.ranks import Ranks
 from orchestrator.resume import Resume, StartFrom
 from orchestrator.run import Run
@@ -24,7 +25,7 @@ from orchestrator.settings import Settings
 from orchestrator.spec import JobSpec, RecoverySpec, WorkersSpec
 from orchestrator.specfile import load_spec
 from orchestrator.target import load_target
-from orchestrator.training import Parts, RunResult, train
+from orchestrator.training import RunResult, train
 from workers.handlers.terminate_on_nan import TerminateOnNan
 from workers.tracebacks import text_of
 

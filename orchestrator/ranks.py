@@ -233,6 +233,11 @@ class Ranks:
         """Fingerprint of the trainer's data; empty if it has no global order."""
         return dict(self._first.data)
 
+    @property
+    def state(self) -> tuple[str, ...]:
+        """Names of the entries of the program's state."""
+        return tuple(self._built[self._workers[0]].state_bytes)
+
     def empty_metrics(self, engine: str) -> dict[str, object]:
         """Empty copies of the metrics attached to an engine."""
         return dict(self._first.metrics.get(engine, {}))

@@ -5,7 +5,7 @@ Called by `training.py` when the run is owned and before any worker starts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ __all__ = [
     "already_done",
     "changed_versions",
     "check_data",
+    "dropped",
     "newest",
     "newest_load",
     "refuse_existing",
@@ -178,6 +179,23 @@ def changed_versions(then: Mapping[str, str], now: Mapping[str, str]) -> str | N
     """What is not the version that made a checkpoint, in words; None if nothing is."""
     changed = [f"{name} {then[name]} → {now[name]}" for name in sorted(then) if now.get(name, then[name]) != then[name]]
     return ", ".join(changed) or None
+
+
+def dropped(then: Iterable[str], now: Collection[str]) -> str | None:
+    """What a checkpoint holds of which the program knows nothing any more, in words; None if there is nothing.
+
+    Args:
+        then: names of the entries of the checkpoint's state.
+        now: those of the program's.
+
+    Example:
+        >>> dropped(["model", "ema"], ["model", "optimizer"])
+        "its state 'ema' is dropped, since the program has none of that name"
+    """
+    gone = sorted(set(then) - set(now))
+    return (
+        f"its state {', '.join(map(repr, gone))} is dropped, since the program has none of that name" if gone else None
+    )
 
 
 def already_done(point: Committed, limits: Limits) -> str | None:

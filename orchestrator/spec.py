@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, GetJsonSchemaHandler, JsonValue, model_validator
+from pydantic import Field, GetJsonSchemaHandler, JsonValue, ValidationInfo, field_validator, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -318,3 +318,12 @@ class JobSpec(Section):
     """Folder (or URL) under which each run has its folder."""
     cluster: ClusterSpec = ClusterSpec()
     """Where the workers live."""
+
+    @field_validator("storage")
+    @classmethod
+    def check_reach(cls, storage: str, given: ValidationInfo) -> str:
+        """Accept the memory of this process only where it is the only one."""
+        workers = given.data.get("workers")
+        if storage.startswith("memory://") and workers is not None and workers.count:
+            refuse("a folder or URL that every worker reaches", "write for example runs, or workers: 0")
+        return storage

@@ -9,11 +9,12 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from orchestrator.bus import EventBus, expressions_of
-from orchestrator.checkpoints.registry import Committed, Registry
+from orchestrator.checkpoints.registry import Committed
 from orchestrator.errors import (
     FencedError,
     RunInterrupted,
@@ -24,16 +25,16 @@ from orchestrator.errors import (
 from orchestrator.exchange import Group, LeaseLost
 from orchestrator.group import RayGroup
 from orchestrator.journal import Journal
-from orchestrator.lease import Lease
 from orchestrator.lifecycle import Phase
 from orchestrator.limits import Limits
 from orchestrator.notice import notice
+from orchestrator.parts import Parts
 from orchestrator.refused import nothing_left_if_refused
 from orchestrator.resume import (
     Resume,
-    StartFrom,
     already_done,
     changed_versions,
+    dropped,
     newest,
     newest_load,
     refuse_existing,
@@ -43,16 +44,15 @@ from orchestrator.resume import (
 )
 from orchestrator.run import Run
 from orchestrator.saving import versions
-from orchestrator.settings import Settings
 from orchestrator.signals import Signals
 from orchestrator.splits import Splits
 from workers.failpoints import TRACE, VARIABLE, failpoint
 from workers.orders import Build
-from workers.parcels import TRAINER, LoadPoint, RankHandler
+from workers.parcels import TRAINER, LoadPoint
 from workers.rank import Membership
 from workers.state import State
 
-__all__ = ["Parts", "RunResult", "train"]
+__all__ = ["RunResult", "train"]
 
 Status = Literal["completed", "terminated"]
 SALVAGE = 10.0  # seconds that a save in flight gets when the run ends with an error
@@ -77,35 +77,6 @@ class RunResult:
     checkpoint: str | None
     reason: str | None = None
     failure: TrainingError | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class Parts:
-    """What an orchestrator brings to a training.
-
-    Args:
-        settings: the run's settings.
-        buses: per engine, the driver's handlers.
-        handlers: those that run on ranks.
-        lease: the claim to the run.
-        registry: the run's checkpoints.
-        journal: the run's record.
-        stateful: handlers of the driver whose state is in the checkpoints.
-        datasets: Ray data sets by name, of which each rank gets a part.
-        started: called with the run before it starts, so that its owner can give it orders.
-        start_from: what a new run takes from another one.
-    """
-
-    settings: Settings
-    buses: Mapping[str, EventBus]
-    handlers: tuple[RankHandler, ...]
-    lease: Lease
-    registry: Registry
-    journal: Journal
-    stateful: Mapping[str, Any] = field(default_factory=dict)
-    datasets: Mapping[str, Any] = field(default_factory=dict)
-    started: Callable[[Run], None]
-    start_from: StartFrom | None = None
 
 
 def train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
@@ -136,6 +107,8 @@ def _own(parts: Parts, resume: Resume) -> None:
         if settings.text is not None:
             settings.home.replace("spec.yaml", settings.text.encode())
         parts.journal.start(parts.lease.token)
+        if settings.storage.startswith("memory://"):
+            notice(f"run {settings.run!r} is in the memory of this process: nothing of it will be left when that ends")
     except OSError as error:
         raise SystemFailure(f"storage: {settings.home.url} can't be written: {error.strerror or error}") from error
 
@@ -188,10 +161,19 @@ def _begin(parts: Parts, run: Run, point: Committed | None, load: LoadPoint | No
     if point is not None:
         journal.write("RESUMED", checkpoint=point.name)
         run.announcement = f"run {settings.run!r} goes on from checkpoint {point.name}, epoch {point.manifest.epoch}"
+        run.built = partial(_compare_state, run, run.built, point.manifest.state)
     elif load is not None:
         journal.write("STARTED_FROM", checkpoint=load.url, state=load.entries)
     failpoint("load.verified")
     return run
+
+
+def _compare_state(run: Run, built: Callable[[], None], state: Mapping[str, int]) -> None:
+    """When the program is built: after what else is to be checked, tell what of a checkpoint has no place in it."""
+    built()
+    if (told := dropped(state, run.ranks.state)) is not None:
+        run.journal.write("STATE_DROPPED", text=told)
+        run.announcement = f"{run.announcement}; {told}"
 
 
 def _ended_badly(parts: Parts, run: Run, error: BaseException) -> BaseException:

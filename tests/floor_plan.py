@@ -49,6 +49,7 @@ ORCHESTRATOR = (
     ("orchestrator.py",),
     ("ordering.py",),
     ("training.py",),
+    ("parts.py",),
     ("run.py",),
     ("moving.py", "watching.py"),
     ("regrouping.py",),
