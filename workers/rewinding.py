@@ -13,7 +13,7 @@ from typing import Any
 from workers.engine import Engine
 from workers.events import Events
 from workers.failpoints import failpoint
-from workers.parcels import TRAINER, GateKey, Rewind, SnapshotLabel
+from workers.parcels import CUT, TRAINER, GateKey, Rewind, SnapshotLabel
 from workers.program import Program
 from workers.snapshot import SnapshotRing, taken_at
 from workers.worker import Worker
@@ -54,9 +54,15 @@ class Rewinder:
         failpoint("snapshot.taken", self._worker.rank)
         self._told(label=label, own=pickle.dumps((requests, own), protocol=pickle.HIGHEST_PROTOCOL))
 
-    def at_begin(self) -> None:
-        """Before training begins or goes on from a checkpoint: the first snapshot."""
-        self.take(SnapshotLabel(iteration=self._trainer.state.iteration, gate=BEGIN))
+    def at_begin(self, at: SnapshotLabel | None) -> None:
+        """Before training begins or goes on from a checkpoint: the first snapshot.
+
+        Args:
+            at: the gate to which this rank comes again, since the checkpoint was made there; None: to none.
+        """
+        self._trainer.requests = dict.fromkeys(self._trainer.requests, False)  # those were asked of another run
+        self.take(at or SnapshotLabel(iteration=self._trainer.state.iteration, gate=BEGIN))
+        self._at = at
 
     def at_gate(self, key: GateKey, *, order: int = 0) -> None:
         """On arriving at a gate, and on leaving one at which orders were carried out: a snapshot, if one can be."""
@@ -91,6 +97,12 @@ class Rewinder:
         self._at = rewind.label
         failpoint("rewind.restored", rank)
         return self._ring.layouts(rewind.label)
+
+    @property
+    def announced(self) -> int:
+        """The iteration which the trainer had announced where this rank will go on."""
+        at_cut = self._at is not None and self._at.gate is not None and self._at.gate.event == CUT
+        return self._trainer.state.iteration + at_cut
 
     def go_on(self, arrive: Callable[[GateKey, int], None]) -> None:
         """Have the trainer go on where the last rewind led to; nothing to do if there was none.
