@@ -14,13 +14,14 @@ import cloudpickle
 from orchestrator.errors import SpecError, TrainingError, explain, name_ranks, no_engine
 from orchestrator.gatekeeper import Gatekeeper
 from orchestrator.loop import Loop
-from orchestrator.passed import Given
+from orchestrator.passed import Given, OpenGate
 from orchestrator.ranks import Ranks
 from orchestrator.roll_call import Asked
 from orchestrator.settings import pickled
 from orchestrator.verdict import by_failure, tell_failures
 from workers.messages import Answer
 from workers.orders import Call, CutAt, Evaluate, Order, ProposeCut
+from workers.parcels import CUT, TRAINER, GateKey
 
 __all__ = ["Asking", "RegroupedError"]
 
@@ -47,7 +48,9 @@ class Asking:
         self._cut: int | None = None  # order id of a cut that is being agreed on, or was
         self._proposals: dict[int, int] = {}  # rank → the iteration that it answered
         loop.handle({Answer: self._on_answer})
-        gates.cut_reached = self.cut_reached
+        self._back_to: int | None = None  # iteration of an open cut to which ranks that went back shall come again
+        self._next = False  # whether another cut is wanted after that
+        gates.cut_reached, gates.cut_reached_again = self.cut_reached, self.cut_reached_again
 
     def ask(
         self,
@@ -114,6 +117,11 @@ class Asking:
             raise RegroupedError
         return {rank: given.answers[rank] for rank in asked}
 
+    @property
+    def gate(self) -> OpenGate:
+        """The gate of the trainer at which the ranks wait."""
+        return [gate for gate in self._gates.open if gate.key.engine == TRAINER][-1]
+
     def evaluate(self, engine: str) -> dict[str, Any]:
         """Have all ranks evaluate their share; the metrics over all of them, by name.
 
@@ -165,21 +173,36 @@ class Asking:
             self._proposals.clear()
             self._ranks.order_all(ProposeCut(order=self._cut))
 
-    def regroup(self) -> None:
-        """The ranks have gone back, and train again: what they had agreed on is void."""
-        if self._cut is not None:
-            self._cut = None
+    def regroup(self, at: GateKey | None) -> None:
+        """The ranks have gone back, and train again: what they had agreed on is void.
+
+        Args:
+            at: the gate to which they come at once; None: there is none.
+        """
+        wanted, self._cut = self._cut is not None and self._back_to is None, None
+        self._next |= wanted
+        cuts = [gate.key for gate in self._gates.open if gate.key.event == CUT]
+        self._back_to = cuts[-1].count if cuts and cuts[-1] != at else None
+        if self._back_to is not None or self._next:
+            self._next &= self._back_to is not None
             self.cut()
 
     def cut_reached(self) -> None:
         """All ranks stand at the cut: the next one is another."""
         self._cut = None
 
+    def cut_reached_again(self) -> None:
+        """Ranks that went back are at the open cut: if another one was wanted, it is agreed on now."""
+        if self._back_to is not None:
+            self._back_to = self._cut = None
+            if self._next:
+                self._next = False
+                self.cut()
+
     def _on_answer(self, message: Answer) -> None:
         if message.order == self._cut:
             self._propose(message)
-        repeated = self._gates.repeated
-        for given in (*self._given, *(() if repeated is None else (repeated,))):
+        for given in (*self._given, *self._gates.repeated):
             if given.number == message.order:
                 given.answers[message.rank] = message
         self._gates.check()
@@ -188,4 +211,5 @@ class Asking:
         assert isinstance(message.value, int), f"rank {message.rank} proposed {message.value!r} for a cut"
         self._proposals[message.rank] = message.value
         if len(self._proposals) == self._ranks.world_size:
-            self._ranks.order_all(CutAt(iteration=max(self._proposals.values())))
+            farthest = max(self._proposals.values())
+            self._ranks.order_all(CutAt(iteration=farthest if self._back_to is None else self._back_to))

@@ -19,7 +19,7 @@ class Way:
 
     Args:
         join: have the ranks form their group; gets the rewinds by rank, or the checkpoint to load.
-        regrouped: called when the ranks have joined, with the workers that were lost.
+        regrouped: called when the ranks have joined, with the workers that were lost, and where training goes on.
         checkpoint: the newest valid checkpoint; None if there is none.
         go: have them train.
         leave_behind: keep what a rank had measured whose place nobody takes.
@@ -30,7 +30,7 @@ class Way:
     """
 
     join: Callable[[dict[int, Rewind] | None, LoadPoint | None], None]
-    regrouped: Callable[[Collection[int]], None]
+    regrouped: Callable[[Collection[int], SnapshotLabel | None], None]
     checkpoint: Callable[[], LoadPoint | None]
     go: Callable[[], None]
     leave_behind: Callable[[LeftBehind], None]
@@ -48,6 +48,7 @@ class Episode:
     reached: int = 0  # the farthest iteration in which a rank was
     lost: dict[int, tuple[int, str]] = field(default_factory=dict)  # worker → the rank that it was, and how it went
     causes: list[Cause] = field(default_factory=list)
+    late: bool = False  # whether it was begun anew since they did not join
     untaken: dict[int, dict[SnapshotLabel, bytes]] = field(
         default_factory=dict
     )  # worker → its own, if nobody took over

@@ -46,11 +46,12 @@ class Gatekeeper:
         self.then: Then = "go on"  # what the trainer is told at its next release; "interrupt" is told at a cut only
         self.at_cut: Callable[[], None] | None = None  # called at a cut, while all ranks wait
         self.cut_reached: Callable[[], None] = lambda: None  # called before it: the next cut is another
+        self.cut_reached_again: Callable[[], None] = lambda: None  # called when ranks that went back are there again
         self.open: list[OpenGate] = []  # gates whose handlers are running, outermost first
         self.passed = PassedGates()
         self.came_back: Callable[[GateKey], None] = lambda key: None  # called when ranks pass a gate once more
         self.asked: list[Asked] = []  # orders that are being carried out, outermost first; kept by who gives them
-        self.repeated: Given | None = None  # an order that is carried out again by ranks that went back
+        self.repeated: list[Given] = []  # orders that ranks which went back carry out again, outermost first
         self.left_behind: list[LeftBehind] = []  # by ranks whose place nobody took
         self.samples = 0  # consumed by all ranks, as of the last report of all of them
         self._loop = loop
@@ -210,7 +211,7 @@ class Gatekeeper:
             gate=key,
             metrics=metrics,
             then=self.then if told else "go on",
-            order=lasting[-1].number if lasting else 0,
+            order=gate.reached,
         )
         iteration = self._buses[TRAINER].state.iteration
         self.passed.add(key, PassedGate(iteration=iteration, given=lasting, release=release))
@@ -220,10 +221,15 @@ class Gatekeeper:
         """Ranks that went back are at a gate that was passed: they are told what they were told then."""
         if not self._give_again(gate.given, after):
             return
+        outermost = not self.open
+        if outermost:
+            self._life.enter(Phase.GATE)
         self.open.append(OpenGate(key=gate.release.gate, given=list(gate.given)))
         self.came_back(gate.release.gate)
         self.wait_present()
         self.open.pop()
+        if outermost:
+            self._life.enter(Phase.RUNNING)
         self._ranks.order_all(gate.release)
 
     def _come_back(self, gate: OpenGate, after: int) -> None:
@@ -231,6 +237,8 @@ class Gatekeeper:
         if not self._give_again(gate.lasting(), after):
             return
         gate.present = True
+        if gate.key.event == CUT:
+            self.cut_reached_again()
         if gate.given and not gate.given[-1].done:
             self.give(gate.given[-1])
 
@@ -247,13 +255,13 @@ class Gatekeeper:
                 continue
             again = replace(given, answers={}, asked=list(given.asked), done=False)
             again.regroup(self._ranks.world_size)
-            self.repeated = again
+            self.repeated.append(again)
             self.give(again)
-            while len(again.answers) < len(again.asked):
+            while len(again.answers) < len(again.asked) and self._ranks.generation == generation:
                 self._loop.pump()
-                if self._ranks.generation != generation:
-                    return False
-        self.repeated = None
+            self.repeated.remove(again)
+            if self._ranks.generation != generation:
+                return False
         return True
 
     def _fire(self, key: GateKey, reports: Mapping[int, Report]) -> None:

@@ -72,6 +72,11 @@ class OpenGate:
         """Orders that are done and changed something."""
         return [order for order in self.given if order.lasting and order.done]
 
+    @property
+    def reached(self) -> int:
+        """The last of these by its number; 0: there is none."""
+        return max((order.number for order in self.lasting()), default=0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassedGate:

@@ -42,6 +42,7 @@ class Ranks:
         ready: called with each of these when it has built.
         told: called with the ranks to which an order goes.
         tell: called with each cluster event.
+        late: called when they do not join in time after a fault; whether another generation is tried then.
     """
 
     def __init__(self, loop: Loop, life: Lifecycle, journal: Journal, *, world_size: int, start_timeout: float) -> None:
@@ -51,6 +52,7 @@ class Ranks:
         self.coming: set[int] = set()
         self.ready: Callable[[int], None] = lambda worker: None
         self.tell: Callable[[Payload], None] = lambda payload: None
+        self.late: Callable[[], bool] = lambda: False
         self.told: Callable[[list[int]], None] = lambda ranks: None
         self._loop = loop
         self._life = life
@@ -266,6 +268,8 @@ class Ranks:
             if time.monotonic() > until:
                 until += self._timeout
                 ranks = [self._loop.facts.ranks.get(worker, worker) for worker in missing()]
+                if step == "join" and self.generation and not patient and self.late():
+                    continue
                 if patient:
                     notice(f"still waiting for {name_ranks(ranks)} to {step}")
                     continue

@@ -23,15 +23,16 @@ from orchestrator.recovery import Placement, Stop, choose_snapshot, judge, place
 from orchestrator.reserves import Reserves
 from orchestrator.spec import RecoverySpec
 from workers.left_behind import left_behind
-from workers.messages import Built, Fault, Hello, Message, Pulse, Saved, SnapshotTaken, Stopped
+from workers.messages import Built, Fault, Hello, Message, Observed, Pulse, Saved, SnapshotTaken, Stopped
 from workers.orders import Abort
 from workers.parcels import LoadPoint, Rewind, SnapshotLabel
 
 __all__ = ["Regrouping"]
 
 KEPT = 3  # snapshots of a rank of which its own part is kept here: one more than the rank holds
-TIMELESS = (Pulse, Saved, SnapshotTaken, Hello, Built)
-"""What is true of a worker, or of its state, whatever generation it is in."""
+TIMELESS = (Pulse, Saved, SnapshotTaken, Observed, Hello, Built)
+"""What is true of a worker, of its state, or of its past, whatever generation it is in; what it has observed since the
+snapshot to which it goes back, it will tell once more."""
 _IN_TRAINING = {Phase.JOINING, Phase.RECOVERING, Phase.RUNNING, Phase.GATE}
 
 
@@ -78,6 +79,7 @@ class Regrouping:
         self._stage: Literal["stop", "place"] | None = None  # before the next generation's members have been told
         loop.fresh = self._fresh
         loop.recover = self._recover
+        ranks.late = self._late
         loop.handle({SnapshotTaken: self._on_snapshot, Stopped: self._on_stopped})
 
     # ---------------------------------------------------------------- what comes
@@ -150,7 +152,15 @@ class Regrouping:
             self._ranks.rebuild()
         self._way.join(rewinds, load)
         if self._ranks.generation == generation:
-            self._done(before, rewinds)
+            self._done(before, rewinds, load)
+
+    def _late(self) -> bool:
+        """They do not join: begin anew, once; one that hangs will not let go, and is lost."""
+        assert self._episode is not None, "ranks join without a fault"
+        again, self._episode.late = not self._episode.late, True
+        if again:
+            self.mend()
+        return again
 
     def _stop(self, generation: int) -> None:
         """Have everybody left let go of the old generation; who does not is lost too."""
@@ -232,7 +242,7 @@ class Regrouping:
                 lost,
                 self._ranks.spares,
                 nodes={worker: place.node for worker, place in self._loop.facts.places.items()},
-                can_start=self._reserves.minimum is None and time.monotonic() < until,
+                can_start=not self._reserves.suffice(len(members) - len(lost)) and time.monotonic() < until,
                 minimum=self._reserves.minimum,
             )
             if isinstance(placement, Stop):
@@ -258,7 +268,7 @@ class Regrouping:
             for rank in range(placement.world_size)
         }, None
 
-    def _done(self, before: list[int], rewinds: dict[int, Rewind] | None) -> None:
+    def _done(self, before: list[int], rewinds: dict[int, Rewind] | None, load: LoadPoint | None) -> None:
         """The ranks are whole: everybody who waits for them goes on."""
         episode, self._episode = self._episode, None
         assert episode is not None, "nothing was mended"
@@ -282,7 +292,7 @@ class Regrouping:
             told = f"{len(before)} ranks are now {len(now)}{'; ' if told else ''}{told}"
         back = "the newest checkpoint" if label is None else str(label)
         notice(f"recovered in {seconds:.2f} s, back to {back} ({told or 'ranks had lost contact'})")
-        self._way.regrouped(episode.lost.keys())
+        self._way.regrouped(episode.lost.keys(), load.at if label is None and load is not None else label)
         self._reserves.refill()
         self._way.go()
         self._tell(episode, len(before), seconds, label)

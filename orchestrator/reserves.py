@@ -68,6 +68,10 @@ class Reserves:
         kept = self._workers.spares if self._ranks.world_size >= self._workers.count else 0
         return max(0, min(len(self._ranks.spares) - kept, self.goal - self._ranks.world_size))
 
+    def suffice(self, left: int) -> bool:
+        """Whether so many ranks and the workers that wait are enough to go on with, though some are missing."""
+        return self.minimum is not None and left + len(self._ranks.spares) >= max(self.minimum, 1)
+
     def want(self, number: int) -> None:
         """See that so many workers are there, or on their way."""
         while self.ready + len(self._ranks.coming) < number:

@@ -38,7 +38,7 @@ from orchestrator.verdict import Facts
 from orchestrator.watching import Watching
 from workers.events import Events
 from workers.orders import Build, Go
-from workers.parcels import TRAINER, LoadPoint, Rewind
+from workers.parcels import TRAINER, GateKey, LoadPoint, Rewind, SnapshotLabel
 from workers.rank import Membership
 
 __all__ = ["Run"]
@@ -82,6 +82,7 @@ class Run:
         self.stand: Callable[[], None] = lambda: None  # called at a cut, while all ranks wait
         self._trains = False
         self._load: LoadPoint | None = None  # with what the run began
+        self._at: GateKey | None = None  # where the ranks go on after a fault, if at a gate
         self._cut_wanted = False  # by somebody for whom training had not begun yet
         self.built: Callable[[], None] = lambda: None  # called when the program is known, before anything is trained
         self._buses = buses
@@ -237,12 +238,13 @@ class Run:
         )
         if self.watching is not None:
             self.watching.begin()
-        self.asking.regroup()
+        self.asking.regroup(self._at)
         if self._cut_wanted or (self.stop_reason is not None and not self.gates.open):
             self.asking.cut()
         self._cut_wanted = False
 
-    def _regrouped(self, lost: Collection[int]) -> None:
+    def _regrouped(self, lost: Collection[int], label: SnapshotLabel | None) -> None:
+        self._at = None if label is None else label.gate
         self.gates.regroup()
         self.saver.regroup(lost)
         self.recovered()
@@ -262,7 +264,8 @@ class Run:
             self.moving.at_cut()
 
     def _checkpoint(self) -> LoadPoint | None:
-        return self.newest() or self._load
+        newest = self.newest()
+        return self._load if newest is None else self.saver.whence(newest)
 
     def _interrupt(self, _: Interrupt) -> None:
         """End at a cut, also if a gate is open: only there the ranks stand between iterations, and are saved.

@@ -23,7 +23,7 @@ from orchestrator.ranks import Ranks
 from workers.failpoints import failpoint
 from workers.messages import Saved
 from workers.orders import FreezeSave, PlanSave
-from workers.parcels import Failure, Planned
+from workers.parcels import Failure, LoadPoint, Planned, SnapshotLabel
 from workers.retry import retrying
 from workers.state import State
 
@@ -43,6 +43,7 @@ class _Flight:
     manifest: Manifest
     plan: GlobalPlan
     writers: dict[int, int]  # worker → its rank when the save began
+    label: SnapshotLabel  # where it was begun
     told: dict[int, Saved] = field(default_factory=dict)  # rank → its word
     doomed: bool = False  # a rank was lost before it had written its share
 
@@ -71,6 +72,7 @@ class Saver:
         self._asking = asking
         self._registry = registry
         self._ranks = ranks
+        self._labels: dict[str, SnapshotLabel] = {}  # URL → where this run made it
         self._stale: list[Staging] = []  # given up; somebody may still be writing there
         self.again = False
         self._flight: _Flight | None = None
@@ -106,16 +108,17 @@ class Saver:
                 "checkpoint", lambda number, _: PlanSave(order=number), once=True
             ).items()
         }
-        first = planned[0]
+        first, gate = planned[0], self._asking.gate
         plan = GlobalPlan({rank: one.plan for rank, one in planned.items()}, first.spread)
         try:
             staging = self._registry.open(manifest.iteration)
         except CheckpointError as error:
             self._give_up(None, error)
             return None
-        whole = replace(manifest, cursor=first.cursor, data=first.data, state=first.state)
+        label = SnapshotLabel(iteration=manifest.iteration, gate=gate.key, order=gate.reached)
+        whole = replace(manifest, world_size=len(planned), cursor=first.cursor, data=first.data, state=first.state)
         writers = {worker: rank for rank, worker in enumerate(self._ranks.members)}
-        self._flight = _Flight(staging=staging, manifest=whole, plan=plan, writers=writers)
+        self._flight = _Flight(staging=staging, manifest=whole, plan=plan, writers=writers, label=label)
         self._asking.ask(
             "checkpoint",
             lambda number, rank: FreezeSave(order=number, url=staging.storage.url, plan=plan.part(rank)),
@@ -123,6 +126,10 @@ class Saver:
         )
         self.again = False
         return self._registry.storage.locate(staging.name)
+
+    def whence(self, load: LoadPoint) -> LoadPoint:
+        """The same checkpoint, with the gate at which it was made if this run made it."""
+        return replace(load, at=self._labels.get(load.url))
 
     @property
     def idle(self) -> bool:
@@ -194,6 +201,7 @@ class Saver:
         staging: Staging | None = flight.staging
         try:
             checkpoint = self._commit(flight)
+            self._labels[checkpoint.url] = flight.label
             staging = None
             self.committed(checkpoint)
         except CheckpointError as error:

@@ -224,6 +224,8 @@ def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:
     gates = expressions_of(parts.buses, EventBus.gates)
     watches = expressions_of(parts.buses, EventBus.watches)
 
+    may_recover = settings.world_size > 1 or settings.workers.elastic  # one alone has nobody who could come back to it
+
     def build(membership: Membership) -> Build:
         return Build(
             program=settings.program,
@@ -235,7 +237,7 @@ def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:
             watches=watches,
             handlers=parts.handlers,
             threads=None if settings.workers.count == 0 else max(1, int(settings.workers.cpus)),
-            snapshots=settings.recovery.snapshots.every,
+            snapshots=settings.recovery.snapshots.every if may_recover else None,
             datasets=splits.of(membership),
         )
 

@@ -172,11 +172,14 @@ class LoadPoint:
         world_size: number of ranks that made it.
         entries: only these entries of its state are taken up, by a program that starts afresh; None: all of it, and
             training goes on where it stood.
+        at: the gate at which this very driver had it made, with the last order that was carried out there before: the
+            ranks come to that gate again. None: they go on behind it.
     """
 
     url: str
     world_size: int
     entries: tuple[str, ...] | None = None
+    at: SnapshotLabel | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

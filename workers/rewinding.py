@@ -17,7 +17,7 @@ from workers.engine import Engine
 from workers.events import Events
 from workers.failpoints import failpoint
 from workers.pace import Pace
-from workers.parcels import TRAINER, GateKey, Rewind, SnapshotLabel
+from workers.parcels import CUT, TRAINER, GateKey, Rewind, SnapshotLabel
 from workers.program import Program
 from workers.snapshot import SnapshotRing, taken_at
 from workers.worker import Worker
@@ -63,10 +63,16 @@ class Rewinder:
         failpoint("snapshot.taken", self._worker.rank)
         self._told(label=label, own=pickle.dumps((requests, own), protocol=pickle.HIGHEST_PROTOCOL))
 
-    def at_begin(self) -> None:
-        """Before training begins or goes on from a checkpoint: the first snapshot."""
+    def at_begin(self, at: SnapshotLabel | None) -> None:
+        """Before training begins or goes on from a checkpoint: the first snapshot.
+
+        Args:
+            at: the gate to which this rank comes again, since the checkpoint was made there; None: to none.
+        """
+        self._trainer.requests = dict.fromkeys(self._trainer.requests, False)  # those were asked of another run
         self._pace.begin(self._trainer.state.iteration)
-        self.take(SnapshotLabel(iteration=self._trainer.state.iteration, gate=BEGIN))
+        self.take(at or SnapshotLabel(iteration=self._trainer.state.iteration, gate=BEGIN))
+        self._at = at
 
     def at_gate(self, key: GateKey, *, order: int = 0) -> None:
         """On arriving at a gate, and on leaving one at which orders were carried out: a snapshot, if one can be."""
@@ -104,6 +110,12 @@ class Rewinder:
         self._at = rewind.label
         failpoint("rewind.restored", rank)
         return self._ring.layouts(rewind.label)
+
+    @property
+    def announced(self) -> int:
+        """The iteration which the trainer had announced where this rank will go on."""
+        at_cut = self._at is not None and self._at.gate is not None and self._at.gate.event == CUT
+        return self._trainer.state.iteration + at_cut
 
     def go_on(self, arrive: Callable[[GateKey, int], None]) -> None:
         """Have the trainer go on where the last rewind led to; nothing to do if there was none.

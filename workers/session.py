@@ -75,7 +75,7 @@ class Session(Surviving):
         super().__init__(worker_id=worker_id, place=place, outbox=outbox, mailbox=mailbox)
         self._cut = Cut(self._arrive_at_cut, mailbox.idle)
         self._shipped: Shipped
-        self._rewinder: Rewinder | None = None  # from the first join of several ranks on
+        self._rewinder: Rewinder | None = None  # from the first join on, unless the driver is in this process
         self._build_order: Build | None = None
         self._orders: dict[type[Order], Callable[[Any], None]] = {
             Build: self._build,
@@ -166,12 +166,12 @@ class Session(Surviving):
         self._shipped.attach(self.program, self._build_order.handlers, order.membership)
         several = order.membership.world_size > 1
         every = self._build_order.snapshots
-        if several and every is not None and self._rewinder is None:
+        if order.store is not None and every is not None and self._rewinder is None:
             self._rewinder = Rewinder(self.worker, self.program, every, partial(self.send, SnapshotTaken))
         afresh = order.rewind is None and (order.load is None or order.load.entries is not None)
         layouts = None
         if order.rewind is not None:
-            assert self._rewinder is not None, "a rank that trains alone has no snapshot"
+            assert self._rewinder is not None, "a rank without others has no snapshot"
             self._note(f"going back to {order.rewind.label}")
             layouts = self._rewinder.rewind(order.rewind)
         elif order.load is not None:
@@ -183,8 +183,10 @@ class Session(Surviving):
             self.worker.models.wrap(first=afresh, layouts=layouts)
         if afresh:
             seed_rng(self.worker.seed, order.membership.rank)
-        if self._rewinder is not None and order.rewind is None:
-            self._rewinder.at_begin()
+        if self._rewinder is not None:
+            if order.rewind is None:
+                self._rewinder.at_begin(None if order.load is None else order.load.at)
+            self.trainer.announced = self._rewinder.announced  # a cut must not be agreed on for where it was before
         self._out, self.error = False, None
         self.send(Joined)
 
