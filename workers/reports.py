@@ -38,6 +38,16 @@ class Reports:
         engine.state.metrics.update(metrics)
         self._released.update(metrics)
 
+    def released(self, engine: Engine) -> tuple[str, ...]:
+        """Names of the numbers in the engine's metrics that came back from the driver, and are not sent again."""
+        metrics = engine.state.metrics
+        return tuple(name for name, value in self._released.items() if metrics.get(name) is value)
+
+    def took_back(self, engine: Engine, names: Iterable[str]) -> None:
+        """After a rewind: these of the engine's metrics had come back from the driver by then."""
+        metrics = engine.state.metrics
+        self._released = {name: metrics[name] for name in names if name in metrics}
+
     def of(self, engine: Engine, worker: Worker, *, on_cpu: bool = False) -> dict[str, Any]:
         """What the driver learns at a gate or a watched event: the fields of `Arrived` and `Observed`.
 

@@ -165,9 +165,9 @@ class Session(Surviving):
             )
         self._shipped.attach(self.program, self._build_order.handlers, order.membership)
         several = order.membership.world_size > 1
-        every = self._build_order.snapshots
-        if order.store is not None and every is not None and self._rewinder is None:
-            self._rewinder = Rewinder(self.worker, self.program, every, partial(self.send, SnapshotTaken))
+        if order.store is not None and self._rewinder is None:
+            told, every = partial(self.send, SnapshotTaken), self._build_order.snapshots
+            self._rewinder = Rewinder(self.worker, self.program, every, self._reports, told)
         afresh = order.rewind is None and (order.load is None or order.load.entries is not None)
         layouts = None
         if order.rewind is not None:
