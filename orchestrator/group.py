@@ -81,7 +81,9 @@ class RayGroup:
         self._cluster = Cluster(cluster, workers)
         self._places: Places | None = None
         self._nodes = Nodes(died=self._node_died)
-        self._arguments = (roots, dict(environment or {}), lease)
+        self._roots = roots
+        self._environment = dict(environment or {})
+        self._lease = lease
         self._inbox = Inbox()
         self._streams = Streams(
             self._inbox, beat=lease / BEATS, may_return=(ActorUnavailableError,), home=self._nodes.port
@@ -96,7 +98,7 @@ class RayGroup:
         """Ask for all places; the actors start as soon as they are there."""
         self._cluster.start()
         self._here = self._cluster.node()
-        self._places = Places(self._workers, alone=self._cluster.ours)
+        self._places = Places(self._workers, one_node=self._cluster.one_node)
         self._nodes.start()
         self._streams.start()
         self._clerk = ThreadPoolExecutor(1, thread_name_prefix="rankfire-places")
@@ -233,7 +235,7 @@ class RayGroup:
             num_gpus=bundle.get("GPU", 0),
             resources={name: amount for name, amount in bundle.items() if name not in {"CPU", "GPU"}},
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
-        ).remote(worker, *self._arguments)
+        ).remote(worker, self._roots, self._environment, self._lease)
         actor.run.remote()
         member.actor, member.home = actor, home
         again = partial(self._again, worker)
