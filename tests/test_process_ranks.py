@@ -80,7 +80,8 @@ def test_a_whole_run_trains_evaluates_and_saves(monkeypatch: pytest.MonkeyPatch,
 def test_a_rank_that_is_killed_in_a_run_is_a_lost_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("orchestrator.training.RayGroup", ProcessGroup)
     monkeypatch.setattr(ProcessGroup, "made", [])
-    orchestrator = Orchestrator(programs.linear, run="killed", workers=2, storage=tmp_path)
+    recovery = {"on_loss": "stop"}
+    orchestrator = Orchestrator(programs.linear, run="killed", workers=2, storage=tmp_path, recovery=recovery)
 
     @orchestrator.on(Events.EPOCH_COMPLETED)
     def kill(run: Orchestrator) -> None:

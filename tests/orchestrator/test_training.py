@@ -223,7 +223,7 @@ def test_with_workers_the_ranks_are_those_of_ray(tmp_path: Path, monkeypatch: py
     asked: list[tuple[int, int, tuple[str, ...]]] = []
 
     def start(group: RayGroup) -> None:
-        asked.append((group._workers.count, group.size, group._arguments[0]))
+        asked.append((group._workers.count, group.size, group._roots))
         raise SpecError("not in this test")
 
     monkeypatch.setattr(RayGroup, "start", start)
