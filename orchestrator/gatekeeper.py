@@ -160,9 +160,9 @@ class Gatekeeper:
             key, reports = self._roll_call.take()
             after = min(report.after for report in reports.values())
             if known := [gate for gate in self.open if gate.key == key]:
-                self._come_back(known[0], after)
+                self._come_back(known[0], after, reports)
             elif (passed := self.passed.get(key)) is not None:
-                self._pass_again(passed, after)
+                self._pass_again(passed, after, reports)
             else:
                 self._open(key, reports)
 
@@ -217,26 +217,32 @@ class Gatekeeper:
         self.passed.add(key, PassedGate(iteration=iteration, given=lasting, release=release))
         self._ranks.order_all(release)
 
-    def _pass_again(self, gate: PassedGate, after: int) -> None:
+    def _pass_again(self, gate: PassedGate, after: int, reports: Mapping[int, Report]) -> None:
         """Ranks that went back are at a gate that was passed: they are told what they were told then."""
         if not self._give_again(gate.given, after):
             return
         outermost = not self.open
         if outermost:
             self._life.enter(Phase.GATE)
-        self.open.append(OpenGate(key=gate.release.gate, given=list(gate.given)))
-        self.came_back(gate.release.gate)
+        key, state = gate.release.gate, self._buses[gate.release.gate.engine].state
+        stood = state.iteration, state.epoch, state.epoch_length  # where a handler that is still running has it
+        self.open.append(OpenGate(key=key, given=list(gate.given)))
+        self._take_position(key, reports)
+        self.came_back(key)
         self.wait_present()
         self.open.pop()
+        if not outermost:
+            state.iteration, state.epoch, state.epoch_length = stood
         if outermost:
             self._life.enter(Phase.RUNNING)
         self._ranks.order_all(gate.release)
 
-    def _come_back(self, gate: OpenGate, after: int) -> None:
+    def _come_back(self, gate: OpenGate, after: int, reports: Mapping[int, Report]) -> None:
         """Ranks that went back are at a gate whose handler is still running: it goes on, and never learns."""
         if not self._give_again(gate.lasting(), after):
             return
         gate.present = True
+        self._take_position(gate.key, reports)  # on their way they may have stood at a cut
         if gate.key.event == CUT:
             self.cut_reached_again()
         if gate.given and not gate.given[-1].done:

@@ -64,6 +64,7 @@ class Ranks:
         self._joined: set[int] = set()
         self._started = 0  # workers ever started: the next one's id
         self._build: Callable[[Membership], Build] | None = None
+        self._program: Built | None = None
         loop.handle({Hello: self._on_hello, Built: self._on_built, Joined: self._on_joined})
 
     # ---------------------------------------------------------------- the start
@@ -98,6 +99,7 @@ class Ranks:
             lambda: self._members.keys() - self._built.keys(),
             patient=True,
         )
+        self._program = self._built[self._workers[0]]
 
     def join(
         self,
@@ -246,7 +248,9 @@ class Ranks:
 
     @property
     def _first(self) -> Built:
-        return self._built[self._workers[0]]
+        """What rank 0 built at the start; what others build is the same."""
+        assert self._program is not None, "nothing was built yet"
+        return self._program
 
     def _until(
         self, done: Callable[[], bool], step: str, missing: Callable[[], set[int]], *, patient: bool = False
@@ -274,7 +278,7 @@ class Ranks:
                     notice(f"still waiting for {name_ranks(ranks)} to {step}")
                     continue
                 free = self._loop.group.shortage() if step == "start" else None
-                raise StartError.late(ranks, step=step, seconds=self._timeout, free=free)
+                raise self._loop.end(StartError.late(ranks, step=step, seconds=self._timeout, free=free))
 
     def _on_hello(self, message: Hello) -> None:
         self._loop.facts.places[message.worker] = message.place

@@ -14,6 +14,7 @@ from orchestrator.budgets import Budgets, Progress
 from orchestrator.causes import cause_of
 from orchestrator.cluster_events import Recovered, WorkerLost, WorldResized
 from orchestrator.episode import Episode, Way
+from orchestrator.errors import RankfireError
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.loop import Loop
@@ -119,7 +120,10 @@ class Regrouping:
         if any(fault.kind != "communication" for fault in facts.faults):
             return False
         if self._stage is None:
-            self.mend()
+            try:
+                self.mend()
+            except RankfireError as error:  # of storage, or of ranks that do not join
+                raise self._loop.end(error) from error
         elif self._stage == "place":  # nobody has joined the new generation yet: it will be without these
             self._settle()
         return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib import import_module
 from typing import Any
 
@@ -287,13 +287,14 @@ class Run:
         """Write down who was lost, and tell EXCEPTION_RAISED on the driver."""
         for worker, cause in facts.lost.items():
             place = facts.places.get(worker)
-            self.journal.write(
-                "WORKER_LOST",
-                rank=facts.ranks.get(worker),
-                pid=None if place is None else place.pid,
-                node=None if place is None else place.node,
-                cause=cause,
-            )
+            with suppress(FencedError):  # who has lost the run writes nothing more
+                self.journal.write(
+                    "WORKER_LOST",
+                    rank=facts.ranks.get(worker),
+                    pid=None if place is None else place.pid,
+                    node=None if place is None else place.node,
+                    cause=cause,
+                )
         bus = self._buses[TRAINER]
         if bus.listens(Events.EXCEPTION_RAISED):
             try:
