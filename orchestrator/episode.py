@@ -10,7 +10,9 @@ from orchestrator.cluster_events import Payload
 from workers.left_behind import LeftBehind
 from workers.parcels import GateKey, LoadPoint, Rewind, SnapshotLabel
 
-__all__ = ["Episode", "Way"]
+__all__ = ["Episode", "Way", "keep_newest"]
+
+KEPT = 3  # snapshots of a rank of which its own part is kept: one more than the rank holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,3 +54,17 @@ class Episode:
     untaken: dict[int, dict[SnapshotLabel, bytes]] = field(
         default_factory=dict
     )  # worker → its own, if nobody took over
+
+
+def keep_newest(known: dict[SnapshotLabel, bytes], label: SnapshotLabel, own: bytes) -> None:
+    """Keep what a rank told of a snapshot, and of the few before it.
+
+    Args:
+        known: what it told, the oldest first.
+        label: of the new one.
+        own: what would die with the rank.
+    """
+    known.pop(label, None)
+    known[label] = own
+    while len(known) > KEPT:
+        del known[next(iter(known))]

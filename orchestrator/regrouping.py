@@ -13,7 +13,7 @@ from typing import Literal
 from orchestrator.budgets import Budgets, Progress
 from orchestrator.causes import cause_of
 from orchestrator.cluster_events import Recovered, WorkerLost, WorldResized
-from orchestrator.episode import Episode, Way
+from orchestrator.episode import Episode, Way, keep_newest
 from orchestrator.errors import RankfireError
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
@@ -30,7 +30,6 @@ from workers.parcels import LoadPoint, Rewind, SnapshotLabel
 
 __all__ = ["Regrouping"]
 
-KEPT = 3  # snapshots of a rank of which its own part is kept here: one more than the rank holds
 TIMELESS = (Pulse, Saved, SnapshotTaken, Observed, Hello, Built)
 """What is true of a worker, of its state, or of its past, whatever generation it is in; what it has observed since the
 snapshot to which it goes back, it will tell once more."""
@@ -73,6 +72,7 @@ class Regrouping:
         self._unblock = unblock
         self._budgets = Budgets(spec.restarts)
         self._progress = Progress()
+        self._judged = -1  # the generation that was judged last
         self._own: dict[int, dict[SnapshotLabel, bytes]] = {}  # worker → its own part of snapshots, oldest first
         self._stopped: dict[int, Stopped] = {}
         self._gone: set[int] = set()  # workers that were given up: whatever they still say is not heard
@@ -94,11 +94,7 @@ class Regrouping:
         return timeless or message.generation == self._ranks.generation
 
     def _on_snapshot(self, message: SnapshotTaken) -> None:
-        known = self._own.setdefault(message.worker, {})
-        known.pop(message.label, None)
-        known[message.label] = message.own
-        while len(known) > KEPT:
-            del known[next(iter(known))]
+        keep_newest(self._own.setdefault(message.worker, {}), message.label, message.own)
 
     def _on_stopped(self, message: Stopped) -> None:
         self._stopped[message.worker] = message
@@ -178,8 +174,8 @@ class Regrouping:
             self._loop.pump(timeout=max(0.0, min(0.1, until - time.monotonic())))
             if time.monotonic() > until:
                 facts.hung.update(waiting)
-                for worker in waiting:
-                    facts.lost[worker] = f"it did not let go within {self._unblock:g} s of a fault elsewhere"
+                words = f"it did not let go within {self._unblock:g} s of a fault elsewhere"
+                facts.lost.update(dict.fromkeys(waiting, words))
                 break
 
     def _settle(self) -> None:
@@ -190,14 +186,16 @@ class Regrouping:
         """
         facts, ranks = self._loop.facts, self._ranks
         facts.spares = {*ranks.spares, *ranks.coming}
-        seen = [fault.iteration for fault in facts.faults] + [word.iteration for word in self._stopped.values()]
-        seen += [pulse.iteration for pulse in self._loop.pulses.values()]
+        words: list[Fault | Stopped | Pulse] = [*facts.faults, *self._stopped.values(), *self._loop.pulses.values()]
+        seen = [word.iteration for word in words]
         assert self._episode is not None, "a judgement without a fault"
         self._episode.reached = max(self._episode.reached, *seen, 0)
+        again = self._judged == ranks.generation  # nothing was tried in between, so nothing has failed once more
+        progress, self._judged = Progress() if again else self._progress, ranks.generation
         decision = judge(
             facts,
             budgets=self._budgets,
-            progress=self._progress,
+            progress=progress,
             now=time.monotonic(),
             iteration=max(seen, default=None),
             gate=self._way.gate(),

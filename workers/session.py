@@ -261,8 +261,9 @@ class Session(Surviving):
         self._wait_at(engine, key)
 
     def _wait_at(self, engine: Engine, key: GateKey, after: int = 0) -> None:
-        before = self._note(f"waiting at {key}")
+        before = self._note(f"arriving at {key}")
         self.send(Arrived, gate=key, after=after, **self._reports.of(engine, self.worker))
+        self._note(f"waiting at {key}")  # only now: what it brings may hang on a device
         while not isinstance(order := self.mailbox.get(), Release):
             self._carry_out(order)
         assert order.gate == key, f"released from {order.gate} while waiting at {key}"

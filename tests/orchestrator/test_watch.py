@@ -69,7 +69,14 @@ def hung(found: list[Hang | Straggler]) -> list[tuple[int, str, bool]]:
 # -------------------------------------------------------------------- what ranks do
 SETS_UP = ("starting", "building the program", "joining the process group", "loading the checkpoint", "going back to ")
 WAITS = ("waiting at ", "waiting for the next generation", "finished", "failed", "leaving")
-WORKS = ("training", "evaluating with ", "calling ", "planning a checkpoint", "copying the state for a checkpoint")
+WORKS = (
+    "training",
+    "arriving at ",
+    "evaluating with ",
+    "calling ",
+    "planning a checkpoint",
+    "copying the state for a checkpoint",
+)
 
 
 def test_every_phase_of_a_rank_is_known_as_setting_up_waiting_or_work() -> None:
