@@ -131,8 +131,11 @@ class World:
     def _hear(self, came: Incoming) -> Incoming:
         if not isinstance(came, Pulse):
             self.note("driver hears", came)
+        started_later = self.config.workers["count"] + self.config.workers["spares"]
         if isinstance(came, Fault) and came.kind == "user":
-            self.users.append(came.failure.text)
+            reserve = came.worker >= started_later and came.phase.startswith("building")
+            if not reserve:  # one that can't build is a reserve that is lost: the same program was built before
+                self.users.append(came.failure.text)
         return came
 
     def _standing(self) -> str:
