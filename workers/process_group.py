@@ -83,6 +83,8 @@ def form(
     _generation = _Generation(links, datetime.timedelta(seconds=timeout))
     if membership.generation <= _cut_up_to:
         links.sever()
+    if device.type == "cuda":
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")  # else torch ends the process after an abort
     hook = sys.excepthook
     try:
         keys = links.meet_at(_line_to(store, min(timeout, CONNECTING)))
@@ -147,7 +149,9 @@ def sever(generation: int | None = None) -> int:
 def leave() -> None:
     """Let go of all groups; does nothing without any. After a fault it does not wait for anybody.
 
-    Drop models that were wrapped, optimizers and exceptions before: they refer to groups.
+    Drop models that were wrapped, optimizers and exceptions before: they refer to groups, whose threads live on with
+    them. A thread of gloo that is still letting go of its last collective while the interpreter ends asks for the GIL,
+    and that aborts the process (one end in thirty on a busy machine, if nobody leaves).
     """
     global _generation
     generation, _generation = _generation, None
@@ -217,14 +221,17 @@ def _meet(membership: Membership, keys: Store, limit: float) -> None:
 
 
 def _abort_accelerators() -> None:
-    """Abort NCCL's communicators, which no socket frees; torch still knows the groups afterwards."""
-    if not (dist.is_available() and dist.is_nccl_available()):
+    """Abort NCCL's communicators, which wait on the device; torch still knows the groups afterwards."""
+    if not dist.is_nccl_available():
         return
-    for group in sorted(_world.pg_names, key=lambda group: _world.pg_names[group], reverse=True):
-        for kind in group._device_types:
-            backend = group._get_backend(kind)
-            if isinstance(backend, dist.ProcessGroupNCCL):
-                backend.abort()
+    groups = sorted(_world.pg_names, key=lambda group: _world.pg_names[group], reverse=True)  # on all ranks alike
+    backends = [group._get_backend(kind) for group in groups for kind in group._device_types]
+    communicators = [backend for backend in backends if isinstance(backend, dist.ProcessGroupNCCL)]
+    if communicators:
+        communicators[-1]._group_start()  # as one, since one abort may wait for another
+        for communicator in communicators:
+            communicator.abort()
+        communicators[-1]._group_end()
 
 
 def _forget_meshes() -> None:

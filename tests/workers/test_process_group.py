@@ -6,7 +6,12 @@ import functools
 import os
 import signal
 import socket
+import sys
 import threading
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -314,11 +319,17 @@ def hang_for_good():
     process_group._generation.links._ends.clear()
 
 
+def is_reducing():
+    frame = sys._current_frames()[threading.main_thread().ident]
+    return any(call.name == "all_reduce" for call in traceback.extract_stack(frame))
+
+
 def test_leaving_does_not_wait_for_a_collective_that_hangs():
     with members(2) as (group, store):
         one, other = group
         together(group, form, 2, store)
         one.begin(reduce_for_ever, 0)
+        wait_until(lambda: one.at_once(is_reducing), LIMIT, "a collective waits for the other rank")
         one.at_once(hang_for_good)
         one.at_once(process_group.sever)
         one.at_once(process_group.leave)
@@ -352,6 +363,24 @@ def test_groups_made_later_get_the_timeout_and_are_cut_too():
         assert error_of(group[0]) == "communication"
 
 
+def threads_of_gloo():
+    return [name for task in Path("/proc/self/task").iterdir() if "gloo" in (name := (task / "comm").read_text())]
+
+
+def work_and_leave(rank, store):
+    form(rank, 2, store)
+    for _ in range(20):
+        dist.all_reduce(torch.ones(1))  # nobody here holds the tensor: the last to let it go is gloo's thread
+    before = threads_of_gloo()
+    process_group.leave()
+    return len(before) > 0, threads_of_gloo()
+
+
+def test_no_thread_of_gloo_is_left_that_could_meet_the_end_of_the_interpreter():
+    with members(2) as (group, store):
+        assert together(group, work_and_leave, store) == [(True, [])] * 2
+
+
 def ten_generations(rank, store):
     """Threads, descriptors and pages after each."""
     seen = []
@@ -377,3 +406,39 @@ def test_ten_generations_leave_no_thread_and_no_descriptor():
             assert len(set(threads)) == 1, threads
             assert len(set(descriptors)) == 1, descriptors
             assert memory[-1] - memory[0] < 8 << 20, memory
+
+
+class Communicator:
+    """In place of NCCL, which needs devices: notes what is asked of it."""
+
+    asked: ClassVar = []
+
+    def __init__(self, name):
+        self._name = name
+
+    def __getattr__(self, request):
+        return lambda: self.asked.append((self._name, request))
+
+
+class GroupOnDevices:
+    _device_types = (torch.device("cpu"), torch.device("cuda"))
+
+    def __init__(self, name):
+        self._backends = {"cpu": object(), "cuda": Communicator(name)}
+
+    def _get_backend(self, device):
+        return self._backends[device.type]
+
+
+def test_communicators_of_devices_are_aborted_as_one_and_in_one_order(monkeypatch, store):
+    address = ("127.0.0.1", store.port)
+    member = Membership(generation=0, rank=0, world_size=1)
+    process_group.form(member, address, torch.device("cpu"), "127.0.0.1", timeout=LIMIT)
+    names = {GroupOnDevices(name): name for name in ("0", "1")}
+    with monkeypatch.context() as patch:
+        patch.setattr(dist, "is_nccl_available", lambda: True)
+        patch.setattr(dist, "ProcessGroupNCCL", Communicator, raising=False)
+        patch.setattr(process_group, "_world", SimpleNamespace(pg_names=names))
+        process_group.sever()
+    process_group.leave()
+    assert Communicator.asked == [("0", "_group_start"), ("1", "abort"), ("0", "abort"), ("0", "_group_end")]
