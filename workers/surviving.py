@@ -53,7 +53,7 @@ class Surviving(Serving):
             return  # raised by a program that stopped the first one's unwinding
         kind, self.error = fault_kind(error), error
         if kind == "communication":  # a peer is gone: the others shall hear of it, and this rank can go on
-            process_group.sever()
+            process_group.sever(self.membership.generation)
             self._wanted, self._out = max(self._wanted, self.membership.generation + 1), True
             if self._aborted > self.membership.generation:
                 raise Retreat from error
@@ -77,7 +77,7 @@ class Surviving(Serving):
         for engine in self._engines():
             engine.set_boundary(_retreat)
         # A group that still moves is not cut: of its own the rank hears in a moment, if it hears at all.
-        self._knife = threading.Timer(GRACE, process_group.sever)
+        self._knife = threading.Timer(GRACE, process_group.sever, (generation - 1,))
         self._knife.daemon = True
         self._knife.start()
 
