@@ -78,9 +78,12 @@ class Watching:
 
     # ---------------------------------------------------------------- what comes
     def _hear(self, pulse: Pulse) -> None:
+        members = self._ranks.members
+        if pulse.worker not in members:  # a spare, which may say the number of a rank that is another's
+            return
         self._watch.hear(
             Beat(
-                rank=pulse.rank,
+                rank=members.index(pulse.worker),
                 phase=pulse.phase,
                 iteration=pulse.iteration,
                 progress=pulse.moves,
