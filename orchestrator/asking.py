@@ -48,8 +48,9 @@ class Asking:
         self._cut: int | None = None  # order id of a cut that is being agreed on, or was
         self._proposals: dict[int, int] = {}  # rank → the iteration that it answered
         loop.handle({Answer: self._on_answer})
-        self._back_to: int | None = None  # iteration of an open cut to which ranks that went back shall come again
+        self._back_to: int | None = None  # iteration of a cut to which ranks that went back shall come again
         self._next = False  # whether another cut is wanted after that
+        gates.cut = self.cut
         gates.cut_reached, gates.cut_reached_again = self.cut_reached, self.cut_reached_again
 
     def ask(
@@ -181,7 +182,8 @@ class Asking:
         """
         wanted, self._cut = self._cut is not None and self._back_to is None, None
         self._next |= wanted
-        cuts = [gate.key for gate in self._gates.open if gate.key.event == CUT]
+        ways = [self._gates.ended_at, *(gate.key for gate in self._gates.open)]
+        cuts = [key for key in ways if key is not None and key.event == CUT]
         self._back_to = cuts[-1].count if cuts and cuts[-1] != at else None
         if self._back_to is not None or self._next:
             self._next &= self._back_to is not None
@@ -191,9 +193,9 @@ class Asking:
         """All ranks stand at the cut: the next one is another."""
         self._cut = None
 
-    def cut_reached_again(self) -> None:
-        """Ranks that went back are at the open cut: if another one was wanted, it is agreed on now."""
-        if self._back_to is not None:
+    def cut_reached_again(self, iteration: int) -> None:
+        """Ranks that went back are at a cut once more: if another one was wanted, it is agreed on now."""
+        if self._back_to == iteration:
             self._back_to = self._cut = None
             if self._next:
                 self._next = False

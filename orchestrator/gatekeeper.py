@@ -12,13 +12,14 @@ from dataclasses import replace
 
 from orchestrator.bus import EventBus
 from orchestrator.cluster_events import Payload
-from orchestrator.errors import GateMismatchError, RankfireError, SpecError
+from orchestrator.errors import GateMismatchError, RankfireError, SpecError, TrainingError
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.loop import Loop
 from orchestrator.passed import Given, OpenGate, PassedGate, PassedGates
 from orchestrator.ranks import Ranks
 from orchestrator.roll_call import Asked, Observations, RollCall, parted
+from orchestrator.verdict import by_failure, tell_failures
 from workers.events import Events
 from workers.messages import Arrived, Finished, Observed, Report
 from workers.orders import Release
@@ -44,8 +45,10 @@ class Gatekeeper:
         self.finished: dict[int, Finished] = {}
         self.then: Then = "go on"  # what the trainer is told at its next release; "interrupt" is told at a cut only
         self.at_cut: Callable[[], None] | None = None  # called at a cut, while all ranks wait
+        self.ended_at: GateKey | None = None  # where the trainer was first told to end
+        self.cut: Callable[[], None] = lambda: None  # has ranks stand after one common iteration
         self.cut_reached: Callable[[], None] = lambda: None  # called before it: the next cut is another
-        self.cut_reached_again: Callable[[], None] = lambda: None  # called when ranks that went back are there again
+        self.cut_reached_again: Callable[[int], None] = lambda count: None  # called when ranks are at one once more
         self.open: list[OpenGate] = []  # gates whose handlers are running, outermost first
         self.passed = PassedGates()
         self.came_back: Callable[[GateKey], None] = lambda key: None  # called when ranks pass a gate once more
@@ -90,7 +93,7 @@ class Gatekeeper:
         Raises:
             SpecError: there is one.
         """
-        keys = [gate.key for gate in self.open]
+        keys = [gate.key for gate in self.open if gate.present]
         begun = [key for key in keys if key.engine == TRAINER and key.event == Events.ITERATION_STARTED.key]
         if begun:
             raise SpecError(
@@ -149,6 +152,17 @@ class Gatekeeper:
                 raise
             raise ended from error
 
+    @contextmanager
+    def _elsewhere(self) -> Iterator[None]:
+        """Inside this block the trainer's state is that of where the ranks are; then what it was before."""
+        state, journal, samples = self._buses[TRAINER].state, self._journal, self.samples
+        place, metrics = (state.iteration, state.epoch, state.epoch_length), dict(state.metrics)
+        yield
+        state.iteration, state.epoch, state.epoch_length = place
+        journal.iteration, journal.epoch, self.samples = state.iteration, state.epoch, samples
+        state.metrics.clear()
+        state.metrics.update(metrics)
+
     # ---------------------------------------------------------------- what comes
     def _on_arrived(self, message: Arrived) -> None:
         self._roll_call.arrive(message.rank, message.gate, message)
@@ -160,7 +174,10 @@ class Gatekeeper:
             if known := [gate for gate in self.open if gate.key == key]:
                 self._come_back(known[0], after)
             elif (passed := self.passed.get(key)) is not None:
-                self._pass_again(passed, after)
+                self._pass_again(passed, after, reports)
+            elif key.event == CUT and self.open:  # on the way back to a gate that is open
+                with self._elsewhere():
+                    self._open(key, reports)
             else:
                 self._open(key, reports)
 
@@ -198,7 +215,9 @@ class Gatekeeper:
             self._fire(key, reports)
         self.wait_present()
         self.open.pop()
-        told = key.engine == TRAINER and (key.event == CUT or self.then != "interrupt")
+        told = key.engine == TRAINER and self.then != "interrupt"
+        if key.event == CUT:  # one on the way back to where more was done already tells nothing
+            told = outermost and self.ended_at in (None, key)
         metrics = dict(self._buses[key.engine].state.metrics)
         if outermost:
             self.clock(runs=True)
@@ -213,8 +232,12 @@ class Gatekeeper:
         iteration = self._buses[TRAINER].state.iteration
         self.passed.add(key, PassedGate(iteration=iteration, given=lasting, release=release))
         self._ranks.order_all(release)
+        if release.then != "go on":
+            self.ended_at = self.ended_at or key
+        elif outermost and self.then == "interrupt":
+            self.cut()  # if one was passed on the way back to this gate, nothing was told there
 
-    def _pass_again(self, gate: PassedGate, after: int) -> None:
+    def _pass_again(self, gate: PassedGate, after: int, reports: Mapping[int, Arrived]) -> None:
         """Ranks that went back are at a gate that was passed: they are told what they were told then."""
         if not self._give_again(gate.given, after):
             return
@@ -222,8 +245,13 @@ class Gatekeeper:
         if outermost:
             self._life.enter(Phase.GATE)
         self.open.append(OpenGate(key=gate.release.gate, given=list(gate.given)))
-        self.came_back(gate.release.gate)
-        self.wait_present()
+        with self._elsewhere():
+            if gate.release.gate.event == CUT:
+                self.cut_reached_again(gate.release.gate.count)
+            self._take_position(gate.release.gate, reports)
+            self._buses[gate.release.gate.engine].state.metrics.update(gate.release.metrics)
+            self.came_back(gate.release.gate)
+            self.wait_present()
         self.open.pop()
         if outermost:
             self._life.enter(Phase.RUNNING)
@@ -235,7 +263,7 @@ class Gatekeeper:
             return
         gate.present = True
         if gate.key.event == CUT:
-            self.cut_reached_again()
+            self.cut_reached_again(gate.key.count)
         if gate.given and not gate.given[-1].done:
             self.give(gate.given[-1])
 
@@ -259,7 +287,20 @@ class Gatekeeper:
             self.repeated.remove(again)
             if self._ranks.generation != generation:
                 return False
+            self._check_again(given, again)
         return True
+
+    def _check_again(self, given: Given, again: Given) -> None:
+        """What went well must go well again: else the ranks differ from now on.
+
+        Raises:
+            TrainingError: it raised on a rank.
+        """
+        failed = {rank: answer.failure for rank, answer in again.answers.items() if answer.failure is not None}
+        if failed and all(answer.failure is None for answer in given.answers.values()):
+            ranks, first = by_failure(failed)[0]
+            text = f"{given.what}, given again after a fault: {tell_failures(failed)}"
+            raise self._loop.end(TrainingError(text, ranks=ranks, traceback=first.traceback))
 
     def _fire(self, key: GateKey, reports: Mapping[int, Report]) -> None:
         """Reduce what the ranks brought, and run the handlers due."""

@@ -226,7 +226,7 @@ class Regrouping:
         decision = judge(
             facts,
             budgets=self._budgets,
-            progress=self._progress,
+            progress=self._progress if self._stage == "stop" else Progress(),  # of one episode it is told once
             now=time.monotonic(),
             iteration=max(seen, default=None),
             gate=self._way.gate(),

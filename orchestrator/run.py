@@ -222,7 +222,8 @@ class Run:
         if self.watching is not None:
             self.watching.begin()
         self.asking.regroup(self._at)
-        if self._cut_wanted or (self.stop_reason is not None and not self.gates.open):
+        ends = self.stop_reason is not None and self.gates.ended_at is None
+        if self._cut_wanted or (ends and not self.gates.open):
             self.asking.cut()
         self._cut_wanted = False
 

@@ -79,9 +79,12 @@ class Watching:
 
     # ---------------------------------------------------------------- what comes
     def _hear(self, pulse: Pulse) -> None:
+        members = self._ranks.members
+        if pulse.worker not in members:  # a spare, which has a rank's number too
+            return
         self._watch.hear(
             Beat(
-                rank=pulse.rank,
+                rank=members.index(pulse.worker),
                 phase=pulse.phase,
                 iteration=pulse.iteration,
                 progress=pulse.moves,
