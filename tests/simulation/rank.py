@@ -1,4 +1,4 @@
-"""A simulated rank: like `workers/session.py` and `workers/rewinding.py` builds, joins, trains, serves and goes back."""
+"""A simulated rank: builds, joins, trains, serves, goes back, as `workers/session.py` and `workers/rewinding.py` do."""
 
 from __future__ import annotations
 
