@@ -7,7 +7,7 @@ compiles what its handlers need into gates (the ranks wait) and watches (they re
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -21,7 +21,7 @@ from workers.events import Event, EventExpression, Events, counts_only
 from workers.parcels import TRAINER
 from workers.tracebacks import is_ours, text_of
 
-__all__ = ["EventBus", "users_code"]
+__all__ = ["EventBus", "expressions_of", "users_code"]
 
 BLOCKING = frozenset(
     event.key
@@ -206,6 +206,14 @@ def users_code(where: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:  # sys.exit() in a handler is the user's, as on a rank
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise HandlerError.in_handler(_culprit(error), where, what, traceback=text_of(error)) from error
+
+
+def expressions_of(
+    buses: Mapping[str, EventBus], of: Callable[[EventBus], EventExpression | None]
+) -> dict[str, EventExpression]:
+    """What the buses need of the ranks, by engine: their gates, or their watches."""
+    found = ((name, of(bus)) for name, bus in buses.items())
+    return {name: expression for name, expression in found if expression is not None}
 
 
 def _at(expression: EventExpression, base: Event) -> EventExpression:

@@ -7,10 +7,10 @@ Raised all over the driver; caught by `orchestrator/cli/main.py` and by users.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
+from orchestrator.wording import explain, name_ranks, no_engine, too_late
 from workers.errors import RankfireError
 
 __all__ = [
@@ -43,57 +43,6 @@ def exit_code_of(error: RankfireError) -> int:
     code = getattr(error, "exit_code", 1)
     assert isinstance(code, int), f"exit_code of {type(error).__name__} must be an int, is {code!r}"
     return code
-
-
-def explain(where: str, *, expected: str, received: str, mend: str) -> str:
-    """Word a user's mistake in the four parts that every such error has.
-
-    Args:
-        where: dotted path, `file:line` or call; may be empty when the caller puts it in front.
-        expected: what stands there in a correct input.
-        received: what stood there.
-        mend: what to do instead.
-
-    Returns:
-        `WHERE: expected EXPECTED, received RECEIVED; MEND`.
-
-    Example:
-        >>> explain("train.max_epochs", expected="a whole number", received="'ten' (str)", mend="write 10")
-        "train.max_epochs: expected a whole number, received 'ten' (str); write 10"
-    """
-    return (f"{where}: " if where else "") + f"expected {expected}, received {received}; {mend}"
-
-
-def no_engine(where: str, name: str, known: Iterable[str]) -> str:
-    """Word the name of an engine that the program does not have."""
-    names = list(known)
-    near = difflib.get_close_matches(str(name), names, n=1)
-    mend = f"did you mean {near[0]!r}?" if near else "name one of them"
-    expected = f"an engine of the program ({', '.join(map(repr, names))})"
-    return explain(where, expected=expected, received=repr(name), mend=mend)
-
-
-def too_late(where: str, what: str) -> str:
-    """Word a registration after the ranks have been told what to report; `what` they do with it now, in words."""
-    return explain(
-        where,
-        expected="handlers to be registered before the run starts",
-        received=f"one in a started run, whose ranks {what}",
-        mend="register it before run()",
-    )
-
-
-def name_ranks(ranks: Iterable[int]) -> str:
-    """Name ranks in words: `rank 3`, `ranks 0-2, 5`."""
-    spans: list[list[int]] = []
-    for rank in sorted(set(ranks)):
-        if spans and rank == spans[-1][1] + 1:
-            spans[-1][1] = rank
-        else:
-            spans.append([rank, rank])
-    words = [str(first) if first == last else f"{first}-{last}" for first, last in spans]
-    several = len(words) > 1 or any("-" in word for word in words)
-    return ("ranks " if several else "rank ") + ", ".join(words)
 
 
 class SpecError(RankfireError):

@@ -12,15 +12,16 @@ from dataclasses import replace
 
 from orchestrator.bus import EventBus
 from orchestrator.cluster_events import Payload
-from orchestrator.errors import GateMismatchError, RankfireError, SpecError, TrainingError
+from orchestrator.errors import GateMismatchError, RankfireError, SpecError
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.loop import Loop
 from orchestrator.passed import Given, OpenGate, PassedGate, PassedGates
 from orchestrator.ranks import Ranks
 from orchestrator.roll_call import Asked, Observations, RollCall, parted
-from orchestrator.verdict import by_failure, tell_failures
+from orchestrator.verdict import of_repetition
 from workers.events import Events
+from workers.left_behind import LeftBehind
 from workers.messages import Arrived, Finished, Observed, Report
 from workers.orders import Release
 from workers.parcels import CUT, TRAINER, GateKey, Then
@@ -54,6 +55,7 @@ class Gatekeeper:
         self.came_back: Callable[[GateKey], None] = lambda key: None  # called when ranks pass a gate once more
         self.asked: list[Asked] = []  # orders that are being carried out, outermost first; kept by who gives them
         self.repeated: list[Given] = []  # orders that ranks which went back carry out again, outermost first
+        self.left_behind: list[LeftBehind] = []  # by ranks whose place nobody took
         self.samples = 0  # consumed by all ranks, as of the last report of all of them
         self._loop = loop
         self._ranks = ranks
@@ -172,12 +174,9 @@ class Gatekeeper:
             key, reports = self._roll_call.take()
             after = min(report.after for report in reports.values())
             if known := [gate for gate in self.open if gate.key == key]:
-                self._come_back(known[0], after)
+                self._come_back(known[0], after, reports)
             elif (passed := self.passed.get(key)) is not None:
                 self._pass_again(passed, after, reports)
-            elif key.event == CUT and self.open:  # on the way back to a gate that is open
-                with self._elsewhere():
-                    self._open(key, reports)
             else:
                 self._open(key, reports)
 
@@ -214,6 +213,7 @@ class Gatekeeper:
         else:
             self._fire(key, reports)
         self.wait_present()
+        self._loop.check()  # a handler that swallowed what ended the run does not keep it alive
         self.open.pop()
         told = key.engine == TRAINER and self.then != "interrupt"
         if key.event == CUT:  # one on the way back to where more was done already tells nothing
@@ -237,31 +237,33 @@ class Gatekeeper:
         elif outermost and self.then == "interrupt":
             self.cut()  # if one was passed on the way back to this gate, nothing was told there
 
-    def _pass_again(self, gate: PassedGate, after: int, reports: Mapping[int, Arrived]) -> None:
+    def _pass_again(self, gate: PassedGate, after: int, reports: Mapping[int, Report]) -> None:
         """Ranks that went back are at a gate that was passed: they are told what they were told then."""
         if not self._give_again(gate.given, after):
             return
         outermost = not self.open
         if outermost:
             self._life.enter(Phase.GATE)
-        self.open.append(OpenGate(key=gate.release.gate, given=list(gate.given)))
+        key = gate.release.gate
+        self.open.append(OpenGate(key=key, given=list(gate.given)))
         with self._elsewhere():
-            if gate.release.gate.event == CUT:
-                self.cut_reached_again(gate.release.gate.count)
-            self._take_position(gate.release.gate, reports)
-            self._buses[gate.release.gate.engine].state.metrics.update(gate.release.metrics)
-            self.came_back(gate.release.gate)
+            if key.event == CUT:
+                self.cut_reached_again(key.count)
+            self._take_position(key, reports)
+            self._buses[key.engine].state.metrics.update(gate.release.metrics)
+            self.came_back(key)
             self.wait_present()
         self.open.pop()
         if outermost:
             self._life.enter(Phase.RUNNING)
         self._ranks.order_all(gate.release)
 
-    def _come_back(self, gate: OpenGate, after: int) -> None:
+    def _come_back(self, gate: OpenGate, after: int, reports: Mapping[int, Report]) -> None:
         """Ranks that went back are at a gate whose handler is still running: it goes on, and never learns."""
         if not self._give_again(gate.lasting(), after):
             return
         gate.present = True
+        self._take_position(gate.key, reports)  # on their way they may have stood at a cut
         if gate.key.event == CUT:
             self.cut_reached_again(gate.key.count)
         if gate.given and not gate.given[-1].done:
@@ -287,20 +289,9 @@ class Gatekeeper:
             self.repeated.remove(again)
             if self._ranks.generation != generation:
                 return False
-            self._check_again(given, again)
+            if again.failures and not given.failures:  # the ranks differ from now on
+                raise self._loop.end(of_repetition(given.what, again.failures))
         return True
-
-    def _check_again(self, given: Given, again: Given) -> None:
-        """What went well must go well again: else the ranks differ from now on.
-
-        Raises:
-            TrainingError: it raised on a rank.
-        """
-        failed = {rank: answer.failure for rank, answer in again.answers.items() if answer.failure is not None}
-        if failed and all(answer.failure is None for answer in given.answers.values()):
-            ranks, first = by_failure(failed)[0]
-            text = f"{given.what}, given again after a fault: {tell_failures(failed)}"
-            raise self._loop.end(TrainingError(text, ranks=ranks, traceback=first.traceback))
 
     def _fire(self, key: GateKey, reports: Mapping[int, Report]) -> None:
         """Reduce what the ranks brought, and run the handlers due."""
@@ -309,7 +300,8 @@ class Gatekeeper:
         bus = self._buses[key.engine]
         self._take_position(key, reports)
         in_order = [reports[rank] for rank in sorted(reports)]
-        packs = [report.packs for report in in_order]
+        gone = [one.packs for one in self.left_behind if one.epoch == in_order[0].epoch and key.engine == TRAINER]
+        packs = [*(report.packs for report in in_order), *gone]
         bus.state.metrics.update(reduce_packs(packs, self._ranks.empty_metrics(key.engine)))
         bus.state.output = reduce_numbers([report.output for report in in_order])
         if key.engine == TRAINER and key.event == Events.EPOCH_COMPLETED.key:
@@ -322,4 +314,5 @@ class Gatekeeper:
         state.iteration, state.epoch, state.epoch_length = first.iteration, first.epoch, first.epoch_length
         if key.engine == TRAINER:
             self._journal.iteration, self._journal.epoch = first.iteration, first.epoch
-            self.samples = sum(report.samples for report in reports.values())
+            gone = sum(one.samples for one in self.left_behind)
+            self.samples = gone + sum(report.samples for report in reports.values())

@@ -33,7 +33,7 @@ from orchestrator.streams import Line, Streams
 from workers.actor import RankActor
 from workers.orders import Leave, Order, acts_at_once
 from workers.rank import Place
-from workers.stacks import stacks_of, state_of
+from workers.stacks import stacks_of_all, state_of
 
 __all__ = ["LEASE", "RayGroup"]
 
@@ -45,9 +45,10 @@ GONE = 6.0  # seconds for processes to be gone: Ray gives a killed worker 5 s
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One worker of the group: its actor, once it has one, and where it shall not live."""
+    """One worker: its actor, once it has one; the node of its place, if it is known; where it shall not live."""
 
     actor: Any = None
+    home: str | None = None
     numbers: Iterator[int] = field(default_factory=itertools.count)
     avoid: set[str] = field(default_factory=set)
     tries: int = 1
@@ -79,20 +80,25 @@ class RayGroup:
         self.size = workers.count + workers.spares
         self._cluster = Cluster(cluster, workers)
         self._places: Places | None = None
-        self._nodes = Nodes()
-        self._arguments = (roots, dict(environment or {}), lease)
+        self._nodes = Nodes(died=self._node_died)
+        self._roots = roots
+        self._environment = dict(environment or {})
+        self._lease = lease
         self._inbox = Inbox()
-        self._streams = Streams(self._inbox, beat=lease / BEATS, may_return=(ActorUnavailableError,))
+        self._streams = Streams(
+            self._inbox, beat=lease / BEATS, may_return=(ActorUnavailableError,), home=self._nodes.port
+        )
         self._clerk: ThreadPoolExecutor | None = None  # its one thread waits for the cluster, in the order of asking
         self._members: dict[int, Member] = {}
         self._known: set[int] = set()  # ids of all workers that there ever were
         self._here = ""
+        self._stopping = False
 
     def start(self) -> None:
         """Ask for all places; the actors start as soon as they are there."""
         self._cluster.start()
         self._here = self._cluster.node()
-        self._places = Places(self._workers, alone=self._cluster.ours)
+        self._places = Places(self._workers, one_node=self._cluster.one_node)
         self._nodes.start()
         self._streams.start()
         self._clerk = ThreadPoolExecutor(1, thread_name_prefix="rankfire-places")
@@ -143,11 +149,18 @@ class RayGroup:
 
     def stacks(self, workers: Collection[int]) -> dict[int, str]:
         """Those on this node are looked at from here, others by a process on their node."""
-        places = {worker: self._streams.places.get(worker) for worker in workers}
         found = {worker: "no stacks: it has not said where it is" for worker in workers}
-        found |= {n: stacks_of(place.pid) for n, place in places.items() if place and place.node == self._here}
-        elsewhere = {n: (place.node, place.pid) for n, place in places.items() if place and place.node != self._here}
-        return found | self._nodes.stacks(elsewhere)
+        pids: dict[str, dict[int, int]] = {}  # node → worker → its process
+        for worker in workers:
+            if (place := self._streams.places.get(worker)) is not None:
+                pids.setdefault(place.node, {})[worker] = place.pid
+        if here := pids.pop(self._here, None):
+            seen = stacks_of_all(here.values())
+            found |= {worker: seen[pid] for worker, pid in here.items()}
+        with ThreadPoolExecutor(max(len(pids), 1)) as looks:
+            for seen in looks.map(lambda node: self._nodes.stacks(node, pids[node], self._actors_on(node)), pids):
+                found |= seen
+        return found
 
     def draining(self) -> Mapping[str, float]:
         """Nodes that were said to be taken away: id → seconds left."""
@@ -172,6 +185,7 @@ class RayGroup:
                 if member.actor is not None and worker not in self._streams.ended:
                     self.order(worker, Leave())
             self._wait_ended(grace)
+        self._stopping = True
         if self._places is not None and self._clerk is not None:
             self._places.stopping.set()
             self._clerk.shutdown(wait=True, cancel_futures=True)  # nobody starts anything any more
@@ -221,21 +235,32 @@ class RayGroup:
             num_gpus=bundle.get("GPU", 0),
             resources={name: amount for name, amount in bundle.items() if name not in {"CPU", "GPU"}},
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
-        ).remote(worker, *self._arguments)
+        ).remote(worker, self._roots, self._environment, self._lease)
         actor.run.remote()
-        member.actor = actor
-        again = partial(self._again, worker, home)
+        member.actor, member.home = actor, home
+        again = partial(self._again, worker)
         self._streams.follow(Line(worker=worker, open=actor.events.remote, beat=actor.beat.remote, again=again))
 
-    def _again(self, worker: int, home: str | None, error: BaseException) -> bool:
+    # ---------------------------------------------------------------- in other threads
+    def _again(self, worker: int, error: BaseException) -> bool:
         """Whether a worker never began to live, as on a node that died just then; it is started elsewhere."""
         member = self._members.get(worker)
-        if member is None or member.tries >= TRIES or not _never_ran(error):
+        if member is None or self._stopping or member.tries >= TRIES or not _never_ran(error):
             return False
         member.tries += 1
-        member.avoid |= set() if home is None else {home}
+        member.avoid |= set() if member.home is None else {member.home}
         self._ask([worker], partial(self._place, worker))
         return True
+
+    def _node_died(self, node: str) -> None:
+        """Whoever was to live there would wait for ever; ended now, it never ran, and is started elsewhere."""
+        for worker, member in list(self._members.items()):
+            if member.home == node and worker not in self._streams.places:
+                _end(member)
+
+    def _actors_on(self, node: str) -> list[Any]:
+        places = self._streams.places
+        return [one.actor for worker, one in self._members.items() if worker in places and places[worker].node == node]
 
     # ---------------------------------------------------------------- processes
     def _wait_ended(self, grace: float) -> None:

@@ -178,17 +178,34 @@ class Lease:
 
     def release(self) -> None:
         """Give the run back; afterwards it is free at once. Nothing happens if it is not owned any more."""
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join(timeout=self._me.ttl)
-            self._thread = None
+        self._stop_renewing()
         if self.token:
             _given_back.add(self._me.who)
             with contextlib.suppress(FencedError, OSError):
                 self.check()
                 self._write(replace(self._me, released=True))
 
+    def withdraw(self, remove: Callable[[], None]) -> None:
+        """Give back a run that is nothing yet: it is removed, and this claim with it.
+
+        Args:
+            remove: removes all that the run has.
+
+        Raises:
+            FencedError: it is not owned any more, and nothing was removed.
+        """
+        self._stop_renewing()  # else the claim would be written again
+        self.check()
+        remove()
+        self.token = 0
+
     # ---------------------------------------------------------------- within
+    def _stop_renewing(self) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join(timeout=self._me.ttl)
+            self._thread = None
+
     def _see_it_gone(self, token: int, owner: Owner, tell: Callable[[str], None]) -> None:
         """Watch an owner for as long as it says; returns if it did not move."""
         if standing(owner, self._me.machine, _status) == "held":

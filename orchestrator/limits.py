@@ -23,7 +23,6 @@ class Limits:
         epoch_length: iterations of an epoch; None: one pass over the data.
         start_timeout: seconds within which all workers must be up, and then joined; while they build or load a
             checkpoint, seconds after which the user is told who is still at it.
-        collective_timeout: seconds after which a collective that does not end is an error.
 
     Raises:
         SpecError: not exactly one of max_epochs and max_iters, or a number that is not positive and whole.
@@ -33,7 +32,6 @@ class Limits:
     max_iters: int | None = None
     epoch_length: int | None = None
     start_timeout: float = 60.0
-    collective_timeout: float = 600.0
 
     def __post_init__(self) -> None:
         if (self.max_epochs is None) == (self.max_iters is None):

@@ -60,12 +60,16 @@ class Loop:
         Raises:
             RankfireError: what ended the run; again and again, so that no handler can swallow it.
         """
-        if self._verdict is not None:
-            raise self._verdict
+        self.check()
         self.tick()
         came = self.group.take(timeout)
         if came is not None and (not isinstance(came, Message) or self.fresh(came)):
             self._handlers[type(came)](came)
+
+    def check(self) -> None:
+        """Raise what ended the run, if it has ended."""
+        if self._verdict is not None:
+            raise self._verdict
 
     def tick(self) -> None:
         """Look at the clock: whoever does something at times does it now."""

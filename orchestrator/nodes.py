@@ -1,4 +1,4 @@
-"""What the driver learns of the cluster's nodes: which are about to be taken away, and stacks of processes elsewhere.
+"""What the driver learns of the nodes: which are about to be taken away, where they listen, stacks of processes there.
 
 All of it may hang while the cluster's head (GCS) is away, and some of Ray's own calls even end the process then; so
 whoever calls here waits for a bounded time, and gets words, or what was known before.
@@ -6,32 +6,43 @@ whoever calls here waits for a bounded time, and gets words, or what was known b
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from workers.stacks import stacks_of
+from workers.stacks import stacks_of_all
 
 __all__ = ["Nodes"]
 
 POLL = 0.5  # seconds between two looks for nodes that are draining
 ANSWER = 2.0  # seconds that the head has for one answer
-ELSEWHERE = 3.0  # seconds for stacks from other nodes: a process must be started there
+SELDOM = 6  # looks for draining nodes for one at all nodes, of which there may be many
+NEIGHBOURS = 1.0  # seconds that a node's workers have to look at each other
+ELSEWHERE = 3.0  # seconds for a process that is started on another node to look
 
 _logger = logging.getLogger(__name__)
 
 
 class Nodes:
-    """The nodes of the cluster, from `start` to `stop`."""
+    """The nodes of the cluster, from `start` to `stop`.
 
-    def __init__(self) -> None:
+    Args:
+        died: told the id of each node that the cluster has given up, in the thread that looks.
+    """
+
+    def __init__(self, died: Callable[[str], None] = lambda _: None) -> None:
+        self._died = died
+        self._dead: set[str] = set()
         self._deadlines: dict[str, float] = {}  # node id → on the wall clock, in seconds
+        self._ports: dict[str, tuple[str, int]] = {}  # node id → where its raylet listens
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -48,28 +59,24 @@ class Nodes:
         """
         return {node: max(deadline - time.time(), 0.0) for node, deadline in list(self._deadlines.items())}
 
-    def stacks(self, processes: Mapping[int, tuple[str, int]]) -> dict[int, str]:
-        """Stacks of processes on other nodes.
+    def port(self, node: str) -> tuple[str, int] | None:
+        """Where a node listens as long as it is one: address and port of its raylet, if they are known."""
+        return self._ports.get(node)
+
+    def stacks(self, node: str, pids: Mapping[int, int], neighbours: Collection[Any]) -> dict[int, str]:
+        """Stacks of processes on another node, within a bounded time.
 
         Args:
-            processes: worker → id of its node, and its process id there.
+            node: its id.
+            pids: worker → process id there.
+            neighbours: actors on that node, each of which can look at all of them if it is well.
         """
         found: dict[int, str] = {}
-        looks = [
-            threading.Thread(target=self._look, args=(worker, node, pid, found), daemon=True)
-            for worker, (node, pid) in processes.items()
-        ]
-        for look in looks:
-            look.start()
-        until = time.monotonic() + ELSEWHERE + 0.5
-        for look in looks:
-            look.join(max(until - time.monotonic(), 0.0))
-        return {
-            worker: found.get(
-                worker, f"no stacks of pid {pid}: node {node[:12]} does not answer within {ELSEWHERE:g} s"
-            )
-            for worker, (node, pid) in processes.items()
-        }
+        look = threading.Thread(target=self._look, args=(node, list(pids.values()), neighbours, found), daemon=True)
+        look.start()
+        look.join(NEIGHBOURS + ELSEWHERE)
+        missing = f"node {node[:12]} does not answer"
+        return {worker: found.get(pid, f"no stacks of pid {pid}: {missing}") for worker, pid in pids.items()}
 
     def stop(self) -> None:
         """Look no more."""
@@ -78,17 +85,22 @@ class Nodes:
             self._thread.join(ANSWER + 1.0)
             self._thread = None
 
-    def _look(self, worker: int, node: str, pid: int, found: dict[int, str]) -> None:
-        """Have a process on that node look at that one; it needs no CPU of its own."""
-        try:
-            there = ray.remote(num_cpus=0, max_retries=0)(stacks_of).options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-            )
-            found[worker] = ray.get(there.remote(pid), timeout=ELSEWHERE)
-        except ray.exceptions.GetTimeoutError:
-            return
-        except Exception as error:  # the node may be gone, in any of Ray's ways to say so
-            found[worker] = f"no stacks of pid {pid}: node {node[:12]} can't be asked ({type(error).__name__})"
+    def _look(self, node: str, pids: list[int], neighbours: Collection[Any], found: dict[int, str]) -> None:
+        """Ask those who are there; if nobody answers, have a process started there, which takes a second or more."""
+        asked: list[Any] = [actor.stacks.remote(pids) for actor in neighbours]
+        until = time.monotonic() + NEIGHBOURS
+        while asked and not found:
+            ready, asked = ray.wait(asked, timeout=max(until - time.monotonic(), 0.0))
+            if not ready:
+                break
+            with contextlib.suppress(ray.exceptions.RayError):
+                found.update(ray.get(ready[0]))
+        if not found:
+            pinned = NodeAffinitySchedulingStrategy(node, soft=False)
+            there = ray.remote(num_cpus=0, max_retries=0)(stacks_of_all).options(scheduling_strategy=pinned)
+            with contextlib.suppress(ray.exceptions.RayError):  # too late, or the node is gone
+                seen: dict[int, str] = ray.get(there.remote(pids), timeout=ELSEWHERE)
+                found.update(seen)
 
     def _watch(self, address: str) -> None:
         """Ray has no public way to ask; of its private ones, this one survives a head that is away."""
@@ -97,11 +109,22 @@ class Nodes:
         except Exception as error:  # another version's
             _logger.warning("this Ray does not tell which nodes are draining", exc_info=error)
             return
-        while not self._stopping.wait(POLL):
+        for look in itertools.count():
             try:
-                draining: Mapping[str, int] = client.get_draining_nodes(timeout=ANSWER)
+                self._deadlines |= {
+                    node: deadline / 1000.0 if deadline else math.inf
+                    for node, deadline in client.get_draining_nodes(timeout=ANSWER).items()
+                }
+                if look % SELDOM == 0:
+                    self._take_in(client.get_all_node_info(timeout=ANSWER))
             except Exception as error:  # Ray has several for a head that is away
                 _logger.debug("the head did not answer", exc_info=error)
-                continue
-            for node, deadline in draining.items():
-                self._deadlines[node] = deadline / 1000.0 if deadline else math.inf
+            if self._stopping.wait(POLL):
+                return
+
+    def _take_in(self, nodes: Mapping[Any, Any]) -> None:
+        self._ports |= {node.hex(): (info.node_manager_address, info.node_manager_port) for node, info in nodes.items()}
+        for node, info in nodes.items():
+            if info.state == info.DEAD and node.hex() not in self._dead:
+                self._dead.add(node.hex())
+                self._died(node.hex())

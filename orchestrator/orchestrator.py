@@ -17,6 +17,7 @@ from orchestrator.handlers.evaluate import Evaluate
 from orchestrator.handlers.progress import Progress
 from orchestrator.limits import Limits
 from orchestrator.ordering import Ordering
+from orchestrator.parts import Parts
 from orchestrator.ranks import Ranks
 from orchestrator.resume import Resume, StartFrom
 from orchestrator.run import Run
@@ -24,7 +25,7 @@ from orchestrator.settings import Settings
 from orchestrator.spec import JobSpec, RecoverySpec, WorkersSpec
 from orchestrator.specfile import load_spec
 from orchestrator.target import load_target
-from orchestrator.training import Parts, RunResult, train
+from orchestrator.training import RunResult, train
 from workers.handlers.terminate_on_nan import TerminateOnNan
 from workers.tracebacks import text_of
 
@@ -227,6 +228,8 @@ class Orchestrator(Ordering):
         run.loop.on_pulse = self._progress.pulse
         run.stand, run.gates.came_back = self._at_cut, self._came_back
         run.recovered = self._recovered
+        if run.moving is not None:
+            run.moving.save = self._save_where_it_stands
         run.built = partial(self._check_names, run.ranks)
         run.saver.committed, run.saver.failed = self._committed, self._save_failed
         for handler in self._attached:

@@ -234,8 +234,13 @@ class Ordering(Registrations):
         waiting, self._at_boundary = self._at_boundary, []
         for function in waiting:
             self._call_hook("a boundary", function)
+        if run.interrupted:
+            self._save_where_it_stands()
+
+    def _save_where_it_stands(self) -> None:
+        """Save at a cut, if the job saves at all and this is not saved yet."""
         configured = any(isinstance(handler, Checkpoint) for handler in self._attached)
-        if run.interrupted and configured and self.saved_at() != self.state.iteration:
+        if configured and self.saved_at() != self.state.iteration:
             self.checkpoint()
 
     def _recovered(self) -> None:

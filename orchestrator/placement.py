@@ -1,8 +1,9 @@
 """Find or start the cluster, see that it can hold the workers, and reserve a place for each of them.
 
 Every worker has a placement group of its own, so that the place of one that is lost can be given back by itself: Ray
-would move the place of a lost node elsewhere, and keep it there for nobody. At the start the places are first asked for
-as one group, so that a run gets all of them or none, laid out as it wants; then they are exchanged one by one.
+would move the place of a lost node elsewhere, and keep it there for nobody. At the start, where there are several
+nodes, the places are first asked for as one group, so that a run gets all of them or none, laid out as it wants; then
+they are exchanged one by one.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class Cluster:
     def __init__(self, cluster: ClusterSpec, workers: WorkersSpec) -> None:
         self._cluster = cluster
         self._workers = workers
-        self._owned = False  # whether we connected, so that we disconnect
-        self._started = False
+        self.one_node = False  # whether one node is all there is
+        self._owned = False
         self._print = builtins.print  # Ray puts its own in its place when it first tells of a worker
         self._environment: dict[str, str | None] = {}  # what Ray, or we for it, would leave in this process
 
@@ -61,13 +62,10 @@ class Cluster:
             StartError: there is no cluster at the address; names `cluster.address` or RAY_ADDRESS, as it was given.
         """
         self._connect()
+        nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
+        self.one_node = len(nodes) == 1 and not self._cluster.autoscale
         if not self._cluster.autoscale:
-            check_capacity(self._workers, [node["Resources"] for node in _nodes() if node["Alive"]])
-
-    @property
-    def ours(self) -> bool:
-        """Whether this Ray was started here for this run, so that nobody else is in it and all of it is one node."""
-        return self._started
+            check_capacity(self._workers, nodes)
 
     def shortage(self) -> str:
         """What is free at the moment, in words, for an error."""
@@ -86,7 +84,7 @@ class Cluster:
         """End the connection, and Ray with it if it was started here."""
         if self._owned:
             ray.shutdown()
-            self._owned = self._started = False
+            self._owned = False
             builtins.print = self._print
             for name, value in self._environment.items():
                 if value is None:
@@ -123,7 +121,6 @@ class Cluster:
             configure_logging=False,
             log_to_driver=True,
         )
-        self._started = True
 
 
 class Places:
@@ -131,12 +128,12 @@ class Places:
 
     Args:
         workers: how many, what each reserves, and how they are laid out.
-        alone: whether nobody else could take a place meanwhile and all are on one node.
+        one_node: whether there is nothing to lay out.
     """
 
-    def __init__(self, workers: WorkersSpec, *, alone: bool) -> None:
+    def __init__(self, workers: WorkersSpec, *, one_node: bool) -> None:
         self._workers = workers
-        self._alone = alone
+        self._one_node = one_node
         self._gang: PlacementGroup | None = None
         self._own: dict[int, PlacementGroup] = {}
         self.stopping = threading.Event()
@@ -148,7 +145,7 @@ class Places:
             placed: called for each worker, with its place and the id of its node if that is known.
         """
         count, homes = self._workers.count + self._workers.spares, {}
-        if not self._alone:
+        if not self._one_node:
             self._gang = placement_group([bundle_of(self._workers)] * count, strategy=self._workers.placement)
             while not self._gang.wait(LOOK):
                 if self.stopping.is_set():
@@ -178,7 +175,14 @@ class Places:
 
     def ready(self) -> bool:
         """Whether all places that were asked for are there by now."""
-        return self._gang is None and all(group.wait(0) for group in list(self._own.values()))
+        for worker, group in list(self._own.items()):
+            try:
+                there = bool(group.wait(0))
+            except Exception:  # Ray's only one for a group that was removed
+                there = self._own.get(worker) is not group
+            if not there:
+                return False
+        return self._gang is None
 
     def stop(self) -> None:
         """Give all places back."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from orchestrator.cluster_events import Payload, WorkerJoined
 from orchestrator.errors import StartError, name_ranks
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
@@ -40,6 +41,7 @@ class Ranks:
         coming: workers that were started later, and have not built yet.
         ready: called with each of these when it has built.
         told: called with the ranks to which an order goes.
+        tell: called with each cluster event.
         late: called when they do not join in time after a fault; whether another generation is tried then.
     """
 
@@ -49,6 +51,7 @@ class Ranks:
         self.spares: list[int] = []
         self.coming: set[int] = set()
         self.ready: Callable[[int], None] = lambda worker: None
+        self.tell: Callable[[Payload], None] = lambda payload: None
         self.late: Callable[[], bool] = lambda: False
         self.told: Callable[[list[int]], None] = lambda ranks: None
         self._loop = loop
@@ -61,6 +64,7 @@ class Ranks:
         self._joined: set[int] = set()
         self._started = 0  # workers ever started: the next one's id
         self._build: Callable[[Membership], Build] | None = None
+        self._program: Built | None = None
         loop.handle({Hello: self._on_hello, Built: self._on_built, Joined: self._on_joined})
 
     # ---------------------------------------------------------------- the start
@@ -95,12 +99,14 @@ class Ranks:
             lambda: self._members.keys() - self._built.keys(),
             patient=True,
         )
+        self._program = self._built[self._workers[0]]
 
     def join(
         self,
         store: tuple[str, int] | None,
         *,
         timeout: float,
+        forming: float = 15.0,
         load: LoadPoint | None = None,
         rewinds: Mapping[int, Rewind] | None = None,
     ) -> None:
@@ -109,6 +115,7 @@ class Ranks:
         Args:
             store: where they meet.
             timeout: of a collective, in seconds.
+            forming: of forming the group, in seconds.
             load: the checkpoint that all take up.
             rewinds: rank → the snapshot that it takes up instead.
         """
@@ -120,6 +127,7 @@ class Ranks:
                     membership=self._members[worker],
                     store=store,
                     timeout=timeout,
+                    forming=forming,
                     load=load,
                     rewind=None if rewinds is None else rewinds[rank],
                 ),
@@ -133,12 +141,22 @@ class Ranks:
         )
 
     def tell_joined(self, workers: Collection[int] | None = None) -> None:
-        """Write down who has joined, all or some."""
+        """Write down and tell who has joined, all or some."""
         for rank, worker in enumerate(self._workers):
             if workers is None or worker in workers:
                 place, device = self._loop.facts.places[worker], self._built[worker].device
                 self._journal.write(
                     "WORKER_JOINED", rank=rank, pid=place.pid, node=place.node, host=place.host, device=device
+                )
+                self.tell(
+                    WorkerJoined(
+                        rank=rank,
+                        pid=place.pid,
+                        node=place.node,
+                        host=place.host,
+                        device=device,
+                        generation=self.generation,
+                    )
                 )
 
     # ---------------------------------------------------------------- after the start
@@ -219,13 +237,20 @@ class Ranks:
         """Fingerprint of the trainer's data; empty if it has no global order."""
         return dict(self._first.data)
 
+    @property
+    def state(self) -> tuple[str, ...]:
+        """Names of the entries of the program's state."""
+        return tuple(self._built[self._workers[0]].state_bytes)
+
     def empty_metrics(self, engine: str) -> dict[str, object]:
         """Empty copies of the metrics attached to an engine."""
         return dict(self._first.metrics.get(engine, {}))
 
     @property
     def _first(self) -> Built:
-        return self._built[self._workers[0]]
+        """What rank 0 built at the start; what others build is the same."""
+        assert self._program is not None, "nothing was built yet"
+        return self._program
 
     def _until(
         self, done: Callable[[], bool], step: str, missing: Callable[[], set[int]], *, patient: bool = False
@@ -253,7 +278,7 @@ class Ranks:
                     notice(f"still waiting for {name_ranks(ranks)} to {step}")
                     continue
                 free = self._loop.group.shortage() if step == "start" else None
-                raise StartError.late(ranks, step=step, seconds=self._timeout, free=free)
+                raise self._loop.end(StartError.late(ranks, step=step, seconds=self._timeout, free=free))
 
     def _on_hello(self, message: Hello) -> None:
         self._loop.facts.places[message.worker] = message.place

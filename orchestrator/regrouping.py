@@ -7,13 +7,14 @@ again, and never learns. A fault in the middle of this begins it anew. What to d
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Literal
 
 from orchestrator.budgets import Budgets, Progress
-from orchestrator.causes import Cause, cause_of
-from orchestrator.cluster_events import Payload, Recovered, WorkerLost, WorldResized
+from orchestrator.causes import cause_of
+from orchestrator.cluster_events import Recovered, WorkerLost, WorldResized
+from orchestrator.episode import Episode, Way, keep_newest
+from orchestrator.errors import RankfireError
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.loop import Loop
@@ -22,53 +23,17 @@ from orchestrator.ranks import Ranks
 from orchestrator.recovery import Placement, Stop, choose_snapshot, judge, place_losses
 from orchestrator.reserves import Reserves
 from orchestrator.spec import RecoverySpec
+from workers.left_behind import left_behind
 from workers.messages import Built, Fault, Hello, Message, Observed, Pulse, Saved, SnapshotTaken, Stopped
 from workers.orders import Abort
-from workers.parcels import GateKey, LoadPoint, Rewind, SnapshotLabel
+from workers.parcels import LoadPoint, Rewind, SnapshotLabel
 
-__all__ = ["Regrouping", "Way"]
+__all__ = ["Regrouping"]
 
-KEPT = 3  # snapshots of a rank of which its own part is kept here: one more than the rank holds
 TIMELESS = (Pulse, Saved, SnapshotTaken, Observed, Hello, Built)
 """What is true of a worker, of its state, or of its past, whatever generation it is in; what it has observed since the
 snapshot to which it goes back, it will tell once more."""
 _IN_TRAINING = {Phase.JOINING, Phase.RECOVERING, Phase.RUNNING, Phase.GATE}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """What regrouping needs of the run around it.
-
-    Args:
-        join: have the ranks form their group; gets the rewinds by rank, or the checkpoint to load.
-        regrouped: called when the ranks have joined, with the workers that were lost, and where training goes on.
-        checkpoint: the newest valid checkpoint; None if there is none.
-        go: have them train.
-        gate: at which the ranks stand; None: at none.
-        samples: iteration → what it is given, in words.
-        pause: called when the ranks stop.
-        tell: called with each cluster event.
-    """
-
-    join: Callable[[dict[int, Rewind] | None, LoadPoint | None], None]
-    regrouped: Callable[[Collection[int], SnapshotLabel | None], None]
-    checkpoint: Callable[[], LoadPoint | None]
-    go: Callable[[], None]
-    gate: Callable[[], GateKey | None]
-    samples: Callable[[int], str]
-    pause: Callable[[], None]
-    tell: Callable[[Payload], None]
-
-
-@dataclass(slots=True)
-class Episode:
-    """One fault, and what came of it while it was being mended."""
-
-    began: float
-    reached: int = 0  # the farthest iteration in which a rank was
-    lost: dict[int, tuple[int, str]] = field(default_factory=dict)  # worker → the rank that it was, and how it went
-    causes: list[Cause] = field(default_factory=list)
-    late: bool = False  # whether it was begun anew since they did not join
 
 
 class Regrouping:
@@ -107,6 +72,7 @@ class Regrouping:
         self._unblock = unblock
         self._budgets = Budgets(spec.restarts)
         self._progress = Progress()
+        self._judged = -1  # the generation that was judged last
         self._own: dict[int, dict[SnapshotLabel, bytes]] = {}  # worker → its own part of snapshots, oldest first
         self._stopped: dict[int, Stopped] = {}
         self._gone: set[int] = set()  # workers that were given up: whatever they still say is not heard
@@ -128,11 +94,7 @@ class Regrouping:
         return timeless or message.generation == self._ranks.generation
 
     def _on_snapshot(self, message: SnapshotTaken) -> None:
-        known = self._own.setdefault(message.worker, {})
-        known.pop(message.label, None)
-        known[message.label] = message.own
-        while len(known) > KEPT:
-            del known[next(iter(known))]
+        keep_newest(self._own.setdefault(message.worker, {}), message.label, message.own)
 
     def _on_stopped(self, message: Stopped) -> None:
         self._stopped[message.worker] = message
@@ -154,7 +116,10 @@ class Regrouping:
         if any(fault.kind != "communication" for fault in facts.faults):
             return False
         if self._stage is None:
-            self.mend()
+            try:
+                self.mend()
+            except RankfireError as error:  # of storage, or of ranks that do not join
+                raise self._loop.end(error) from error
         elif self._stage == "place":  # nobody has joined the new generation yet: it will be without these
             self._settle()
         return True
@@ -178,6 +143,8 @@ class Regrouping:
         before = self._ranks.members
         members = [placement.workers[rank] for rank in range(placement.world_size)]
         rewinds, load = self._way_back(placement, before)
+        for old in set(range(len(before))) - set(placement.takes.values()):
+            self._episode.untaken[before[old]] = self._own.get(before[old], {})
         self._ranks.deal(members)
         for rank, old in placement.takes.items():  # who takes a place has what its holder told, until it tells itself
             self._own[members[rank]] = dict(self._own.get(before[old], {}))
@@ -207,8 +174,8 @@ class Regrouping:
             self._loop.pump(timeout=max(0.0, min(0.1, until - time.monotonic())))
             if time.monotonic() > until:
                 facts.hung.update(waiting)
-                for worker in waiting:
-                    facts.lost[worker] = f"it did not let go within {self._unblock:g} s of a fault elsewhere"
+                words = f"it did not let go within {self._unblock:g} s of a fault elsewhere"
+                facts.lost.update(dict.fromkeys(waiting, words))
                 break
 
     def _settle(self) -> None:
@@ -219,14 +186,16 @@ class Regrouping:
         """
         facts, ranks = self._loop.facts, self._ranks
         facts.spares = {*ranks.spares, *ranks.coming}
-        seen = [fault.iteration for fault in facts.faults] + [word.iteration for word in self._stopped.values()]
-        seen += [pulse.iteration for pulse in self._loop.pulses.values()]
+        words: list[Fault | Stopped | Pulse] = [*facts.faults, *self._stopped.values(), *self._loop.pulses.values()]
+        seen = [word.iteration for word in words]
         assert self._episode is not None, "a judgement without a fault"
         self._episode.reached = max(self._episode.reached, *seen, 0)
+        again = self._judged == ranks.generation  # nothing was tried in between, so nothing has failed once more
+        progress, self._judged = Progress() if again else self._progress, ranks.generation
         decision = judge(
             facts,
             budgets=self._budgets,
-            progress=self._progress if self._stage == "stop" else Progress(),  # of one episode it is told once
+            progress=progress,
             now=time.monotonic(),
             iteration=max(seen, default=None),
             gate=self._way.gate(),
@@ -266,6 +235,8 @@ class Regrouping:
         """
         until = time.monotonic() + self._reserves.patience
         while True:
+            if self._loop.facts.building & self._ranks.coming:  # it is up, and a build may rightly take long
+                until = time.monotonic() + self._reserves.patience
             members = dict(enumerate(self._ranks.members))
             lost = [rank for rank, worker in members.items() if worker in self._gone]
             placement = place_losses(
@@ -308,6 +279,9 @@ class Regrouping:
         self._ranks.tell_joined([worker for worker in now if worker not in before])
         seconds = time.monotonic() - episode.began
         label = rewinds[0].label if rewinds else None
+        for own in episode.untaken.values():
+            if label in own:
+                self._way.leave_behind(left_behind(own[label]))
         self._journal.write(
             "RECOVERED",
             generation=self._ranks.generation,

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from orchestrator.causes import cause_of
+from orchestrator.cluster_events import WorkerLost
 from orchestrator.journal import Journal
 from orchestrator.loop import Loop
 from orchestrator.notice import notice
@@ -83,8 +85,12 @@ class Reserves:
 
     def lose(self, worker: int, cause: str) -> None:
         """A worker is lost that held no rank."""
+        place = self._loop.facts.places.get(worker)
+        pid, node, host = (None, None, None) if place is None else (place.pid, place.node, place.host)
+        why = cause_of(cause, draining=worker in self._loop.facts.draining, hung=False)
         self._loop.group.kill(worker)
         self._ranks.forget(worker)
+        self._ranks.tell(WorkerLost(rank=None, cause=why, text=cause, pid=pid, node=node, host=host))
         self._journal.write("SPARE_LOST", worker=worker, cause=cause)
         self._failures += 1
         more = "" if self._failures < FAILURES else "; no more are started until one is"

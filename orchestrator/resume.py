@@ -5,14 +5,16 @@ Called by `training.py` when the run is owned and before any worker starts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from orchestrator.checkpoints.references import find
 from orchestrator.checkpoints.registry import Committed, Registry
 from orchestrator.checkpoints.verify import damage
 from orchestrator.errors import CheckpointError, SpecError, explain
 from orchestrator.limits import Limits
+from workers.data.fingerprint import fingerprint_mismatch
 from workers.parcels import LoadPoint
 from workers.storage import Storage
 
@@ -21,7 +23,10 @@ __all__ = [
     "StartFrom",
     "already_done",
     "changed_versions",
+    "check_data",
+    "dropped",
     "newest",
+    "newest_load",
     "refuse_existing",
     "set_aside",
     "starting_point",
@@ -69,6 +74,17 @@ class StartFrom:
 
     checkpoint: str
     state: tuple[str, ...] = ("model",)
+
+
+def newest_load(registry: Registry, tell: Callable[[str], None]) -> LoadPoint | None:
+    """The newest valid checkpoint, for ranks that have no snapshot to go back to; None if there is none.
+
+    Args:
+        registry: the run's checkpoints.
+        tell: called with a sentence for each newer one that was refused.
+    """
+    point = newest(registry, Resume(), tell)
+    return None if point is None else LoadPoint(url=point.url, world_size=point.manifest.world_size)
 
 
 def newest(registry: Registry, resume: Resume, tell: Callable[[str], None]) -> Committed | None:
@@ -165,6 +181,23 @@ def changed_versions(then: Mapping[str, str], now: Mapping[str, str]) -> str | N
     return ", ".join(changed) or None
 
 
+def dropped(then: Iterable[str], now: Collection[str]) -> str | None:
+    """What a checkpoint holds of which the program knows nothing any more, in words; None if there is nothing.
+
+    Args:
+        then: names of the entries of the checkpoint's state.
+        now: those of the program's.
+
+    Example:
+        >>> dropped(["model", "ema"], ["model", "optimizer"])
+        "its state 'ema' is dropped, since the program has none of that name"
+    """
+    gone = sorted(set(then) - set(now))
+    return (
+        f"its state {', '.join(map(repr, gone))} is dropped, since the program has none of that name" if gone else None
+    )
+
+
 def already_done(point: Committed, limits: Limits) -> str | None:
     """What is done of a run that has nothing left to do, and how it would go on; None if something is left.
 
@@ -207,3 +240,28 @@ def _holds(home: Storage, name: str) -> bool:
         return home.size(name) > 0
     except FileNotFoundError:
         return False
+
+
+def check_data(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
+    """See that a position in the data means what it meant: it does only if the data is the same.
+
+    Args:
+        then: fingerprint of the data of the checkpoint that training goes on from; None if it begins.
+        now: that of the program.
+
+    Raises:
+        SpecError: it is other data.
+    """
+    if then is None:
+        return
+    if bool(then) != bool(now):
+        kinds = {
+            True: "a map-style data set, whose order the checkpoint knows",
+            False: "data with an order of its own",
+        }
+        expected, received = kinds[bool(then)] + ", as in the checkpoint", kinds[bool(now)].partition(",")[0]
+        mend = "give the same data, or run under another run id"
+        raise SpecError(explain("run: data", expected=expected, received=received, mend=mend))
+    wrong = fingerprint_mismatch(then, now)
+    if wrong is not None:
+        raise SpecError(f"run: {wrong}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib import import_module
 from typing import Any
 
@@ -16,7 +16,8 @@ from orchestrator.asking import Asking
 from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Registry
 from orchestrator.cluster_events import Payload
-from orchestrator.errors import FencedError, RankfireError, RunInterrupted, SpecError, TrainingError, explain, no_engine
+from orchestrator.episode import Way
+from orchestrator.errors import FencedError, RankfireError, RunInterrupted, SpecError, TrainingError, no_engine
 from orchestrator.exchange import Group, Interrupt, LeaseLost
 from orchestrator.gatekeeper import Gatekeeper
 from orchestrator.journal import Journal
@@ -26,14 +27,15 @@ from orchestrator.loop import Loop
 from orchestrator.moving import Moving
 from orchestrator.notice import notice
 from orchestrator.ranks import Ranks
-from orchestrator.regrouping import Regrouping, Way
+from orchestrator.regrouping import Regrouping
 from orchestrator.reserves import Reserves
+from orchestrator.resume import check_data
+from orchestrator.samples import samples_of
 from orchestrator.saving import Saver
 from orchestrator.settings import Settings
 from orchestrator.timeouts import Timeouts
 from orchestrator.verdict import Facts
 from orchestrator.watching import Watching
-from workers.data.fingerprint import fingerprint_mismatch
 from workers.events import Events
 from workers.orders import Build, Go
 from workers.parcels import TRAINER, GateKey, LoadPoint, Rewind, SnapshotLabel
@@ -94,36 +96,46 @@ class Run:
         self.asking = Asking(self.loop, self.ranks, self.gates)
         self.saver = Saver(self.loop, self.asking, registry, self.ranks)
         self._store: tuple[str, int] | None = None
+        self._timeouts = Timeouts.of(settings.recovery.hang_timeout)
         self.moving: Moving | None = None
         self.watching: Watching | None = None
         if group.needs_store:
-            way = Way(
-                join=self._join,
-                regrouped=self._regrouped,
-                checkpoint=self._checkpoint,
-                go=self._go,
-                gate=lambda: self.gates.open[-1].key if self.gates.open else None,
-                samples=lambda iteration: "",
-                pause=self._pause,
-                tell=self.tell,
-            )
-            self.reserves = Reserves(self.loop, self.ranks, journal, settings.workers, patience=limits.start_timeout)
-            timeouts = Timeouts.of(settings.recovery.hang_timeout)
-            regrouping = Regrouping(
-                self.loop,
-                self.life,
-                self.ranks,
-                self.reserves,
-                journal,
-                way,
-                settings.recovery,
-                unblock=timeouts.unwind,
-            )
-            self.moving = Moving(self.loop, self.ranks, self.reserves, regrouping, self.gates, self.cut)
-            self.watching = Watching(self.loop, self.ranks, regrouping, journal, settings.home, timeouts, self.tell)
-            self.watching.leaving = self.moving.leave
+            self._outlive_faults(settings)
+        self.ranks.tell = self.tell
         self.gates.at_cut = self._at_cut
         self.loop.handle({Interrupt: self._interrupt, LeaseLost: self._fenced})
+
+    def _outlive_faults(self, settings: Settings) -> None:
+        """Have lost ranks replaced, hangs found, and the world moved and resized."""
+        way = Way(
+            join=self._join,
+            regrouped=self._regrouped,
+            checkpoint=self._checkpoint,
+            go=self._go,
+            gate=lambda: self.gates.open[-1].key if self.gates.open else None,
+            samples=lambda iteration: samples_of(self.ranks.data, iteration),
+            leave_behind=self.gates.left_behind.append,
+            pause=self._pause,
+            tell=self.tell,
+        )
+        self.reserves = Reserves(
+            self.loop, self.ranks, self.journal, settings.workers, patience=self._limits.start_timeout
+        )
+        timeouts = self._timeouts
+        regrouping = Regrouping(
+            self.loop,
+            self.life,
+            self.ranks,
+            self.reserves,
+            self.journal,
+            way,
+            settings.recovery,
+            unblock=timeouts.unwind,
+        )
+        self.moving = Moving(self.loop, self.ranks, self.reserves, regrouping, self.gates, self.cut)
+        self.watching = Watching(self.loop, self.ranks, regrouping, self.journal, settings.home, timeouts, self.tell)
+        self.watching.leaving = self.moving.leave
+        self.moving.give_up = lambda: self._interrupt(Interrupt())
 
     def execute(self, load: LoadPoint | None, data: Mapping[str, Any] | None = None) -> None:
         """Start, train, and return when all ranks have finished. The caller stops the group, however this ends.
@@ -152,7 +164,7 @@ class Run:
                 bus.seal()
             self._check_engines()
             self.built()
-            self._check_data(data)
+            check_data(data, self.ranks.data)
             if self.announcement is not None:
                 notice(self.announcement)
             self._store = stack.enter_context(Rendezvous(self.group.address())) if self.group.needs_store else None
@@ -168,9 +180,8 @@ class Run:
         if self.interrupted:
             return  # it ends at the cut
         self.gates.then = "terminate"
-        at_gate = any(gate.key.engine == TRAINER for gate in self.gates.open)
-        if not at_gate and self.life.phase in {Phase.RUNNING, Phase.GATE}:
-            self.asking.cut()
+        if not any(gate.key.engine == TRAINER for gate in self.gates.open):
+            self.cut()
 
     def condemn(self, error: TrainingError) -> None:
         """End training because of what has become of it: nothing of it is saved from here on."""
@@ -193,9 +204,9 @@ class Run:
             handle what comes: arrivals open gates, faults raise    (`Loop.pump`)
         FINISHING: note what was dropped; the state stands where the ranks ended
         """
+        self.gates.clock(runs=True)
         if self.life.phase is Phase.JOINING:  # else a fault while they joined is mended, and they train already
             self._go()
-        self.gates.clock(runs=True)
         while not (self.gates.all_finished and self.saver.idle):
             self.loop.pump()
         self.gates.clock(runs=False)
@@ -207,7 +218,13 @@ class Run:
         state.iteration, state.epoch = last.iteration, last.epoch
 
     def _join(self, rewinds: dict[int, Rewind] | None, load: LoadPoint | None) -> None:
-        self.ranks.join(self._store, timeout=self._limits.collective_timeout, load=load, rewinds=rewinds)
+        self.ranks.join(
+            self._store,
+            timeout=self._timeouts.collective,
+            forming=self._timeouts.forming,
+            load=load,
+            rewinds=rewinds,
+        )
 
     def _go(self) -> None:
         """Have the ranks train; where a gate was open when a fault came, they will come to it again."""
@@ -262,8 +279,7 @@ class Run:
         self.interrupted = True
         self.stop_reason = self.stop_reason or "interrupted"
         self.gates.then = "interrupt"
-        if self.life.phase in {Phase.RUNNING, Phase.GATE}:
-            self.asking.cut()
+        self.cut()
 
     def _fenced(self, lost: LeaseLost) -> None:
         raise self.loop.end(FencedError(lost.text))
@@ -272,36 +288,20 @@ class Run:
         """Write down who was lost, and tell EXCEPTION_RAISED on the driver."""
         for worker, cause in facts.lost.items():
             place = facts.places.get(worker)
-            self.journal.write(
-                "WORKER_LOST",
-                rank=facts.ranks.get(worker),
-                pid=None if place is None else place.pid,
-                node=None if place is None else place.node,
-                cause=cause,
-            )
+            with suppress(FencedError):  # who has lost the run writes nothing more
+                self.journal.write(
+                    "WORKER_LOST",
+                    rank=facts.ranks.get(worker),
+                    pid=None if place is None else place.pid,
+                    node=None if place is None else place.node,
+                    cause=cause,
+                )
         bus = self._buses[TRAINER]
         if bus.listens(Events.EXCEPTION_RAISED):
             try:
                 bus.fire(Events.EXCEPTION_RAISED.key, bus.state.counters[Events.EXCEPTION_RAISED.key] + 1, error)
             except RankfireError as raised:  # it must not hide what it was told of
                 _logger.error("a handler of EXCEPTION_RAISED raised an exception itself", exc_info=raised)
-
-    def _check_data(self, then: Mapping[str, Any] | None) -> None:
-        """A position in the data means the same only if the data is the same."""
-        if then is None:
-            return  # training begins, so it stands nowhere yet
-        now = self.ranks.data
-        if bool(then) != bool(now):
-            kinds = {
-                True: "a map-style data set, whose order the checkpoint knows",
-                False: "data with an order of its own",
-            }
-            expected, received = kinds[bool(then)] + ", as in the checkpoint", kinds[bool(now)].partition(",")[0]
-            mend = "give the same data, or run under another run id"
-            raise SpecError(explain("run: data", expected=expected, received=received, mend=mend))
-        wrong = fingerprint_mismatch(then, now)
-        if wrong is not None:
-            raise SpecError(f"run: {wrong}")
 
     def _check_engines(self) -> None:
         for name in self._buses:

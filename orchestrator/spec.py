@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, GetJsonSchemaHandler, JsonValue, model_validator
+from pydantic import Field, GetJsonSchemaHandler, JsonValue, ValidationInfo, field_validator, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from orchestrator.spec_recovery import RecoverySpec, RestartsSpec, SnapshotsSpec
 from orchestrator.spec_values import (
     Count,
     Cpus,
@@ -23,7 +24,6 @@ from orchestrator.spec_values import (
     Storage,
     Target,
     Text,
-    Tries,
     Workers,
     refuse,
 )
@@ -214,63 +214,6 @@ class StartFromSpec(Section):
         return {"checkpoint": given} if isinstance(given, str) else given
 
 
-class SnapshotsSpec(Section):
-    """Copies of its state that each rank keeps in its own memory, to go back to. `auto` or `off` alone is short."""
-
-    mode: Literal["auto", "off"] = "auto"
-    """auto: at every gate and between; off: none, so that after a loss all go back to the newest checkpoint."""
-    iterations: Count | None = None
-    """Take one after each so many iterations, too; null: as often as it costs at most a hundredth of the time."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def expand_mode(cls, given: object) -> object:
-        """Read a text alone as the mode."""
-        return {"mode": given} if isinstance(given, str) else given
-
-    @model_validator(mode="after")
-    def check_off(self) -> SnapshotsSpec:
-        """Accept a number of iterations only where there are snapshots."""
-        if self.mode == "off" and self.iterations is not None:
-            refuse("no iterations where snapshots are off", "write snapshots: off, or leave mode out")
-        return self
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        """Show editors the short form too."""
-        section = handler.resolve_ref_schema(handler(core_schema))
-        word = {"enum": ["auto", "off"], "description": "Whether there are snapshots."}
-        return {"anyOf": [word, section], "description": section.get("description", "")}
-
-
-class RestartsSpec(Section):
-    """How often a run is recovered, by cause; those of preemption are not counted."""
-
-    crash: Tries = 10
-    """Recoveries from processes that died."""
-    oom: Tries = 2
-    """Recoveries from processes that were ended for lack of memory."""
-    hang: Tries = 5
-    """Recoveries from ranks that stood still."""
-    network: Tries = 10
-    """Recoveries from ranks that lost contact while every process lived."""
-    window: Seconds = 3600.0
-    """Seconds in which these may come; what is longer ago is forgotten."""
-
-
-class RecoverySpec(Section):
-    """What happens when a rank is lost or stands still."""
-
-    on_loss: Literal["recover", "stop"] = "recover"
-    """Replace the rank and go on inside the run, or end the run with an error."""
-    snapshots: SnapshotsSpec = SnapshotsSpec()
-    """What there is to go back to, beside checkpoints: auto, off, or a mapping with iterations."""
-    hang_timeout: Seconds = 300.0
-    """Seconds without progress after which a rank counts as hung; longer than any iteration takes."""
-    restarts: RestartsSpec = RestartsSpec()
-    """How often, before the run ends with an error."""
-
-
 class ClusterSpec(Section):
     """Where the run's workers live."""
 
@@ -313,3 +256,12 @@ class JobSpec(Section):
     """Folder (or URL) under which each run has its folder."""
     cluster: ClusterSpec = ClusterSpec()
     """Where the workers live."""
+
+    @field_validator("storage")
+    @classmethod
+    def check_reach(cls, storage: str, given: ValidationInfo) -> str:
+        """Accept the memory of this process only where it is the only one."""
+        workers = given.data.get("workers")
+        if storage.startswith("memory://") and workers is not None and workers.count:
+            refuse("a folder or URL that every worker reaches", "write for example runs, or workers: 0")
+        return storage

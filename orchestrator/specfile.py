@@ -166,6 +166,7 @@ class Draft:
     def finish(self, roots: Sequence[str] | None) -> JobSpec:
         """Make the spec, or raise everything that is wrong."""
         spec = None
+        self.check_length()
         seen = {path for _, path, _ in self.problems}
         try:
             spec = JobSpec.model_validate(self.data)
@@ -176,6 +177,21 @@ class Draft:
         if spec is None or self.problems:
             raise SpecError(*(self.word(problem) for problem in sorted(self.problems, key=self.order)))
         return spec
+
+    def check_length(self) -> None:
+        """See whether an override lies beside what it should replace: which key gives way, only the user knows."""
+        train = self.data.get("train")
+        length = {key: train.get(key) for key in ("max_epochs", "max_iters")} if isinstance(train, dict) else {}
+        if not length or None in length.values():
+            return
+        overrides = {key: origin for key in length if isinstance(origin := self.origin(("train", key)), str)}
+        if not overrides:
+            return
+        key, label = max(overrides.items(), key=lambda item: self.labels.index(item[1]))
+        other = next(one for one in length if one != key)
+        expected, received = "exactly one of max_epochs and max_iters", f"{key} beside {other}: {show(length[other])}"
+        mend = f"add --set train.{other}=null" if other not in overrides else "leave one of them out"
+        self.complain(label, ("train",), explain("", expected=expected, received=received, mend=mend))
 
     def check_targets(self, roots: Sequence[str] | None) -> None:
         """Ask whether the named functions exist, where the values have the right form."""

@@ -58,14 +58,23 @@ class Streams:
         inbox: where it goes.
         beat: seconds between two signs of life for the workers.
         may_return: errors after which a worker may still be there.
+        home: where a node listens, by its id, if that is known: one that refuses a connection is no node any more.
     """
 
-    def __init__(self, inbox: Inbox, *, beat: float, may_return: tuple[type[BaseException], ...] = ()) -> None:
+    def __init__(
+        self,
+        inbox: Inbox,
+        *,
+        beat: float,
+        may_return: tuple[type[BaseException], ...] = (),
+        home: Callable[[str], tuple[str, int] | None] = lambda _: None,
+    ) -> None:
         self.ended: set[int] = set()
         self.places: dict[int, Place] = {}  # worker → where it said hello
         self._inbox = inbox
         self._beat = beat
         self._may_return = may_return
+        self._home = home
         self._lines: dict[int, Line] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -127,7 +136,7 @@ class Streams:
                 if cause is None or not isinstance(error, asyncio.TimeoutError):  # which only says that it stayed away
                     cause = _cause(error)
                 tried = within is not None and line.items == before
-                if tried or not isinstance(error, self._may_return):
+                if tried or not isinstance(error, self._may_return) or await self._node_is_gone(line.worker):
                     break
             line.epoch += 1
             within = RETURN
@@ -151,6 +160,20 @@ class Streams:
                     line.heard = max(line.heard, number)
             if line.heard - line.acknowledged >= UNHEARD:
                 self._tell(line)
+
+    async def _node_is_gone(self, worker: int) -> bool:
+        place = self.places.get(worker)
+        where = None if place is None else self._home(place.node)
+        if where is None:
+            return False
+        try:
+            _, writer = await asyncio.wait_for(asyncio.open_connection(*where), RETURN / 4)
+        except ConnectionRefusedError:
+            return True
+        except (OSError, asyncio.TimeoutError):  # nobody knows
+            return False
+        writer.close()
+        return False
 
     def _end(self, line: Line, cause: str | None) -> None:
         """The stream is over: `cause` is None if it ended by itself, which it may only when the worker shall leave."""

@@ -9,11 +9,12 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
-from orchestrator.bus import EventBus
-from orchestrator.checkpoints.registry import Committed, Registry
+from orchestrator.bus import EventBus, expressions_of
+from orchestrator.checkpoints.registry import Committed
 from orchestrator.errors import (
     FencedError,
     RunInterrupted,
@@ -24,16 +25,18 @@ from orchestrator.errors import (
 from orchestrator.exchange import Group, LeaseLost
 from orchestrator.group import RayGroup
 from orchestrator.journal import Journal
-from orchestrator.lease import Lease
 from orchestrator.lifecycle import Phase
 from orchestrator.limits import Limits
 from orchestrator.notice import notice
+from orchestrator.parts import Parts
+from orchestrator.refused import nothing_left_if_refused
 from orchestrator.resume import (
     Resume,
-    StartFrom,
     already_done,
     changed_versions,
+    dropped,
     newest,
+    newest_load,
     refuse_existing,
     set_aside,
     starting_point,
@@ -41,17 +44,15 @@ from orchestrator.resume import (
 )
 from orchestrator.run import Run
 from orchestrator.saving import versions
-from orchestrator.settings import Settings
 from orchestrator.signals import Signals
 from orchestrator.splits import Splits
-from workers.events import EventExpression
 from workers.failpoints import TRACE, VARIABLE, failpoint
 from workers.orders import Build
-from workers.parcels import TRAINER, LoadPoint, RankHandler
+from workers.parcels import TRAINER, LoadPoint
 from workers.rank import Membership
 from workers.state import State
 
-__all__ = ["Parts", "RunResult", "train"]
+__all__ = ["RunResult", "train"]
 
 Status = Literal["completed", "terminated"]
 SALVAGE = 10.0  # seconds that a save in flight gets when the run ends with an error
@@ -78,35 +79,6 @@ class RunResult:
     failure: TrainingError | None = None
 
 
-@dataclass(slots=True, kw_only=True)
-class Parts:
-    """What an orchestrator brings to a training.
-
-    Args:
-        settings: the run's settings.
-        buses: per engine, the driver's handlers.
-        handlers: those that run on ranks.
-        lease: the claim to the run.
-        registry: the run's checkpoints.
-        journal: the run's record.
-        stateful: handlers of the driver whose state is in the checkpoints.
-        datasets: Ray data sets by name, of which each rank gets a part.
-        started: called with the run before it starts, so that its owner can give it orders.
-        start_from: what a new run takes from another one.
-    """
-
-    settings: Settings
-    buses: Mapping[str, EventBus]
-    handlers: tuple[RankHandler, ...]
-    lease: Lease
-    registry: Registry
-    journal: Journal
-    stateful: Mapping[str, Any] = field(default_factory=dict)
-    datasets: Mapping[str, Any] = field(default_factory=dict)
-    started: Callable[[Run], None]
-    start_from: StartFrom | None = None
-
-
 def train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     """Train to the end.
 
@@ -114,8 +86,10 @@ def train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
         RankfireError: what ended the run otherwise; its class tells whose fault it was.
     """
     with contextlib.ExitStack() as stack:
+        root, run, journal = parts.settings.root, parts.settings.run, parts.journal
         stack.callback(parts.lease.release)
-        stack.callback(_close, parts.journal)
+        stack.enter_context(nothing_left_if_refused(root, run, parts.lease, lambda: journal.iteration > 0))
+        stack.callback(_close, journal)
         _own(parts, resume)
         return _train(parts, limits, resume)
 
@@ -133,6 +107,8 @@ def _own(parts: Parts, resume: Resume) -> None:
         if settings.text is not None:
             settings.home.replace("spec.yaml", settings.text.encode())
         parts.journal.start(parts.lease.token)
+        if settings.storage.startswith("memory://"):
+            notice(f"run {settings.run!r} is in the memory of this process: nothing of it will be left when that ends")
     except OSError as error:
         raise SystemFailure(f"storage: {settings.home.url} can't be written: {error.strerror or error}") from error
 
@@ -185,10 +161,19 @@ def _begin(parts: Parts, run: Run, point: Committed | None, load: LoadPoint | No
     if point is not None:
         journal.write("RESUMED", checkpoint=point.name)
         run.announcement = f"run {settings.run!r} goes on from checkpoint {point.name}, epoch {point.manifest.epoch}"
+        run.built = partial(_compare_state, run, run.built, point.manifest.state)
     elif load is not None:
         journal.write("STARTED_FROM", checkpoint=load.url, state=load.entries)
     failpoint("load.verified")
     return run
+
+
+def _compare_state(run: Run, built: Callable[[], None], state: Mapping[str, int]) -> None:
+    """When the program is built: after what else is to be checked, tell what of a checkpoint has no place in it."""
+    built()
+    if (told := dropped(state, run.ranks.state)) is not None:
+        run.journal.write("STATE_DROPPED", text=told)
+        run.announcement = f"{run.announcement}; {told}"
 
 
 def _ended_badly(parts: Parts, run: Run, error: BaseException) -> BaseException:
@@ -236,8 +221,10 @@ def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:
         group = LocalGroup(turn=lambda: run.loop.pump(), tick=lambda: run.loop.tick())
     else:
         group = RayGroup(settings.workers, settings.cluster, roots=settings.roots, environment=_environment())
-    gates = _expressions(parts.buses, EventBus.gates)
-    watches = _expressions(parts.buses, EventBus.watches)
+    gates = expressions_of(parts.buses, EventBus.gates)
+    watches = expressions_of(parts.buses, EventBus.watches)
+
+    may_recover = settings.world_size > 1 or settings.workers.elastic  # one alone has nobody who could come back to it
 
     def build(membership: Membership) -> Build:
         return Build(
@@ -250,6 +237,7 @@ def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:
             watches=watches,
             handlers=parts.handlers,
             threads=None if settings.workers.count == 0 else max(1, int(settings.workers.cpus)),
+            snapshots=settings.recovery.snapshots.every if may_recover else None,
             datasets=splits.of(membership),
         )
 
@@ -262,26 +250,13 @@ def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:
         build=build,
         limits=limits,
     )
-    run.newest = lambda: _newest_load(parts)
+    run.newest = lambda: newest_load(parts.registry, notice)
     return run
-
-
-def _newest_load(parts: Parts) -> LoadPoint | None:
-    """The newest valid checkpoint, for ranks of which none has a snapshot left."""
-    point = newest(parts.registry, Resume(), notice)
-    return None if point is None else LoadPoint(url=point.url, world_size=point.manifest.world_size)
 
 
 def _environment() -> dict[str, str]:
     """Variables of this process that the ranks need as well: what is armed here is armed there."""
     return {name: os.environ[name] for name in (VARIABLE, TRACE) if name in os.environ}
-
-
-def _expressions(
-    buses: Mapping[str, EventBus], of: Callable[[EventBus], EventExpression | None]
-) -> dict[str, EventExpression]:
-    found = ((name, of(bus)) for name, bus in buses.items())
-    return {name: expression for name, expression in found if expression is not None}
 
 
 def _begin_at(parts: Parts, resume: Resume) -> tuple[Committed | None, LoadPoint | None]:

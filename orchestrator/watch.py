@@ -23,7 +23,7 @@ SEVERAL_PULSES = 3.0  # seconds
 CALMED = 0.75  # of the ratio at which a straggler is told: below, its episode is over
 
 _WAITING = ("waiting", "finished", "failed", "stopped", "leaving")
-_SETTING_UP = ("starting", "building", "joining", "loading", "restoring")
+_SETTING_UP = ("starting", "building", "joining", "loading", "going back")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,13 +282,13 @@ def _hang(seen: _Seen, how: Literal["silent", "stuck"], seconds: float, *, sure:
 
 
 def _count_steps(seen: _Seen, beat: Beat) -> None:
-    """Measure the steps of a stretch in which it did nothing but train."""
+    """Measure the steps of a stretch of nothing but training, from one pulse with a new iteration to another."""
     began = seen.began
-    if beat.phase != "training":
+    if beat.phase != "training" or beat.iteration < seen.beat.iteration:
         seen.began = None
-    elif began is None or beat.iteration < began.iteration:
+    elif beat.iteration > seen.beat.iteration and began is None:
         seen.began = beat
-    elif beat.iteration > began.iteration and beat.at - began.at >= STRETCH:
+    elif beat.iteration > seen.beat.iteration and began is not None and beat.at - began.at >= STRETCH:
         whole = beat.at - began.at if beat.busy is None or began.busy is None else beat.busy - began.busy
         seen.steps.append(max(whole, 0.0) / (beat.iteration - began.iteration))
         seen.began = beat

@@ -60,7 +60,6 @@ class Watching:
         self._tell = tell
         self._watch = Watch(timeouts)
         self._looked = 0.0
-        self._hangs = 0
         self._on = False
         self._told: set[str] = set()  # nodes of which it is known that they go
         loop.on_tick.append(self._tick)
@@ -124,7 +123,7 @@ class Watching:
     def _mend(self, hangs: list[Hang]) -> None:
         """Write down where every rank stands, name the laggard, end it; if several may be it, all but those let go."""
         members, facts = self._ranks.members, self._loop.facts
-        folder = self._write_stacks(members)
+        folder = self._write_stacks(members, max(hang.iteration for hang in hangs))
         for hang in hangs:
             self._journal.write("HANG_DETECTED", rank=hang.rank, text=str(hang), stacks=folder)
             self._tell(
@@ -139,7 +138,8 @@ class Watching:
                 )
             )
             doubt = "" if hang.sure else ", or waits for one that does"
-            notice(f"rank {hang.rank} hangs{doubt}: {hang}; the stacks of all ranks are in {folder}")
+            where = "" if folder is None else f"; the stacks of all ranks are in {folder}"
+            notice(f"rank {hang.rank} hangs{doubt}: {hang}{where}")
             if hang.sure:
                 facts.hung.add(members[hang.rank])
                 facts.lost[members[hang.rank]] = f"it hung: {hang}"
@@ -148,12 +148,16 @@ class Watching:
         else:
             self._regrouping.mend()
 
-    def _write_stacks(self, members: list[int]) -> str:
-        """The stacks of all ranks, one file each; gives their folder."""
-        self._hangs += 1
-        folder = f"hangs/{self._hangs:03d}-iteration-{self._journal.iteration}"
-        for worker, text in self._loop.group.stacks(members).items():
-            self._home.replace(f"{folder}/rank-{members.index(worker):04d}.txt", text.encode())
+    def _write_stacks(self, members: list[int], iteration: int) -> str | None:
+        """The stacks of all ranks, one file each; gives their folder, None if it can't be written."""
+        folder = f"hangs/{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-iteration-{iteration}"
+        try:
+            for worker, text in self._loop.group.stacks(members).items():
+                with self._home.create(f"{folder}/rank-{members.index(worker):04d}.txt") as file:
+                    file.write(text.encode())
+        except OSError as error:  # of no consequence for the ranks
+            notice(f"the stacks of the ranks can't be written: {error.strerror or error}")
+            return None
         return self._home.locate(folder)
 
     def _look_at_nodes(self) -> None:

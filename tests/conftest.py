@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from multiprocessing.util import Finalize
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import hypothesis
@@ -32,6 +33,9 @@ hypothesis.settings.load_profile("strict")
 PRIVATE = pytest.StashKey[Path]()
 ENVIRONMENT = pytest.StashKey[pytest.MonkeyPatch]()
 CLUSTER_NUMBERS = itertools.count()
+FAST_HEALTH_CHECK = {
+    "initial_delay_ms": "1000", "period_ms": "500", "timeout_ms": "1000", "failure_threshold": "3",
+}  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -103,6 +107,61 @@ def ray_cluster(private_root: Path) -> Iterator[str]:
             ray.shutdown()
             _, alive = psutil.wait_procs(processes, timeout=15)
     assert not alive, f"processes of Ray that outlived ray.shutdown(): {alive}"
+
+
+@pytest.fixture(scope="module")
+def ray_nodes(private_root: Path) -> Iterator[RayNodes]:
+    """A Ray of several nodes on this machine, of this module's own, with nobody connected.
+
+    The head has 4 CPUs; a test adds nodes and may kill them. What the head takes for a dead node it knows in a second.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builtins, "print", print)
+        patch.setenv("RAY_TMPDIR", str(private_root / f"r{next(CLUSTER_NUMBERS)}"))
+        for name, value in FAST_HEALTH_CHECK.items():
+            patch.setenv(f"RAY_health_check_{name}", value)
+        older = session_processes(private_root / "tmp")
+        nodes = RayNodes()
+        try:
+            yield nodes
+        finally:
+            processes = session_processes(private_root / "tmp") - older
+            nodes.stop()
+            _, alive = psutil.wait_procs(processes, timeout=15)
+    assert not alive, f"processes of Ray that outlived their cluster: {alive}"
+
+
+class RayNodes:
+    """Nodes of one cluster."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._addresses = itertools.count(2)
+        self._given = {"include_dashboard": False, "object_store_memory": 80 * 2**20}
+        self._cluster: Any = Cluster()
+        self.head = self.add(4)
+        self.address: str = self._cluster.address
+
+    def add(self, cpus: int) -> Any:
+        """One more node, with an address of its own, which Ray would not give it on one machine."""
+        # Not 127.0.0.1, in whose place Ray puts that of a network card.
+        address = f"127.0.0.{next(self._addresses)}"
+        return self._cluster.add_node(num_cpus=cpus, node_ip_address=address, **self._given)
+
+    def kill(self, node: Any) -> Any:
+        """SIGKILL to a node's raylet, as when a machine goes away; the process, defunct until it is awaited."""
+        raylet = node.all_processes["raylet"][0].process
+        raylet.kill()
+        return raylet
+
+    def remove(self, node: Any) -> None:
+        """End what is left of a node."""
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def stop(self) -> None:
+        """End the cluster."""
+        self._cluster.shutdown()
 
 
 @pytest.fixture(scope="session")

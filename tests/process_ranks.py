@@ -44,6 +44,7 @@ class ProcessGroup:
         cluster: unused, as `roots`' and `environment`'s readers are this machine's own.
         roots: folders that go to the front of the ranks' `sys.path`.
         environment: variables for the ranks.
+        lease: seconds without a word of the driver after which a worker ends itself.
 
     Attributes:
         lines: worker → its process and what carries its words; lost workers are in it, killed ones are not.
@@ -67,12 +68,12 @@ class ProcessGroup:
         *,
         roots: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
+        lease: float = 60.0,
     ) -> None:
         self.size = workers.count + workers.spares
         self.lines: dict[int, Line] = {}
         self.ordered: dict[int, list[Order]] = {}
-        self._roots = roots
-        self._environment = dict(environment or {})
+        self._given = (roots, dict(environment or {}), lease)
         self._inbox = Inbox()
         self._waiting: dict[int, str] = {}  # workers without a place: id → node
 
@@ -171,7 +172,7 @@ class ProcessGroup:
             alive = sum(1 for line in self.lines.values() if not line.ended.is_set())
             if node and (self.places is None or alive < self.places):
                 del self._waiting[worker]
-                self.lines[worker] = Line(worker, node, self._inbox, self._roots, self._environment)
+                self.lines[worker] = Line(worker, node, self._inbox, self._given)
                 for order in self.ordered[worker]:
                     self.lines[worker].order(order)
 
@@ -180,18 +181,19 @@ class Line:
     """One worker's process, and the two threads that carry words to and from it."""
 
     def __init__(
-        self, worker: int, node: str, inbox: Inbox, roots: tuple[str, ...], environment: Mapping[str, str]
+        self, worker: int, node: str, inbox: Inbox, given: tuple[tuple[str, ...], dict[str, str], float]
     ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         self.worker = worker
         self.ended = threading.Event()
         self._inbox = inbox
+        self._beat = given[2] / 4
         self._numbers = itertools.count()
         self._leaving = False
         self._orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._words, theirs = context.Pipe()
-        self._process = context.Process(target=_live, args=(worker, node, roots, dict(environment), theirs))
+        self._process = context.Process(target=_live, args=(worker, node, *given, theirs))
         self._process.start()
         theirs.close()
         self.pid: int = self._process.pid
@@ -214,9 +216,16 @@ class Line:
         self._process.close()
 
     def _send(self) -> None:
+        """Send orders, and in between signs of life."""
         with contextlib.suppress(OSError):  # gone: who hears of it tells
-            for numbered in iter(self._orders.get, None):
+            while (numbered := self._next()) is not None:
                 self._words.send(numbered)
+
+    def _next(self) -> Any:
+        try:
+            return self._orders.get(timeout=self._beat)
+        except queue.Empty:
+            return (-1, None)
 
     def _hear(self) -> None:
         """Take in what the process says until it is gone; a process that was killed in mid-word said nothing."""
@@ -234,23 +243,31 @@ class Line:
 
 
 # ---------------------------------------------------------------- in the worker's process
-def _live(worker: int, node: str, roots: tuple[str, ...], environment: dict[str, str], words: Connection) -> None:
+def _live(
+    worker: int, node: str, roots: tuple[str, ...], environment: dict[str, str], lease: float, words: Connection
+) -> None:
     """What a worker's process does, from its start to its end: as `workers.actor` on Ray."""
     os.environ.update(environment)
     sys.path[:0] = [root for root in roots if root not in sys.path]
+    from workers import failpoints
     from workers.mailbox import Mailbox, Outbox
     from workers.rank import Place
     from workers.session import Session
     from workers.stacks import offer
+    from workers.watchdog import Watchdog
 
+    failpoints.arm(environment.get(failpoints.VARIABLE, ""))  # the fork server has imported it long ago
     offer()
+    watchdog = Watchdog(lease)
+    watchdog.start()
     place = Place(node=node, host=socket.gethostname(), address="127.0.0.1", pid=os.getpid())
     session = Session(worker_id=worker, place=place, outbox=Outbox(), mailbox=Mailbox())
-    threading.Thread(target=_take_orders, args=(session, words), name="control", daemon=True).start()
+    threading.Thread(target=_take_orders, args=(session, watchdog, words), name="control", daemon=True).start()
     training = threading.Thread(target=session.run, name="run", daemon=True)
     training.start()
     with contextlib.suppress(OSError):
         for batch in _stream(session):
+            watchdog.check()
             words.send(batch)
 
 
@@ -265,12 +282,13 @@ def _stream(session: Any) -> Iterator[list[Any]]:
             yield batch
 
 
-def _take_orders(session: Any, words: Connection) -> None:
+def _take_orders(session: Any, watchdog: Any, words: Connection) -> None:
     """Take orders until the driver is gone, which ends this process."""
     try:
         while True:
             number, order = words.recv()
-            if not session.control(order):
+            watchdog.hear()
+            if order is not None and not session.control(order):
                 session.mailbox.put(number, order)
     except (EOFError, OSError):
         os._exit(1)

@@ -19,6 +19,8 @@ from tests.process_ranks import ProcessGroup
 from tests.waiting import wait_until
 from workers import Events
 from workers.messages import Hello
+from workers.stacks import state_of
+from workers.watchdog import EXIT_CODE, now
 
 
 @pytest.fixture
@@ -78,7 +80,8 @@ def test_a_whole_run_trains_evaluates_and_saves(monkeypatch: pytest.MonkeyPatch,
 def test_a_rank_that_is_killed_in_a_run_is_a_lost_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("orchestrator.training.RayGroup", ProcessGroup)
     monkeypatch.setattr(ProcessGroup, "made", [])
-    orchestrator = Orchestrator(programs.linear, run="killed", workers=2, storage=tmp_path)
+    recovery = {"on_loss": "stop"}
+    orchestrator = Orchestrator(programs.linear, run="killed", workers=2, storage=tmp_path, recovery=recovery)
 
     @orchestrator.on(Events.EPOCH_COMPLETED)
     def kill(run: Orchestrator) -> None:
@@ -123,6 +126,21 @@ def test_an_added_worker_waits_for_a_place(group: ProcessGroup, monkeypatch: pyt
 
 def test_the_stacks_of_a_stopped_process_are_seen(group: ProcessGroup) -> None:
     group.signal(0, signal.SIGSTOP)
+    wait_until(lambda: state_of(group.pids[0]) == "T", what="the stop")
     stacks = group.stacks([0, 1])
-    assert "in get (workers" in stacks[1] or "mailbox.py" in stacks[1]
+    assert "mailbox.py" in stacks[1]
     assert "mailbox.py" in stacks[0]
+
+
+def test_a_process_that_was_stopped_beyond_its_lease_ends_when_it_wakes() -> None:
+    group = ProcessGroup(WorkersSpec(count=1), ClusterSpec(), lease=1.0)
+    group.start()
+    try:
+        hello(group)
+        group.signal(0, signal.SIGSTOP)
+        stopped = now()
+        wait_until(lambda: now() - stopped > 1.5, what="the end of the lease")
+        group.signal(0, signal.SIGCONT)
+        assert next_of(group, Lost).cause == f"its process is gone (exit code {EXIT_CODE})"
+    finally:
+        group.stop(grace=0)

@@ -17,7 +17,7 @@ import ray
 from workers.mailbox import Mailbox, Numbered, Outbox
 from workers.orders import Order
 from workers.rank import Place
-from workers.stacks import offer
+from workers.stacks import offer, stacks_of_all
 from workers.watchdog import Watchdog
 
 __all__ = ["RankActor"]
@@ -29,7 +29,7 @@ BEAT = 0.5  # seconds between signs of life
     num_cpus=1,
     max_restarts=0,
     max_task_retries=0,
-    concurrency_groups={"run": 1, "events": 2, "control": 2, "beats": 1},
+    concurrency_groups={"run": 1, "events": 2, "control": 2, "beats": 1, "looks": 1},
 )
 class RankActor:
     """The process that hosts one rank.
@@ -102,3 +102,8 @@ class RankActor:
         """The driver lives, and has heard the messages up to this number."""
         self._watchdog.hear()
         self._session.outbox.acknowledge(heard)
+
+    @ray.method(concurrency_group="looks")
+    def stacks(self, pids: list[int]) -> dict[int, str]:
+        """Stacks of processes on this node: a neighbour that hangs can't tell its own."""
+        return stacks_of_all(pids)

@@ -26,6 +26,7 @@ from workers.orders import Build
 from workers.parcels import TRAINER
 from workers.program import Program, check_program
 from workers.rng import seed_rng
+from workers.structure import DEPTH
 from workers.worker import Worker
 
 __all__ = ["build_program", "fingerprint_of", "make_worker", "metrics_of", "state_bytes"]
@@ -123,13 +124,13 @@ def _parts(datasets: Mapping[str, bytes]) -> dict[str, TorchBatches]:
     return {name: pickle.loads(pickled) if pickled else NoPart(name) for name, pickled in datasets.items()}
 
 
-def _bytes_in(value: object) -> int:
+def _bytes_in(value: object, depth: int = DEPTH) -> int:
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, Mapping):
-        return sum(_bytes_in(item) for item in value.values())
-    if isinstance(value, tuple | list):
-        return sum(_bytes_in(item) for item in value)
+        value = list(value.values())
+    if isinstance(value, tuple | list) and depth:  # what is deeper can't be saved either
+        return sum(_bytes_in(item, depth - 1) for item in value)
     return 0
 
 

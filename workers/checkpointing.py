@@ -10,24 +10,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
-import torch
-
+from workers.apart import begin_as_stranger, check_places, fitting, stateful_data
 from workers.buckets import Layout
 from workers.building import fingerprint_of
 from workers.data.loader import GlobalLoader
 from workers.errors import ProgramError, UnreadableError
 from workers.failpoints import failpoint
 from workers.locations import storage_at
-from workers.metrics.attach import AttachedMetric
 from workers.parcels import TRAINER, LoadPoint
 from workers.program import Program, Stateful
-from workers.rng import capture_rng, restore_rng, seed_rng
+from workers.rng import capture_rng, restore_rng
 from workers.shards import Shards, load_state, read_rank_file, read_structure
 from workers.worker import Worker
 
-__all__ = [
-    "begin_as_stranger", "cursor_of", "fitting", "restore", "shards_of", "spread_entries", "stateful_data",
-]  # fmt: skip
+__all__ = ["cursor_of", "restore", "shards_of"]
 
 
 def shards_of(worker: Worker, program: Program) -> Shards:
@@ -42,21 +38,6 @@ def shards_of(worker: Worker, program: Program) -> Shards:
         "layouts": worker.models.layouts(),
     }
     return Shards(shared, own, worker.rank)
-
-
-def spread_entries(worker: Worker, program: Program) -> tuple[str, ...]:
-    """Entries of the state that are known to be equal on all ranks, so that each rank may write a part of them.
-
-    Prepared models are, since gradients are averaged, if they have no buffers or DDP broadcasts those; so is an
-    optimizer all of whose parameters are in prepared models. Of all else it is not known: rank 0 writes it.
-    """
-    return tuple(name for name, entry in program.state.items() if _equal(worker, entry))
-
-
-def _equal(worker: Worker, entry: object) -> bool:
-    if isinstance(entry, torch.optim.Optimizer):
-        return worker.models.hold(parameter for group in entry.param_groups for parameter in group["params"])
-    return isinstance(entry, torch.nn.Module) and worker.models.equal(entry)
 
 
 def cursor_of(program: Program) -> tuple[dict[str, int], dict[str, Any]]:
@@ -95,7 +76,7 @@ def restore(worker: Worker, program: Program, point: LoadPoint) -> list[Layout |
     failpoint("load.read", worker.rank)
     _check_names("state", program.state, held)
     _check_names("engine", program.engines, own["engines"])
-    _check_places(program, own, point.world_size, worker.world_size)
+    check_places(program, own, point.world_size, worker.world_size)
     for name, entry in program.state.items():
         _take_up(name, entry, shared[name], point)
     for name, engine in program.engines.items():
@@ -149,27 +130,6 @@ def _restore_entries(program: Program, point: LoadPoint, entries: tuple[str, ...
         _take_up(name, program.state[name], state, point)
 
 
-def stateful_data(program: Program) -> dict[str, Stateful]:
-    """Data that keeps a position of its own; a `GlobalLoader` does not: the engine's iteration is its position."""
-    sources: dict[str, object] = dict(program.data)
-    return {name: data for name, data in sources.items() if isinstance(data, Stateful)}
-
-
-def fitting(saved: Mapping[str, Any], attached: Mapping[str, Any]) -> dict[str, Any]:
-    """Rank 0's state of an engine, for a rank that may have other things attached: handlers of rank 0 alone."""
-    own = {name: thing.state_dict() for name, thing in attached.items() if isinstance(thing, Stateful)}
-    return {**saved, "attached": {name: saved["attached"].get(name, state) for name, state in own.items()}}
-
-
-def begin_as_stranger(worker: Worker, program: Program) -> None:
-    """Rank 0's file gave the position; what rank 0 had seen and drawn is not this rank's."""
-    for engine in program.engines.values():
-        for thing in engine.attached.values():
-            if isinstance(thing, AttachedMetric):
-                thing.reset()
-    seed_rng(worker.seed + program.engines[TRAINER].state.iteration, worker.rank)
-
-
 def _check_names(
     kind: str,
     wanted: Mapping[str, Any] | tuple[str, ...],
@@ -183,16 +143,3 @@ def _check_names(
             f"checkpoint: {kind} {', '.join(map(repr, missing))}: expected {where} to hold it, received "
             f"{', '.join(map(repr, sorted(held))) or 'none'}; {mend}"
         )
-
-
-def _check_places(program: Program, own: Mapping[str, Any], saved_by: int, world_size: int) -> None:
-    """The place of a Stateful loader is that of one rank in its own part of the data; no other world has such parts."""
-    for name in sorted(stateful_data(program).keys() & own["data"].keys()):
-        engine = own["engines"][name]
-        begins_anew = engine["iteration"] == 0 or (name != TRAINER and engine["completed"])
-        if saved_by != world_size and not begins_anew:
-            raise ProgramError(
-                f"checkpoint: data[{name!r}]: expected the world size at which it was saved, {saved_by}, received "
-                f"{world_size}; a Stateful loader keeps the place of each rank in its own part of the data, which "
-                f"can't be shared out anew: run with workers: {saved_by}, or give worker.loader a map-style data set"
-            )

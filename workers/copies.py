@@ -9,12 +9,15 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import cloudpickle
 import numpy as np
 import torch
+
+from workers.errors import ProgramError
 
 __all__ = ["Copies", "Laid", "bytes_in", "packed", "unpacked"]
 
@@ -48,6 +51,7 @@ class Copies:
         self.laid: tuple[Laid, ...] = ()
         self.size = 0  # bytes of `memory` that are in use
         self.memory = torch.empty(0, dtype=torch.uint8)
+        self._keys: list[tuple[object, ...]] = []  # what tells the tensors apart that were copied
         self._tensors: list[torch.Tensor] = []
         self._numbers: dict[int, int] = {}  # id of a copy → its number
 
@@ -56,13 +60,19 @@ class Copies:
 
         Args:
             states: tensors in containers and other things; what is neither is copied by pickling.
+
+        Raises:
+            ProgramError: something can't be pickled; says in which state.
         """
         found = _Found()
-        self.skeletons = {name: found.pickled(state) for name, state in states.items()}
-        self.lay(found.laid, pinned=any(tensor.device.type == "cuda" for tensor in found.tensors))
-        with torch.no_grad():
-            for copy, tensor in zip(self._tensors, found.tensors, strict=True):
-                copy.copy_(tensor, non_blocking=True)
+        self.skeletons = {name: found.pickled(name, state) for name, state in states.items()}
+        keys = list(found.keys)
+        if keys != self._keys:  # else all is where it was the last time
+            self.lay(_laid(found.tensors), pinned=any(tensor.device.type == "cuda" for tensor in found.tensors))
+            self._keys = keys
+        if found.tensors:
+            with torch.no_grad():
+                torch._foreach_copy_(self._tensors, found.tensors, non_blocking=True)
         if any(tensor.device.type != "cpu" for tensor in found.tensors):
             torch.accelerator.synchronize()  # the copies are on their way; training may change what they read
 
@@ -96,6 +106,7 @@ class Copies:
             laid: what shall lie where.
             pinned: page-locked, so that accelerators copy fast.
         """
+        self._keys = []
         size = laid[-1].offset + laid[-1].size if laid else 0
         fits = size <= self.memory.numel() <= 2 * size and (not pinned or self.memory.is_pinned())
         if not fits:
@@ -112,10 +123,15 @@ class Copies:
         return part.as_strided(place.shape, place.stride)
 
 
-def packed(value: object) -> bytes:
-    """Pickle something small with its tensors, so that another process can unpack it."""
+def packed(value: object, name: str = "") -> bytes:
+    """Pickle something small with its tensors, so that another process can unpack it.
+
+    Raises:
+        ProgramError: something can't be pickled; says in which state, `name`.
+    """
     buffer = io.BytesIO()
-    _Packer(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    with _refusing(name):
+        _Packer(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
     return buffer.getvalue()
 
 
@@ -137,39 +153,39 @@ def bytes_in(value: object) -> int:
     return 0
 
 
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Name the state that can't be pickled."""
+    try:
+        yield
+    except (TypeError, AttributeError, ValueError, pickle.PicklingError) as error:
+        raise ProgramError(
+            f"snapshot: state {name!r}: expected what can be copied, tensors and plain values, received something that "
+            f"can't be pickled ({error}); leave it out of state_dict()"
+        ) from error
+
+
 class _Found:
     """The tensors that were met while skeletons were pickled: each memory once."""
 
     def __init__(self) -> None:
         self.tensors: list[torch.Tensor] = []
-        self._laid: list[Laid] = []
-        self._known: dict[tuple[object, ...], int] = {}
-        self._end = 0
+        self.keys: dict[tuple[object, ...], int] = {}
 
-    @property
-    def laid(self) -> tuple[Laid, ...]:
-        return tuple(self._laid)
-
-    def pickled(self, state: object) -> bytes:
+    def pickled(self, name: str, state: object) -> bytes:
         buffer = io.BytesIO()
-        _Pickler(buffer, self.index).dump(state)
+        with _refusing(name):
+            _Pickler(buffer, self.number).dump(state)
         return buffer.getvalue()
 
-    def index(self, tensor: torch.Tensor) -> int:
-        tensor = tensor.detach().resolve_conj().resolve_neg()
+    def number(self, tensor: torch.Tensor) -> int:
+        if tensor.is_conj() or tensor.is_neg():
+            tensor = tensor.resolve_conj().resolve_neg()
         key = tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device
-        if key not in self._known:
-            self._known[key] = len(self.tensors)
-            self._laid.append(self._place(tensor))
+        number = self.keys.setdefault(key, len(self.tensors))
+        if number == len(self.tensors):
             self.tensors.append(tensor)  # kept until it is copied, so that nothing else comes to lie there
-        return self._known[key]
-
-    def _place(self, tensor: torch.Tensor) -> Laid:
-        size, shape, stride = tensor.numel() * tensor.element_size(), tuple(tensor.shape), tensor.stride()
-        if not tensor.is_contiguous() and not _dense(shape, stride):
-            stride = torch.empty(shape, device="meta").stride()
-        offset, self._end = self._end, self._end + math.ceil(size / _ALIGNMENT) * _ALIGNMENT
-        return Laid(offset, size, tensor.dtype, shape, stride, tensor.device)
+        return number
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
@@ -201,10 +217,22 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
 
     def reducer_override(self, thing: Any) -> Any:
         if type(thing) in _PLAIN and thing.layout == torch.strided and not thing.is_quantized:
-            flat = thing.detach().cpu().resolve_conj().resolve_neg().reshape(-1)
+            flat = thing.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
             raw = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
             return _tensor, (raw, thing.dtype, tuple(thing.shape), str(thing.device))
         return super().reducer_override(thing)
+
+
+def _laid(tensors: list[torch.Tensor]) -> tuple[Laid, ...]:
+    """Where copies of tensors lie: one after the other, each in the order of its dimensions."""
+    laid, end = [], 0
+    for tensor in tensors:
+        size, shape, stride = tensor.numel() * tensor.element_size(), tuple(tensor.shape), tensor.stride()
+        if not tensor.is_contiguous() and not _dense(shape, stride):
+            stride = torch.empty(shape, device="meta").stride()
+        laid.append(Laid(end, size, tensor.dtype, shape, stride, tensor.device))
+        end += math.ceil(size / _ALIGNMENT) * _ALIGNMENT
+    return tuple(laid)
 
 
 def _tensor(raw: bytes, dtype: torch.dtype, shape: tuple[int, ...], device: str) -> torch.Tensor:

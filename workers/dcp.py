@@ -1,7 +1,7 @@
 """torch's distributed checkpoint format on our storage: files that are hashed while they are written, an index in JSON.
 
-torch's own planner, writer and reader do the work. `.metadata`, the pickle that torch's tools want, is written too, but
-what is loaded is told by `index.json` (`index.py`), which can hold nothing but numbers and names.
+torch's own planner and writer do the work. `.metadata`, the pickle that torch's tools want, is written too, but what is
+loaded (`parts.py`) is told by `index.json` (`index.py`), which can hold nothing but numbers and names.
 """
 
 from __future__ import annotations
@@ -10,30 +10,24 @@ import hashlib
 import io
 import os
 import pickle
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-import torch
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import (
     CURRENT_DCP_VERSION,
     FileSystemBase,
-    FileSystemReader,
     FileSystemWriter,
 )
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlanner, SavePlan, SavePlanner
-from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.utils.serialization import config
 
-from workers.index import INDEX, from_json, to_json
+from workers.index import INDEX, to_json
 from workers.parcels import Receipt
 from workers.storage import Storage
 
-__all__ = ["METADATA", "index_files", "read_tensors", "write_file", "write_tensors"]
+__all__ = ["METADATA", "index_files", "write_file", "write_tensors"]
 
 METADATA = "data/.metadata"
 
@@ -107,68 +101,6 @@ def index_files(metadata: Metadata, results: Sequence[Sequence[Any]]) -> dict[st
     return {INDEX: to_json(metadata), METADATA: pickle.dumps(metadata)}
 
 
-# ---------------------------------------------------------------- reading
-def read_tensors(storage: Storage, names: Callable[[str], bool] = lambda _: True) -> dict[str, torch.Tensor]:
-    """Read tensors of a checkpoint that was verified.
-
-    Args:
-        storage: the checkpoint's folder.
-        names: which ones.
-
-    Returns:
-        name → tensor on the CPU.
-
-    Raises:
-        OSError: a file can't be read.
-        ValueError: the index can't be used, or a file is not what it says.
-    """
-    index = from_json(storage.read(INDEX))
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in index.state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata) and names(name)
-    }
-    if tensors:
-        with _plain_errors(), warnings.catch_warnings():  # that one process loads alone is what is meant here
-            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
-            planner = cast(LoadPlanner, _TensorsOnly())
-            load(cast(Any, tensors), storage_reader=_Reader(storage, index), planner=planner, no_dist=True)
-    return tensors
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """torch wraps what goes wrong in a `BaseException`, which would pass by all who handle errors."""
-    try:
-        yield
-    except CheckpointException as error:
-        cause, _ = next(iter(error.failures.values()))
-        if isinstance(cause, OSError) or not isinstance(cause, Exception):  # an interrupt is nobody's damage
-            raise cause from None
-        raise ValueError(f"a tensor can't be read: {type(cause).__name__}: {cause}") from cause
-
-
-class _Reader(FileSystemReader):
-    """Reads with an index that did not come out of a pickle."""
-
-    def __init__(self, storage: Storage, index: Metadata) -> None:
-        super().__init__("data")
-        self.fs = _Files(storage)  # type: ignore[assignment]
-        self.path = "data"
-        self._index = index
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        self._index.storage_meta = StorageMeta(load_id=self.load_id)
-        return self._index
-
-
-class _TensorsOnly(DefaultLoadPlanner):
-    """Objects in a checkpoint are pickles; ours has none, and none of another's is trusted."""
-
-    def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
-        raise ValueError(f"checkpoint: {read_item.dest_index.fqn}: expected a tensor, received a pickled object")
-
-
 # ---------------------------------------------------------------- torch's idea of a file system
 class _Hashed(io.RawIOBase):
     """A file that is written from beginning to end; knows the sha256 of what went by."""
@@ -217,7 +149,7 @@ class _Hashed(io.RawIOBase):
 
 
 class _Files(FileSystemBase):
-    """Our storage, as torch's reader and writer want it."""
+    """Our storage, as torch's writer wants it."""
 
     def __init__(self, storage: Storage, progress: Callable[[str], None] = lambda _: None) -> None:
         self._storage = storage
@@ -227,10 +159,6 @@ class _Files(FileSystemBase):
     @contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
         name = os.fspath(path)
-        if mode == "rb":
-            with self._storage.open(name) as file:
-                yield cast(io.IOBase, file)
-            return
         with self._storage.create(name) as file:
             hashed = _Watched(file, self._progress)
             self._progress("opened")

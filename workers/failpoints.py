@@ -1,8 +1,9 @@
 """Named places in the real code at which a test can make a process fail: off unless the environment arms them.
 
 `RANKFIRE_FAILPOINTS="shard.synced=kill@1#2; lease.renewed=sleep:0.5"` arms two: the first kills rank 1
-when it comes by for the second time. `POINTS` names them all; a test demands that every one of them is hit by a test.
-A process that is not armed pays one attribute test per point, and none of them lies in the training loop.
+when it comes by for the second time. With a `!` behind it, it fires in one process only, the first that gets there:
+whoever takes that one's place comes by unharmed. `POINTS` names them all; a test demands that every one of them is hit
+by a test. A process that is not armed pays one attribute test per point, and none of them lies in the training loop.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ POINTS: Mapping[str, str] = {
 
 _ACTIONS = ("kill", "raise", "exit", "stop", "enospc", "eio", "sleep")
 _FORM = re.compile(
-    r"(?P<name>[\w.]+)=(?P<action>[a-z]+)(:(?P<value>\d+(\.\d+)?))?(@(?P<rank>\d+))?(#(?P<hit>[1-9]\d*))?"
+    r"(?P<name>[\w.]+)=(?P<action>[a-z]+)(:(?P<value>\d+(\.\d+)?))?(@(?P<rank>\d+))?(#(?P<hit>[1-9]\d*))?(?P<once>!)?"
 )
 
 
@@ -69,12 +70,14 @@ class Armed:
         value: seconds to sleep; for `enospc` and `eio` how many times it happens, 0 for ever.
         rank: only in this rank; None in every process.
         hit: at which coming by, counted from 1 in each process.
+        once: only in the first process that gets there, of all that share a trace.
     """
 
     action: str
     value: float = 0.0
     rank: int | None = None
     hit: int = 1
+    once: bool = False
     seen: int = 0
 
 
@@ -102,7 +105,7 @@ def failpoint(name: str, rank: int | None = None) -> None:
     with _lock:
         point.seen += 1
         due = point.hit <= point.seen < point.hit + _times(point)
-    if due:
+    if due and not (point.once and _has_fired(name)):
         _fail(name, point, rank)
 
 
@@ -123,7 +126,7 @@ def arm(text: str) -> None:
 
 
 def parse(text: str) -> dict[str, Armed]:
-    """Read `name=action[:value][@rank][#hit]`, several separated by semicolons.
+    """Read `name=action[:value][@rank][#hit][!]`, several separated by semicolons.
 
     Raises:
         ValueError: it can't be read, or names what does not exist.
@@ -137,7 +140,7 @@ def parse(text: str) -> dict[str, Armed]:
         match = _FORM.fullmatch(part)
         if match is None or match["action"] not in _ACTIONS or match["name"] not in POINTS:
             raise ValueError(
-                f"{VARIABLE}: expected name=action[:value][@rank][#hit] with a name of {', '.join(POINTS)} and an "
+                f"{VARIABLE}: expected name=action[:value][@rank][#hit][!] with a name of {', '.join(POINTS)} and an "
                 f"action of {', '.join(_ACTIONS)}; received {part!r}"
             )
         found[match["name"]] = Armed(
@@ -145,6 +148,7 @@ def parse(text: str) -> dict[str, Armed]:
             value=float(match["value"] or 0.0),
             rank=None if match["rank"] is None else int(match["rank"]),
             hit=int(match["hit"] or 1),
+            once=match["once"] is not None,
         )
     return found
 
@@ -153,6 +157,17 @@ def _times(point: Armed) -> float:
     if point.action in ("enospc", "eio"):
         return point.value or float("inf")
     return 1
+
+
+def _has_fired(name: str) -> bool:
+    """Whether another process was here first; of several that come at once, one is told that none was."""
+    trace = os.environ.get(TRACE)
+    assert trace is not None, f"failpoint {name!r} is to fire once, so {TRACE} must name a file"
+    try:
+        os.close(os.open(f"{trace}.{name}", os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return True
+    return False
 
 
 def _fail(name: str, point: Armed, rank: int | None) -> None:

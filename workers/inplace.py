@@ -18,8 +18,8 @@ from workers.errors import ProgramError
 
 __all__ = ["InPlace", "Kind", "Switches", "buffers_of", "living", "put_back_switches", "switches_of"]
 
-Kind = Literal["module", "optimizer", "other"]
-"""How an entry is copied and put back."""
+Kind = Literal["module", "optimizer", "gradients", "other"]
+"""How an entry is copied and put back; an optimizer's gradients are one for themselves."""
 Switches = list[tuple[list[bool], list[bool]]]
 
 _VALUES = (bool, int, float, complex, str, bytes, type(None), torch.Tensor)
@@ -58,17 +58,17 @@ def buffers_of(module: nn.Module) -> dict[str, torch.Tensor]:
 def switches_of(modules: Iterable[nn.Module]) -> Switches:
     """Of each model: which of its modules are in training mode, and which of its parameters need gradients."""
     return [
-        ([part.training for part in module.modules()], [p.requires_grad for p in module.parameters()])
-        for module in modules
+        ([part.training for part in parts], [parameter.requires_grad for parameter in _parameters_of(parts)])
+        for parts in map(_parts_of, modules)
     ]
 
 
 def put_back_switches(modules: Iterable[nn.Module], saved: Switches) -> None:
     """Turn them as they were."""
-    for module, (training, trained) in zip(modules, saved, strict=True):
-        for part, mode in zip(module.modules(), training, strict=True):
+    for parts, (training, trained) in zip(map(_parts_of, modules), saved, strict=True):
+        for part, mode in zip(parts, training, strict=True):
             part.training = mode
-        for parameter, needs in zip(module.parameters(), trained, strict=True):
+        for parameter, needs in zip(_parameters_of(parts), trained, strict=True):
             parameter.requires_grad_(needs)
 
 
@@ -111,7 +111,7 @@ class InPlace:
         for path in {**buffers, **saved}.keys() - parameters.keys():
             owner, _, leaf = path.rpartition(".")
             copy = saved.get(path)
-            module.get_submodule(owner)._buffers[leaf] = None if copy is None else self._into(buffers.get(path), copy)
+            module.get_submodule(owner)._buffers[leaf] = None if copy is None else self.into(buffers.get(path), copy)
 
     @torch.no_grad()
     def optimizer(self, name: str, optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
@@ -151,10 +151,21 @@ class InPlace:
         for key, wanted in saved["other"].items():
             state[key] = self._merged(state.get(key), wanted)
 
+    def into(self, there: object, copy: torch.Tensor) -> torch.Tensor:
+        """The tensor that holds a copy from now on: the one that is there, if it fits and holds no other."""
+        if id(copy) in self._written:
+            return self._written[id(copy)][1]
+        if isinstance(there, torch.Tensor) and (there.shape, there.dtype) == (copy.shape, copy.dtype):  # noqa: SIM102
+            if there.data_ptr() not in self._taken:
+                return self._write(there, copy)
+        fresh = self._fresh(copy)
+        self._written[id(copy)] = copy, fresh
+        return fresh
+
     def _merged(self, there: Any, wanted: Any) -> Any:
         """What is wanted, in the containers and tensors that are there as far as they fit."""
         if isinstance(wanted, torch.Tensor):
-            return self._into(there, wanted)
+            return self.into(there, wanted)
         same = type(there) is type(wanted)
         if isinstance(wanted, dict):
             before, target = (dict(there), there) if same else ({}, wanted)
@@ -171,22 +182,20 @@ class InPlace:
             return tuple(self._merged(None, value) for value in wanted)
         return wanted
 
-    def _into(self, there: object, copy: torch.Tensor) -> torch.Tensor:
-        """The tensor that holds a copy from now on: the one that is there, if it fits and holds no other."""
-        if id(copy) in self._written:
-            return self._written[id(copy)][1]
-        if isinstance(there, torch.Tensor) and (there.shape, there.dtype) == (copy.shape, copy.dtype):  # noqa: SIM102
-            if there.data_ptr() not in self._taken:
-                return self._write(there, copy)
-        fresh = self._fresh(copy)
-        self._written[id(copy)] = copy, fresh
-        return fresh
-
     def _write(self, there: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
         there.copy_(copy)
         self._written[id(copy)] = copy, there
         self._taken.add(there.data_ptr())
         return there
+
+
+def _parts_of(module: nn.Module) -> list[nn.Module]:
+    return list(module.modules())
+
+
+def _parameters_of(parts: list[nn.Module]) -> list[nn.Parameter]:
+    """The parameters of some modules; those that are shared several times."""
+    return [parameter for part in parts for parameter in part._parameters.values() if parameter is not None]
 
 
 def _is_torchs_own(optimizer: Optimizer) -> bool:

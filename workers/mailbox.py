@@ -115,7 +115,8 @@ class Outbox:
     def after(self, number: int, timeout: float) -> list[Numbered]:
         """All messages numbered above `number`, after waiting at most `timeout` seconds for one; they are kept."""
         with self._changed:
-            if self._numbers <= number and not self._closed and timeout > 0:
+            here = bool(self._messages) and self._messages[-1][0] > number
+            if not here and not self._closed and timeout > 0:
                 self._changed.wait(timeout)
             self._given = max(self._given, self._numbers)
             return [numbered for numbered in self._messages if numbered[0] > number]

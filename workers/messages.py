@@ -169,7 +169,8 @@ class Pulse(Message):
 
     Args:
         phase: what the training thread does, in words.
-        moves: of any engine but the trainer, and from one thing to the next; with the iteration, a measure of progress.
+        moves: from one thing to the next since that iteration began, and iterations of other engines: what tells, with
+            the iteration, how far a rank has come.
         idle: seconds since it last made progress.
         busy: seconds that the training thread has spent between two backward passes, where it waits for nobody.
         samples: samples that this rank has consumed in training; 0 if the data does not say.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from workers.events import EventExpression
 from workers.parcels import GateKey, LoadPoint, RankHandler, Rewind, Then
@@ -34,6 +34,7 @@ class Build(Order):
         gates: per engine, the firings at which to wait for the driver.
         watches: per engine, the firings to report without waiting.
         threads: torch threads per rank; None leaves torch's choice.
+        snapshots: iterations between two snapshots in memory; "auto": as few as cost little; None: there are none.
         datasets: by name, this rank's part of each Ray data set, cloudpickled; empty for a spare, which has none yet.
     """
 
@@ -46,6 +47,7 @@ class Build(Order):
     watches: Mapping[str, EventExpression] = field(default_factory=dict)
     handlers: tuple[RankHandler, ...] = ()
     threads: int | None = None
+    snapshots: int | Literal["auto"] | None = None
     datasets: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -53,12 +55,14 @@ class Build(Order):
 class Join(Order):
     """Form the process group of a generation and take up a state.
 
-    `store` is the driver's (host, port); None means a world of one without a group. `timeout` is in seconds.
+    `store` is the driver's (host, port); None means a world of one without a group. `timeout` is that of a collective,
+    `forming` that of forming the group, both in seconds.
     """
 
     membership: Membership
     store: tuple[str, int] | None
     timeout: float
+    forming: float = 15.0
     load: LoadPoint | None = None
     rewind: Rewind | None = None
 

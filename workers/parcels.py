@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from workers.errors import RankfireError
 from workers.events import EventExpression
-from workers.tracebacks import place_of, text_of
+from workers.tracebacks import only_ours, place_of, text_of
 
 __all__ = [
     "CUT",
@@ -53,7 +54,8 @@ class Failure:
     Args:
         type_name: name of its class.
         text: what it says.
-        traceback: with its causes, from the user's first frame on.
+        traceback: with its causes, from the user's first frame on; empty for a refusal of ours to which no line of
+            theirs led: its text says all.
         place: the user's line that raised it, as `file.py:28`; None if none of theirs did.
     """
 
@@ -70,7 +72,7 @@ class Failure:
         except Exception as broken:  # a user's __str__ may raise; the report must get through
             text = f"<no text: str() raised {type(broken).__name__}>"
         try:
-            lines = text_of(error)
+            lines = "" if isinstance(error, RankfireError) and only_ours(error) else text_of(error)
         except Exception:  # the same for a broken __str__ inside the chain
             lines = "".join(traceback.format_tb(error.__traceback__)) + f"{type(error).__qualname__}: {text}\n"
         return cls(type_name=type(error).__qualname__, text=text, traceback=lines, place=place_of(error))

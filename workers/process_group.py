@@ -24,13 +24,14 @@ import torch.distributed as dist
 from torch.distributed import Store  # type: ignore[attr-defined]  # its stubs forget to export it
 from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 
-from workers.links import Links
+from workers.links import Links, StoreLine
 from workers.rank import Membership
 
 __all__ = ["FORMING", "REFORMING", "backend_of", "form", "interface_of", "leave", "sever", "watched"]
 
-FORMING = 15.0  # seconds that the members may take to meet, and then to form the group, when a run starts
-REFORMING = 2.0  # the same when all are known to be there
+FORMING = 15.0  # seconds that the members may take to meet, and again to connect, when a run starts
+REFORMING = 8.0  # the same when all are known to be there; a newcomer's line may take 5 s, see StoreLine
+CONNECTING = 15.0  # seconds that the driver's store may take to answer the first time
 SILENCE = 10.0  # seconds after which a machine that does not answer at all counts as lost
 _SIOCGIFADDR = 0x8915  # Linux: address of an interface, netdevice(7)
 
@@ -42,6 +43,8 @@ class _Generation:
 
 
 _generation: _Generation | None = None  # the one that this process is in, or was cut out of
+_line: StoreLine | None = None  # kept over generations
+_cut_up_to = -1  # no generation up to this one is formed any more
 
 
 def form(
@@ -78,9 +81,13 @@ def form(
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     links = Links(membership, limit=min(timeout, forming))
     _generation = _Generation(links, datetime.timedelta(seconds=timeout))
+    if membership.generation <= _cut_up_to:
+        links.sever()
+    if device.type == "cuda":
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")  # else torch ends the process after an abort
     hook = sys.excepthook
     try:
-        keys = links.connect(*store)
+        keys = links.meet_at(_line_to(store, min(timeout, CONNECTING)))
         _meet(membership, keys, links.limit)
         with watched():
             dist.init_process_group(
@@ -115,20 +122,26 @@ def watched() -> Iterator[None]:
         _set_pg_timeout(_generation.timeout, group)
 
 
-def sever() -> int:
+def sever(generation: int | None = None) -> int:
     """Cut this rank out of its generation, from any thread: what waits in a collective raises, here and at the peers.
 
     Every member must do so for itself, since one that waits for a stopped peer does not notice that others are cut. A
-    group whose traffic flows should not be cut (TORCH: one wait in ten is then lost until the timeout): wait a
-    moment for the rank's own error first. Until `leave` nothing can be formed again.
+    group whose traffic flows should not be cut (gloo then loses one wake-up in ten, until the timeout): wait a moment
+    for the rank's own error first. Until `leave` nothing can be formed again.
+
+    Args:
+        generation: also let none up to this one be formed any more, for a rank that may be about to.
 
     Returns:
         How many links were cut; 0 if there was nothing to cut.
     """
-    generation = _generation
-    if generation is None:
+    global _cut_up_to
+    if generation is not None:
+        _cut_up_to = max(_cut_up_to, generation)
+    current = _generation
+    if current is None or (generation is not None and current.links.membership.generation > generation):
         return 0
-    cut = generation.links.sever()
+    cut = current.links.sever()
     _abort_accelerators()
     return cut
 
@@ -136,7 +149,9 @@ def sever() -> int:
 def leave() -> None:
     """Let go of all groups; does nothing without any. After a fault it does not wait for anybody.
 
-    Drop models that were wrapped, optimizers and exceptions before: they refer to groups.
+    Drop models that were wrapped, optimizers and exceptions before: they refer to groups, whose threads live on with
+    them. A thread of gloo that is still letting go of its last collective while the interpreter ends asks for the GIL,
+    and that aborts the process (one end in thirty on a busy machine, if nobody leaves).
     """
     global _generation
     generation, _generation = _generation, None
@@ -180,6 +195,17 @@ def interface_of(address: str) -> str | None:
     return None
 
 
+def _line_to(store: tuple[str, int], limit: float) -> StoreLine:
+    """The connection of the generation before, if there is one and it still works."""
+    global _line
+    if _line is not None and (_line.address != store or not _line.answers()):
+        _line.cut()
+        _line = None
+    if _line is None:
+        _line = StoreLine(store, limit)
+    return _line
+
+
 def _meet(membership: Membership, keys: Store, limit: float) -> None:
     """Wait until every member is here, since gloo would not tell who is missing."""
     places = [f"here/{rank}" for rank in range(membership.world_size)]
@@ -195,14 +221,17 @@ def _meet(membership: Membership, keys: Store, limit: float) -> None:
 
 
 def _abort_accelerators() -> None:
-    """Abort NCCL's communicators, which no socket frees; torch still knows the groups afterwards."""
-    if not (dist.is_available() and dist.is_nccl_available()):
+    """Abort NCCL's communicators, which wait on the device; torch still knows the groups afterwards."""
+    if not dist.is_nccl_available():
         return
-    for group in sorted(_world.pg_names, key=lambda group: _world.pg_names[group], reverse=True):
-        for kind in group._device_types:
-            backend = group._get_backend(kind)
-            if isinstance(backend, dist.ProcessGroupNCCL):
-                backend.abort()
+    groups = sorted(_world.pg_names, key=lambda group: _world.pg_names[group], reverse=True)  # on all ranks alike
+    backends = [group._get_backend(kind) for group in groups for kind in group._device_types]
+    communicators = [backend for backend in backends if isinstance(backend, dist.ProcessGroupNCCL)]
+    if communicators:
+        communicators[-1]._group_start()  # as one, since one abort may wait for another
+        for communicator in communicators:
+            communicator.abort()
+        communicators[-1]._group_end()
 
 
 def _forget_meshes() -> None:

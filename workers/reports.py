@@ -28,7 +28,8 @@ class Reports:
 
     def __init__(self) -> None:
         self._released: dict[str, float] = {}
-        self._moves = 0
+        self._moves = 0  # from one thing to the next
+        self._within = 0  # the iteration in which they were counted
         self._place = (0, 0)  # iteration and moves when it was looked last
         self._since = time.monotonic()  # when that was first so
 
@@ -36,6 +37,16 @@ class Reports:
         """The driver's reduced metrics become the engine's."""
         engine.state.metrics.update(metrics)
         self._released.update(metrics)
+
+    def released(self, engine: Engine) -> tuple[str, ...]:
+        """Names of the numbers in the engine's metrics that came back from the driver, and are not sent again."""
+        metrics = engine.state.metrics
+        return tuple(name for name, value in self._released.items() if metrics.get(name) is value)
+
+    def took_back(self, engine: Engine, names: Iterable[str]) -> None:
+        """After a rewind: these of the engine's metrics had come back from the driver by then."""
+        metrics = engine.state.metrics
+        self._released = {name: metrics[name] for name in names if name in metrics}
 
     def of(self, engine: Engine, worker: Worker, *, on_cpu: bool = False) -> dict[str, Any]:
         """What the driver learns at a gate or a watched event: the fields of `Arrived` and `Observed`.
@@ -87,7 +98,8 @@ class Reports:
             engines: all engines: what any of them does is progress.
         """
         iteration, now = 0 if engine is None else engine.state.iteration, time.monotonic()
-        moves = self._moves + sum(one.announced for one in engines if one is not engine)
+        moves = self._moves if self._within == iteration else 0
+        moves += sum(one.announced for one in engines if one is not engine and one.running)
         if (iteration, moves) != self._place:
             self._place, self._since = (iteration, moves), now
         output: Mapping[str, Number] = {}
@@ -103,6 +115,12 @@ class Reports:
             "output": output,
         }
 
-    def moved(self) -> None:
-        """The training thread began something else: that is progress too."""
-        self._moves += 1
+    def moved(self, engine: Engine | None) -> None:
+        """The training thread began something else: that is progress too.
+
+        Args:
+            engine: the trainer, once it is built.
+        """
+        iteration = 0 if engine is None else engine.state.iteration
+        self._moves = self._moves + 1 if self._within == iteration else 1
+        self._within = iteration

@@ -41,6 +41,11 @@ class Resumable(Steered):
         self._held_data: Any = None
         self._rewound: tuple[str, Callable[[Any], object]] | None = None
 
+    @property
+    def running(self) -> bool:
+        """Whether it is in `run`."""
+        return self._running
+
     def attach(self, name: str, thing: Any) -> None:
         """Keep a thing under a name; one with `state_dict` and `load_state_dict` is saved with the engine.
 

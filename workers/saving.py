@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch.distributed.checkpoint.planner import SavePlan
 
-from workers.checkpointing import cursor_of, shards_of, spread_entries
+from workers.apart import spread_entries
+from workers.checkpointing import cursor_of, shards_of
 from workers.failpoints import failpoint
 from workers.parcels import Planned
 from workers.program import Program

@@ -8,7 +8,6 @@ cluster, and by the driver itself for `workers: 0`.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,7 +27,6 @@ from workers.messages import (
     Answer,
     Arrived,
     Built,
-    Fault,
     Finished,
     Hello,
     Joined,
@@ -51,18 +49,16 @@ from workers.orders import (
     ProposeCut,
     Release,
 )
-from workers.parcels import CUT, TRAINER, Failure, GateKey
+from workers.parcels import CUT, TRAINER, GateKey
 from workers.rank import Place
 from workers.rewinding import Rewinder
 from workers.rng import seed_rng
-from workers.serving import Serving
+from workers.surviving import Surviving
 
 __all__ = ["Session"]
 
-GRACE = 0.15  # seconds in which a rank that waits for a lost peer may hear of it by itself
 
-
-class Session(Serving):
+class Session(Surviving):
     """One rank.
 
     Args:
@@ -77,16 +73,10 @@ class Session(Serving):
 
     def __init__(self, *, worker_id: int, place: Place, outbox: Outbox, mailbox: Mailbox) -> None:
         super().__init__(worker_id=worker_id, place=place, outbox=outbox, mailbox=mailbox)
-        self.error: BaseException | None = None  # what ended this rank, for a driver in the same process
         self._cut = Cut(self._arrive_at_cut, mailbox.idle)
         self._shipped: Shipped
         self._rewinder: Rewinder | None = None  # from the first join on, unless the driver is in this process
         self._build_order: Build | None = None
-        self._knife: threading.Timer | None = None  # cuts the links of a rank that does not let go by itself
-        self._over = False  # the program raised: nothing but `Leave` is served
-        self._wanted = 0  # the lowest generation that this rank may still join
-        self._out = False  # a peer was lost: until the next `Join`, no order but that is served
-        self._aborted = 0  # the highest generation that `Abort` has announced
         self._orders: dict[type[Order], Callable[[Any], None]] = {
             Build: self._build,
             Join: self._join,
@@ -171,12 +161,13 @@ class Session(Serving):
                 self.worker.device,
                 self.place.address,
                 timeout=order.timeout,
-                forming=process_group.FORMING if order.membership.generation == 0 else process_group.REFORMING,
+                forming=order.forming,
             )
         self._shipped.attach(self.program, self._build_order.handlers, order.membership)
         several = order.membership.world_size > 1
         if order.store is not None and self._rewinder is None:
-            self._rewinder = Rewinder(self.worker, self.program, partial(self.send, SnapshotTaken))
+            told, every = partial(self.send, SnapshotTaken), self._build_order.snapshots
+            self._rewinder = Rewinder(self.worker, self.program, every, self._reports, told)
         afresh = order.rewind is None and (order.load is None or order.load.entries is not None)
         layouts = None
         if order.rewind is not None:
@@ -233,46 +224,7 @@ class Session(Serving):
             self._fail(error)
             raise FaultTold from error
 
-    def _timely(self, order: Order) -> bool:
-        """Whether an order is of this generation: one that was given before a fault is not."""
-        if isinstance(order, Build | Join):
-            return order.membership.generation >= self._wanted
-        return not self._out
-
-    def _fail(self, error: BaseException) -> None:
-        if self._over:
-            return  # raised by a program that stopped the first one's unwinding
-        kind, self.error = fault_kind(error), error
-        if kind == "communication":  # a peer is gone: the others shall hear of it, and this rank can go on
-            process_group.sever()
-            self._wanted, self._out = max(self._wanted, self.membership.generation + 1), True
-            if self._aborted > self.membership.generation:
-                raise Retreat from error
-        else:
-            self._over = True
-        self.send(
-            Fault,
-            kind=kind,
-            phase=self._note("failed"),
-            iteration=self._reports.progress(self._engine(), self._worker)["iteration"],
-            failure=Failure.of(error),
-        )
-
     # ---------------------------------------------------------------- when a peer is lost
-    def _abort(self, generation: int) -> None:
-        """Another generation is coming: let the training thread out of whatever it is in; from any thread."""
-        if self._over or generation <= self._aborted:
-            return
-        self._aborted = generation
-        self.mailbox.interrupt(Retreat)
-        self._cut.cancel()
-        for engine in self._engines():
-            engine.set_boundary(_retreat)
-        # A group that still moves is not cut: of its own the rank hears in a moment, if it hears at all.
-        self._knife = threading.Timer(GRACE, process_group.sever)
-        self._knife.daemon = True
-        self._knife.start()
-
     def _stand_clear(self) -> None:
         """Let go of the group, and tell what snapshots there are."""
         self._note("waiting for the next generation")
@@ -309,8 +261,9 @@ class Session(Serving):
         self._wait_at(engine, key)
 
     def _wait_at(self, engine: Engine, key: GateKey, after: int = 0) -> None:
-        before = self._note(f"waiting at {key}")
+        before = self._note(f"arriving at {key}")
         self.send(Arrived, gate=key, after=after, **self._reports.of(engine, self.worker))
+        self._note(f"waiting at {key}")  # only now: what it brings may hang on a device
         while not isinstance(order := self.mailbox.get(), Release):
             self._carry_out(order)
         assert order.gate == key, f"released from {order.gate} while waiting at {key}"
@@ -323,8 +276,3 @@ class Session(Serving):
             self.trainer.terminate()
         elif order.then == "interrupt":
             self.trainer.interrupt()
-
-
-def _retreat(engine: Engine) -> None:
-    """What an engine does between two iterations when another generation is coming."""
-    raise Retreat

@@ -9,29 +9,34 @@ checkpoint is the driver's decision.
 from __future__ import annotations
 
 import io
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
-import numpy as np
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
-from workers.dcp import read_tensors, write_file, write_tensors
-from workers.errors import ProgramError
+from workers.dcp import write_file, write_tensors
 from workers.failpoints import failpoint
 from workers.parcels import Receipt
+from workers.parts import read_tensors
 from workers.storage import Storage
+from workers.structure import TENSOR, compact, joined, plain, tensors_in
 
-__all__ = ["SHARED", "Frozen", "Shards", "Written", "load_state", "rank_file", "read_rank_file", "read_structure"]
+__all__ = [
+    "SHARED",
+    "Frozen",
+    "Shards",
+    "Written",
+    "load_hashed",
+    "load_state",
+    "rank_file",
+    "read_rank_file",
+    "read_structure",
+]
 
 SHARED = "shared.pt"
-_SCALARS = (bool, int, float, str, bytes)
-_BITS = 2000  # of an integer: what is much larger, weights_only=True can't read
-_VERSIONS, _STATE = "__versions__", "__state__"  # mark a state dict that knows the versions of its modules
-_TENSOR = "__tensor__"  # marks, in the structure, where a tensor of data/ belongs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +63,7 @@ class Shards:
         self.rank = rank
         self.tensors: dict[str, torch.Tensor] = {}
         self._structure = self._split(shared, "")
-        self._own = _plain(own, "own", lambda tensor, _: _compact(tensor.detach()))
+        self._own = plain(own, "own", lambda tensor, _: compact(tensor.detach()))
         self._planner = _Planner()
 
     @property
@@ -66,7 +71,7 @@ class Shards:
         """Bytes of the tensors in each entry of the shared state."""
         tensors = self.tensors
         return {
-            name: sum(tensors[found].numel() * tensors[found].element_size() for found in _tensors_in(entry))
+            name: sum(tensors[found].numel() * tensors[found].element_size() for found in tensors_in(entry))
             for name, entry in cast("dict[str, object]", self._structure).items()
         }
 
@@ -107,9 +112,9 @@ class Shards:
             while where in self.tensors:  # {"a.b": {"c": …}, "a": {"b.c": …}} would meet
                 where += "'"
             self.tensors[where] = tensor.detach()
-            return {_TENSOR: where}
+            return {TENSOR: where}
 
-        return _plain(value, path, keep)
+        return plain(value, path, keep)
 
 
 class Frozen:
@@ -170,9 +175,22 @@ def load_state(storage: Storage, entries: Callable[[str], bool] = lambda _: True
         OSError: a file can't be read.
         ValueError: the index can't be used, or a file is not what it says.
     """
+    return _load(storage, entries)[0]
+
+
+def load_hashed(
+    storage: Storage, entries: Callable[[str], bool] = lambda _: True
+) -> tuple[dict[str, Any], list[Receipt]]:
+    """Like `load_state`, for a checkpoint yet to be verified: tells also what was read of `data/`, as it was read."""
+    return _load(storage, entries, hashed=True)
+
+
+def _load(
+    storage: Storage, entries: Callable[[str], bool], *, hashed: bool = False
+) -> tuple[dict[str, Any], list[Receipt]]:
     structure = {name: entry for name, entry in read_structure(storage).items() if entries(name)}
-    wanted = set(_tensors_in(structure))
-    return cast("dict[str, Any]", _joined(structure, read_tensors(storage, wanted.__contains__)))
+    tensors, receipts = read_tensors(storage, set(tensors_in(structure)).__contains__, hashed=hashed)
+    return cast("dict[str, Any]", joined(structure, tensors)), receipts
 
 
 class _Planner(DefaultSavePlanner):
@@ -212,87 +230,3 @@ def _saved(value: object) -> bytes:
 
 def _loaded(content: bytes) -> object:
     return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-
-
-def _plain(value: object, path: str, keep: Callable[[torch.Tensor, str], object]) -> object:
-    """Copy nested containers; tensors go through `keep`; what `weights_only=True` could not read is refused."""
-    if isinstance(value, torch.Tensor):
-        return keep(value, path)
-    if value is None or type(value) in _SCALARS:  # not their subclasses, which are pickled by name
-        return _readable(value, path)
-    if isinstance(value, Mapping):
-        versions = getattr(value, "_metadata", None)  # which layout of its state each module has, as torch keeps it
-        if versions:
-            bare = dict(value)
-            return {_VERSIONS: _plain(dict(versions), f"{path}._metadata", keep), _STATE: _plain(bare, path, keep)}
-        return {
-            _plain_key(key, path): _plain(item, f"{path}.{key}" if path else str(key), keep)
-            for key, item in value.items()
-        }
-    if isinstance(value, tuple | list):
-        items = [_plain(item, f"{path}.{index}", keep) for index, item in enumerate(value)]
-        return tuple(items) if isinstance(value, tuple) else items
-    if isinstance(value, np.generic):
-        item = value.item()
-        if type(item) in _SCALARS:
-            return item
-    if isinstance(value, np.ndarray):
-        try:
-            return torch.from_numpy(value.copy())
-        except TypeError:  # texts, dates, objects: torch has no such numbers
-            raise _refusal(value, path, f" of {value.dtype}") from None
-    raise _refusal(value, path)
-
-
-def _readable(value: object, path: str) -> object:
-    """Two kinds of plain values can be written, and not be read again."""
-    if value == b"":
-        raise _refusal(value, path, " of no bytes")
-    if isinstance(value, int) and value.bit_length() > _BITS:
-        raise _refusal(value, path, f" of more than {_BITS} bits")
-    return value
-
-
-def _compact(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that brings no more along than itself."""
-    whole = tensor.untyped_storage().nbytes()
-    return tensor.clone() if whole > tensor.numel() * tensor.element_size() else tensor
-
-
-def _plain_key(key: object, path: str) -> object:
-    if type(key) in _SCALARS and key not in (_TENSOR, _VERSIONS, _STATE):  # a key like a mark would be taken for one
-        return key
-    raise _refusal(key, f"{path}, key {key!r}")
-
-
-def _refusal(value: object, path: str, more: str = "") -> ProgramError:
-    return ProgramError(
-        f"checkpoint: state {path!r}: expected tensors, numbers, texts and containers of them, "
-        f"received {type(value).__module__}.{type(value).__qualname__}{more}; leave it out of state_dict(), or give "
-        "its parts"
-    )
-
-
-def _tensors_in(structure: object) -> list[str]:
-    if isinstance(structure, dict):
-        if structure.keys() == {_TENSOR}:
-            return [structure[_TENSOR]]
-        return [name for item in structure.values() for name in _tensors_in(item)]
-    if isinstance(structure, list | tuple):
-        return [name for item in structure for name in _tensors_in(item)]
-    return []
-
-
-def _joined(structure: object, tensors: Mapping[str, torch.Tensor]) -> object:
-    if isinstance(structure, dict):
-        if structure.keys() == {_TENSOR}:
-            return tensors[structure[_TENSOR]]
-        if structure.keys() == {_VERSIONS, _STATE}:
-            state = OrderedDict(cast("dict[str, object]", _joined(structure[_STATE], tensors)))
-            state._metadata = OrderedDict(structure[_VERSIONS])  # type: ignore[attr-defined]
-            return state
-        return {key: _joined(item, tensors) for key, item in structure.items()}
-    if isinstance(structure, list | tuple):
-        items = [_joined(item, tensors) for item in structure]
-        return tuple(items) if isinstance(structure, tuple) else items
-    return structure

@@ -1,8 +1,9 @@
 """The ring of in-memory snapshots of one rank: its last two states, to rewind to after a fault, to give to newcomers.
 
-A snapshot has two parts. What is equal on all ranks (models, optimizers …) lies in page-locked memory that is used
-again; a newcomer receives it from any rank. What dies with this rank (`own`: random numbers, engines, its place in its
-data) is a few kilobytes that `take` returns, for the driver to keep. Made and called by the session.
+A snapshot has two parts. What is equal on all ranks (models, optimizers …) lies in memory that is used again, and is
+page-locked where there is an accelerator; a newcomer receives it from any rank. What dies with this rank (`own`: random
+numbers, engines, its place in its data) is a few kilobytes that `take` returns, for the driver to keep. Made and called
+by the session.
 """
 
 from __future__ import annotations
@@ -13,22 +14,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
-from workers.checkpointing import begin_as_stranger, fitting, spread_entries, stateful_data
-from workers.copies import Copies, bytes_in, packed, unpacked
-from workers.data.sources import HandedOut
+from workers.buckets import Layout
+from workers.copies import Copies, packed, unpacked
 from workers.events import Events
+from workers.gradients import Gradients
 from workers.handover import receive_copies, send_copies
-from workers.inplace import InPlace, Kind, buffers_of, living, put_back_switches, switches_of
+from workers.inplace import InPlace, Kind, living, put_back_switches, switches_of
+from workers.own import iterators_of, own_of, put_back_own
 from workers.parcels import CUT, TRAINER, GateKey, SnapshotLabel
 from workers.program import Program, Stateful
-from workers.rng import capture_rng, restore_rng
 from workers.worker import Worker
 
 __all__ = ["SnapshotRing", "taken_at"]
 
-OWN_LIMIT = 1 << 20  # bytes of tensors and arrays of state entries that travel with a rank's own part
+_GRADIENTS = "gradients of "  # begins the name of what is copied beside an optimizer
 _BETWEEN = {
     event.key
     for event in (
@@ -64,12 +64,18 @@ class SnapshotRing:
         self._worker = worker
         self._program = program
         self._beside = dict(beside or {})
+        self._gradients = Gradients(program)
         self._slots = [_Slot(), _Slot()]  # the oldest first
 
     @property
     def held(self) -> tuple[SnapshotLabel, ...]:
         """Labels of the snapshots that are here, the oldest first."""
         return tuple(slot.label for slot in self._slots if slot.label is not None)
+
+    @property
+    def keeps_batches(self) -> bool:
+        """Whether batches are kept from the older snapshot on: then snapshots should not lie far apart."""
+        return bool(iterators_of(self._program))
 
     def take(self, label: SnapshotLabel) -> bytes:
         """Copy the whole state, between two iterations; a collective, as buffers become rank 0's everywhere.
@@ -81,35 +87,41 @@ class SnapshotRing:
 
         Returns:
             What dies with this rank: for `restore` on the one that replaces it.
+
+        Raises:
+            ProgramError: something in the state can't be copied.
         """
         self._worker.models.share_buffers()
         entries = {name: living(entry) for name, entry in self._program.state.items()}
-        own = self._own(entries)
+        for name, gradients in self._gradients.unused().items():
+            entries[_GRADIENTS + name] = "gradients", gradients
+        own, layouts = own_of(self._worker, self._program, entries), self._worker.models.layouts()
         slot = self._free(label)
         slot.copies.take({name: state for name, (_, state) in entries.items()})
         slot.kinds = {name: kind for name, (kind, _) in entries.items()}
         slot.shared = packed(
             {
                 "switches": switches_of(self._modules()),
-                "layouts": self._worker.models.layouts(),
+                "layouts": layouts,
                 "beside": {name: thing.state_dict() for name, thing in self._beside.items()},
             }
         )
-        slot.own, slot.of_donor = packed(own), False
+        slot.own, slot.of_donor = packed(own, "engines and data"), False
         slot.metrics = copy.deepcopy(own["metrics"])
         slot.read = own["read"]
         slot.label = label
         self._keep_batches()
         return slot.own
 
-    def layouts(self, label: SnapshotLabel) -> Any:
+    def layouts(self, label: SnapshotLabel) -> list[Layout | None]:
         """The buckets of the models' wrappers at a snapshot, for `DataParallel.wrap`."""
-        return unpacked(self._held(label).shared)["layouts"]
+        layouts: list[Layout | None] = unpacked(self._held(label).shared)["layouts"]
+        return layouts
 
     def restore(self, label: SnapshotLabel, own: bytes | None = None) -> None:
         """Put everything back where it was, bit by bit; tensors stay where they are. Newer snapshots are dropped.
 
-        Engines must not run. Gradients are gone afterwards.
+        Engines must not run; wrappers are made afterwards. Gradients are gone, but for those that no step had used.
 
         Args:
             label: of a snapshot that is held.
@@ -124,18 +136,12 @@ class SnapshotRing:
             slot.own, slot.of_donor, slot.metrics = own, False, None
         mine, shared = unpacked(slot.own), unpacked(slot.shared)
         slot.read = mine["read"]
-        apart = {} if slot.of_donor else mine["apart"]
-        self._restore_state(slot, apart)
+        self._gradients.clear(self._modules())
+        self._restore_state(slot, {} if slot.of_donor else mine["apart"])
+        put_back_switches(self._modules(), shared["switches"])
         for name, thing in self._beside.items():
             thing.load_state_dict(shared["beside"][name])
-        self._restore_engines(mine, slot)
-        put_back_switches(self._modules(), shared["switches"])
-        self._clear_gradients()
-        if slot.of_donor:
-            begin_as_stranger(self._worker, self._program)
-        else:
-            self._worker.samples, self._worker.batch_size = mine["samples"], mine["batch_size"]
-            restore_rng(mine["rng"], self._worker.device)
+        put_back_own(self._worker, self._program, mine, metrics=copy.deepcopy(slot.metrics), stranger=slot.of_donor)
         for newer in self._slots[self._slots.index(slot) + 1 :]:
             newer.label = None
         self._keep_batches()
@@ -186,96 +192,41 @@ class SnapshotRing:
         return slot
 
     # ---------------------------------------------------------------- what is in a snapshot
-    def _own(self, entries: Mapping[str, tuple[Kind, Any]]) -> dict[str, Any]:
-        """What is not known to be equal on all ranks."""
-        engines = self._program.engines
-        return {
-            "rng": capture_rng(self._worker.device),
-            "engines": {name: engine.state_dict() for name, engine in engines.items()},
-            "metrics": {name: _plain(engine.state.metrics) for name, engine in engines.items()},
-            "data": {name: data.state_dict() for name, data in stateful_data(self._program).items()},
-            "read": {name: data.read for name, data in self._iterators().items()},
-            "samples": self._worker.samples,
-            "batch_size": self._worker.batch_size,
-            "apart": self._apart(entries),
-        }
-
-    def _apart(self, entries: Mapping[str, tuple[Kind, Any]]) -> dict[str, Any]:
-        """Entries, or buffers of them, that may differ between ranks: the small ones, as many as the limit allows.
-
-        A newcomer has the others from its donor, as from a checkpoint, into which rank 0 writes its own.
-        """
-        found: list[tuple[int, str, Any]] = []
-        for name in entries.keys() - spread_entries(self._worker, self._program):
-            entry, (kind, state) = self._program.state[name], entries[name]
-            if kind == "module" and isinstance(entry, nn.Module) and self._worker.models.hold(entry.parameters()):
-                state = {"tensors": buffers_of(entry)}  # its parameters are equal: their gradients are averaged
-            found.append((bytes_in(state), name, state))
-        apart, size = {}, 0
-        for more, name, state in sorted(found, key=lambda item: item[:2]):
-            size += more
-            if size > OWN_LIMIT:
-                break
-            apart[name] = state
-        return apart
-
     def _modules(self) -> list[nn.Module]:
         """All models that are known: prepared ones, and those in the state."""
-        return [
-            *self._worker.models.modules(),
-            *(entry for entry in self._program.state.values() if isinstance(entry, nn.Module)),
-        ]
-
-    def _iterators(self) -> dict[str, HandedOut]:
-        """Data that can be read only once."""
-        sources: dict[str, object] = dict(self._program.data)
-        return {name: data for name, data in sources.items() if isinstance(data, HandedOut)}
+        entries: list[object] = [*self._program.state.values()]
+        return [*self._worker.models.modules(), *(entry for entry in entries if isinstance(entry, nn.Module))]
 
     def _keep_batches(self) -> None:
         """Iterators keep what they hand out from the oldest snapshot on, so that it can be handed out again."""
         oldest = next(slot for slot in self._slots if slot.label is not None)
-        for name, data in self._iterators().items():
+        for name, data in iterators_of(self._program).items():
             data.keep(oldest.read[name])
 
-    # ---------------------------------------------------------------- putting it back
     def _restore_state(self, slot: _Slot, apart: Mapping[str, Any]) -> None:
         """Entries with a way of their own first: what they do to models and optimizers does not last."""
         state: dict[str, Any] = dict(self._program.state)
-        in_place = InPlace(slot.copies.fresh)
-        for name in [name for name, kind in slot.kinds.items() if kind == "other"]:
-            state[name].load_state_dict(apart[name] if name in apart else slot.copies.clones(name))
+        copies, in_place = slot.copies, InPlace(slot.copies.fresh)
+
+        def names(kind: Kind) -> list[str]:
+            return [name for name in slot.kinds if slot.kinds[name] == kind]
+
+        for name in names("other"):
+            state[name].load_state_dict(apart[name] if name in apart else copies.clones(name))
             if isinstance(state[name], torch.amp.GradScaler) and state[name].is_enabled():
                 state[name]._per_optimizer_states.clear()  # else it takes this step's gradients for unscaled ones
-        for name in [name for name, kind in slot.kinds.items() if kind == "module"]:
-            views, own = slot.copies.views(name), apart.get(name, {"tensors": {}})
+        for name in names("module"):
+            views, own = copies.views(name), apart.get(name, {"tensors": {}})
             in_place.module(name, state[name], {**views["tensors"], **own["tensors"]})
             if views["more"] is not None:
-                state[name].load_state_dict((own if "more" in own else slot.copies.clones(name))["more"])
-        for name in [name for name, kind in slot.kinds.items() if kind == "optimizer"]:
-            in_place.optimizer(name, state[name], apart[name] if name in apart else slot.copies.views(name))
+                state[name].load_state_dict((own if "more" in own else copies.clones(name))["more"])
+        for name in names("optimizer"):
+            in_place.optimizer(name, state[name], apart[name] if name in apart else copies.views(name))
+        for name in names("gradients"):
+            gradients = apart[name] if name in apart else copies.views(name)
+            self._gradients.put_back(name.removeprefix(_GRADIENTS), gradients, in_place)
         if self._worker.device.type != "cpu":
             torch.accelerator.synchronize()
-
-    def _restore_engines(self, mine: dict[str, Any], slot: _Slot) -> None:
-        for name, data in stateful_data(self._program).items():
-            if not slot.of_donor:
-                data.load_state_dict(mine["data"][name])
-        for name, iterator in self._iterators().items():
-            iterator.go_to(mine["read"][name])
-            mine["engines"][name]["data"] = {"read": mine["read"][name]}  # so that the engine reads on where it is
-        metrics = copy.deepcopy(slot.metrics) if slot.metrics is not None else mine["metrics"]
-        for name, engine in self._program.engines.items():
-            engine.load_state_dict(fitting(mine["engines"][name], engine.attached))
-            engine.state.metrics.clear()
-            engine.state.metrics.update(metrics[name])
-
-    def _clear_gradients(self) -> None:
-        entries: list[object] = [*self._program.state.values()]
-        for entry in entries:
-            if isinstance(entry, Optimizer):
-                entry.zero_grad(set_to_none=True)
-        for module in self._modules():
-            module.zero_grad(set_to_none=True)
 
 
 class _Slot:
@@ -292,8 +243,3 @@ class _Slot:
             None  # engines' metrics as they were here: the driver's are known by identity
         )
         self.read: dict[str, int] = {}  # batches that iterators had given
-
-
-def _plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics that are numbers, texts or tensors."""
-    return {name: value for name, value in metrics.items() if isinstance(value, int | float | str | torch.Tensor)}

@@ -80,7 +80,7 @@ class Speaking:
     def _note(self, phase: str) -> str:
         """Set the phase that pulses tell; returns the one before."""
         before, self.phase = self.phase, phase
-        self._reports.moved()
+        self._reports.moved(self._engine())
         return before
 
     def _stamp(self) -> dict[str, Any]:

@@ -16,11 +16,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-__all__ = ["offer", "stacks_of", "state_of"]
+__all__ = ["offer", "stacks_of", "stacks_of_all", "state_of"]
 
-LIMIT = 3.0  # seconds for either way
+SPYING = 2.0  # seconds for py-spy
+WRITING = 1.0  # seconds for faulthandler
+AT_ONCE = 8  # processes that are looked at at the same time
 _SIGNAL = signal.SIGUSR2
 _NAME = "rankfire-stacks"
 _files: list[int] = []  # faulthandler needs its file as long as the process lives
@@ -44,10 +48,29 @@ def stacks_of(pid: int) -> str:
         no stacks of pid 1073741824: it is gone
     """
     state = state_of(pid)
-    if state in {"", "Z", "X"}:
-        return f"no stacks of pid {pid}: it is gone"
-    stopped = state in {"T", "t"}
-    return _spied(pid, stopped) or (None if stopped else _signalled(pid)) or f"no stacks of pid {pid}: {_why(state)}"
+    while state not in {"", "Z"}:
+        stopped = state in {"T", "t"}
+        if (seen := _spied(pid, stopped) or (None if stopped else _signalled(pid))) is not None:
+            return seen
+        state, before = state_of(pid), state
+        if (state in {"T", "t"}) == stopped:
+            return f"no stacks of pid {pid}: {_why(before)}"
+    return f"no stacks of pid {pid}: it is gone"
+
+
+def stacks_of_all(pids: Iterable[int]) -> dict[int, str]:
+    """The stacks of several processes, several at a time, by process id."""
+    ids = list(pids)
+    with ThreadPoolExecutor(AT_ONCE) as looks:
+        return dict(zip(ids, looks.map(stacks_of, ids), strict=True))
+
+
+def state_of(pid: int) -> str:
+    """The kernel's letter for a process: R, S, D, T (stopped), Z (gone, not reaped); empty if there is none."""
+    with contextlib.suppress(OSError, IndexError):
+        letter = _lines(pid, "stat")[0].rpartition(")")[2].split()[0]
+        return "Z" if letter == "X" else letter
+    return ""
 
 
 def _spied(pid: int, stopped: bool) -> str | None:
@@ -58,7 +81,7 @@ def _spied(pid: int, stopped: bool) -> str | None:
         return None
     command = [spy, "dump", "--pid", str(pid), *(["--nonblocking"] if stopped else [])]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SPYING, check=False)
         if done.returncode == 0 and "Thread" in done.stdout:
             return done.stdout
     return None
@@ -82,19 +105,12 @@ def _signalled(pid: int) -> str | None:
 
 def _wait_written(file: Path, before: int) -> None:
     """Wait until the file has grown and no longer grows."""
-    until, last = time.monotonic() + LIMIT, before
+    until, last = time.monotonic() + WRITING, before
     while time.monotonic() < until:
         time.sleep(0.02)
         if (size := file.stat().st_size) == last > before:
             return
         last = size
-
-
-def state_of(pid: int) -> str:
-    """The letter that the kernel gives: R, S, D, T (stopped), Z (gone, not reaped); empty if there is no process."""
-    with contextlib.suppress(OSError, IndexError):
-        return _lines(pid, "stat")[0].rpartition(")")[2].split()[0]
-    return ""
 
 
 def _lines(pid: int, name: str) -> list[str]:

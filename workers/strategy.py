@@ -67,9 +67,9 @@ class DataParallel:
             layouts: what `layouts()` told when that state was saved: the sums are then the same to the last bit. Those
                 of models that have changed since are ignored.
         """
+        self.unwrap()
         known = layouts or ()
         for route, layout in zip(self._routes, [*known, *[None] * len(self._routes)], strict=False):
-            route.module.zero_grad(set_to_none=True)  # gradients may be views into the old wrapper's buckets
             if any(parameter.requires_grad for parameter in route.module.parameters()):
                 ids = [self.device.index] if self.device.type == "cuda" else None
                 with starting_with(layout):
@@ -155,8 +155,10 @@ class DataParallel:
         return [type(route.module).__name__ for route in self._routes if route.bypassed]
 
     def unwrap(self) -> None:
-        """Forget the wrappers; the handles call the plain modules."""
+        """Forget the wrappers and their gradients; the handles call the plain modules."""
         for route in self._routes:
+            if route.wrapper is not None:
+                route.module.zero_grad(set_to_none=True)  # gradients may be views into the wrapper's buckets
             route.wrapper = route.given = route.rebuilt = None
 
 

@@ -12,7 +12,7 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-__all__ = ["is_ours", "place_of", "text_of"]
+__all__ = ["is_ours", "only_ours", "place_of", "text_of"]
 
 _HOME = Path(__file__).resolve().parent.parent
 _OURS = tuple(f"{_HOME / package}{os.sep}" for package in ("orchestrator", "workers"))
@@ -49,6 +49,21 @@ def place_of(error: BaseException) -> str | None:
         if not (is_ours(frame.filename) or frame.filename.startswith((*_INSTALLED, "<"))):
             return f"{os.path.basename(frame.filename)}:{frame.lineno}"
     return None
+
+
+def only_ours(error: BaseException) -> bool:
+    """Whether neither an exception nor its causes went through a line that is not of Rankfire."""
+    known: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        told = waiting.pop()
+        if told is None or any(told is one for one in known):
+            continue
+        if any(not is_ours(frame.filename) for frame in traceback.extract_tb(told.__traceback__)):
+            return False
+        known.append(told)
+        waiting += [told.__cause__, None if told.__suppress_context__ else told.__context__]
+    return True
 
 
 def _fold(stack: traceback.StackSummary) -> None:

@@ -1,20 +1,20 @@
 """Entries of a checkpoint's state, of which every byte of the checkpoint was verified before anybody sees them.
 
-Verifying takes one core and reading another, so both are done at once; what was read is given out only when all of it
-is known to be as it was written. A run that resumes needs none of this: its driver verifies while the ranks start.
+Tensors are hashed while they are read; what was read is given out only when all of the checkpoint is known to be as it
+was written. A run that resumes needs none of this: its driver verifies while the ranks start.
 """
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from orchestrator.checkpoints.registry import Committed
 from orchestrator.checkpoints.verify import damage
 from orchestrator.errors import CheckpointError
-from workers.shards import load_state
+from workers.parcels import Receipt
+from workers.shards import load_hashed
 
 __all__ = ["read_verified"]
 
@@ -35,14 +35,12 @@ def read_verified(checkpoint: Committed, entries: Callable[[str], bool] = lambda
     Example:
         >>> read_verified(checkpoint, {"model"}.__contains__)["model"]  # doctest: +SKIP
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="rankfire-verify") as pool:
-        verdict = pool.submit(damage, checkpoint.storage, checkpoint.manifest)
-        state, failure = None, None
-        try:
-            state = load_state(checkpoint.storage, entries)
-        except (OSError, ValueError, RuntimeError, LookupError, TypeError, pickle.UnpicklingError) as error:
-            failure = error  # what is wrong with the bytes says more, if anything is
-        wrong = verdict.result()
+    state, failure, read = None, None, list[Receipt]()
+    try:
+        state, read = load_hashed(checkpoint.storage, entries)
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, pickle.UnpicklingError) as error:
+        failure = error  # what is wrong with the bytes says more, if anything is
+    wrong = damage(checkpoint.storage, checkpoint.manifest, read)
     if wrong is not None:
         raise CheckpointError.at(checkpoint.url, f"{wrong}; restore it, or take another checkpoint") from failure
     if failure is not None:

@@ -23,7 +23,7 @@ from workers.parcels import Receipt
 from workers.retry import retrying
 from workers.storage import Storage
 
-__all__ = ["Committed", "Refused", "Registry", "Staging"]
+__all__ = ["Committed", "Refused", "Registry", "Staging", "order_of"]
 
 _logger = logging.getLogger(__name__)
 _COMMITTED = re.compile(r"step-(\d{8,})(?:-(\d+))?")
@@ -72,6 +72,16 @@ class Registry:
     def committed(self) -> list[Committed]:
         """All checkpoints whose manifest can be read, oldest first; their files are not looked at."""
         return [look for _, look in self.found() if isinstance(look, Committed)]
+
+    def unfinished(self) -> list[str]:
+        """On an object store, what has the name of a checkpoint and no manifest, oldest first.
+
+        A save that goes on, or was cut off; or one whose manifest somebody removed, which nobody can tell from these.
+        """
+        if self.storage.moves:
+            return []
+        files = {name: self.storage.files(name) for name in self._named()}
+        return [name for name, there in files.items() if there and NAME not in there]
 
     def holds(self, name: str) -> bool:
         """Whether a checkpoint is still there: who looks on while a run goes on may see one being pruned."""
@@ -187,7 +197,7 @@ class Registry:
         """Folders with the name of a checkpoint, oldest first."""
         with self._words(self.storage.url, "can't be read"):
             names = [name for name in self._names() if _COMMITTED.fullmatch(name) and name not in self._aside]
-        return sorted(names, key=_order)
+        return sorted(names, key=order_of)
 
     def _names(self) -> list[str]:
         return retrying("list the checkpoints", lambda: self.storage.names())
@@ -279,7 +289,8 @@ class Registry:
         return now
 
 
-def _order(name: str) -> tuple[int, int]:
+def order_of(name: str) -> tuple[int, int]:
+    """What checkpoints are sorted by: step, and number within it."""
     match = _COMMITTED.fullmatch(name)
     assert match is not None, f"{name} is no name of a checkpoint"
     return int(match[1]), int(match[2] or 0)

@@ -31,14 +31,16 @@ class Line:
         marks: of `latest` and `best`, those that name it.
         problems: what is wrong with it, as far as was looked.
         verified: whether every byte was read.
+        unfinished: whether it has no manifest, on a storage where a save has none until its end.
     """
 
     name: str
     url: str
-    manifest: Manifest | None
-    marks: tuple[str, ...]
-    problems: tuple[str, ...]
-    verified: bool
+    manifest: Manifest | None = None
+    marks: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    verified: bool = False
+    unfinished: bool = False
 
 
 @click.command()
@@ -64,13 +66,14 @@ def checkpoints(run: str, storage: str, verify: bool, as_json: bool) -> None:
         show(folder, lines)
     damaged = [line.name for line in lines if line.problems]
     if verify and damaged:
-        raise CheckpointError(f"{len(damaged)} of {len(lines)} checkpoints in {folder} damaged: {', '.join(damaged)}")
+        number = sum(not line.unfinished for line in lines)
+        raise CheckpointError(f"{len(damaged)} of {number} checkpoints in {folder} damaged: {', '.join(damaged)}")
 
 
 def list_of(registry: Registry, verify: bool) -> list[Line]:
     """Look at a run's checkpoints, oldest first; leaves out what a run that goes on prunes meanwhile."""
     from orchestrator.checkpoints.references import best_in
-    from orchestrator.checkpoints.registry import Committed
+    from orchestrator.checkpoints.registry import Committed, order_of
     from orchestrator.checkpoints.verify import problems
 
     found = registry.found()
@@ -90,7 +93,8 @@ def list_of(registry: Registry, verify: bool) -> list[Line]:
         marks = tuple(word for word, marked in (("latest", latest), ("best", best)) if marked is look)
         verified = verify and manifest is not None
         lines.append(Line(name=name, url=url, manifest=manifest, marks=marks, problems=wrong, verified=verified))
-    return lines
+    lines += [Line(name=name, url=registry.storage.locate(name), unfinished=True) for name in registry.unfinished()]
+    return sorted(lines, key=lambda line: order_of(line.name))
 
 
 def document(folder: str, lines: Sequence[Line]) -> str:
@@ -118,6 +122,7 @@ def entry(line: Line) -> dict[str, object]:
         "marks": list(line.marks),
         "verified": line.verified,
         "problems": list(line.problems),
+        "unfinished": line.unfinished,
     }
 
 
@@ -152,7 +157,8 @@ def show(folder: str, lines: Sequence[Line]) -> None:
 
 def cells(line: Line) -> Iterable[str]:
     """One row of the table."""
-    last = ", ".join([*line.marks, "damaged"] if line.problems else line.marks)
+    words = {"damaged": line.problems, "unfinished or without manifest": line.unfinished}
+    last = ", ".join([*line.marks, *(word for word, true in words.items() if true)])
     if (manifest := line.manifest) is None:
         return line.name, "", "", "", "", "", "", last
     metrics = ", ".join(f"{name} {value:.6g}" for name, value in sorted(manifest.metrics.items()))
@@ -167,3 +173,8 @@ def remarks(lines: Sequence[Line]) -> Iterable[str]:
         if line.verified and not line.problems:
             yield f"{line.name}: ok"
         yield from (f"{line.name}: {problem}" for problem in line.problems)
+        if line.unfinished:
+            yield (
+                f"{line.name}: is being saved, or was not saved to its end, or its manifest.json was removed; if "
+                "nobody is saving it, the run removes it at its next start"
+            )

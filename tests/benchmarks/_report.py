@@ -58,9 +58,20 @@ def private_folder() -> Iterator[Path]:
 
 def measure(root: Path, name: str, command: Sequence[str], *, timeout: float = 170.0, **environment: str) -> Path:
     """Run a command to its end, in a folder of its own below `root`, which is appended to it; returns the folder."""
+    with started(root, name, command, **environment) as (process, folder):
+        if status := process.wait(timeout):
+            raise SystemExit(f"{name}: ended with {status}\n{tail(folder)}")
+    return folder
+
+
+@contextmanager
+def started(
+    root: Path, name: str, command: Sequence[str], **environment: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Run a command as `measure` does, and meanwhile what is inside; then end it with everything that it started."""
     folder = root / name.replace(" ", "-")
     folder.mkdir()
-    with open(folder / "log", "w+") as log:
+    with open(folder / "log", "w") as log:
         process = subprocess.Popen(
             [sys.executable, *command, str(folder)],
             env={**os.environ, **environment},
@@ -69,13 +80,17 @@ def measure(root: Path, name: str, command: Sequence[str], *, timeout: float = 1
             stderr=subprocess.STDOUT,
         )
         try:
-            status = process.wait(timeout)
+            yield process, folder
         finally:
+            if process.poll() is None:
+                process.terminate()
             _end_all(root)
-        if status:
-            log.seek(0)
-            raise SystemExit(f"{name}: ended with {status}\n{log.read()[-4000:]}")
-    return folder
+            process.wait()
+
+
+def tail(folder: Path) -> str:
+    """The end of what a command printed."""
+    return (folder / "log").read_text(errors="replace")[-4000:]
 
 
 def note(folder: Path | str, name: str, value: Any) -> None:

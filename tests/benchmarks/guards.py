@@ -3,7 +3,8 @@
 Run `python tests/benchmarks/guards.py`. The step is a real one, of a model with a million parameters (and one with 25
 million, for the comparison of models), its output a loss. Peer: pytorch-ignite's TerminateOnNan, which looks on one
 process only; nobody known to us compares models while training. Times are those of the handler's call, the median over
-the iterations; on two ranks after a barrier, since a slower rank is waited for in the step anyway, the mean of both.
+the iterations; on two ranks the mean of both, after a barrier, since a slower rank is waited for in the step anyway.
+What ranks must pay to agree on anything is told as well: an all-reduce of one number over gloo.
 """
 
 from __future__ import annotations
@@ -82,9 +83,10 @@ def guarded(worker: Any) -> Any:
     from workers import Engine, Events, Program, TerminateOnNan
     from workers.handlers import CheckDivergence
 
-    took: dict[str, list[float]] = {"nan": [], "divergence": []}
+    took: dict[str, list[float]] = {"floor": [], "nan": [], "divergence": []}
     step = step_of(worker.config["width"], worker.prepare, worker.backward)
     trainer = Engine(step)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, timed(lambda _: worker.all_reduce(0, "max"), took["floor"]))
     trainer.add_event_handler(Events.ITERATION_COMPLETED, timed(TerminateOnNan(), took["nan"]))
     trainer.add_event_handler(Events.ITERATION_COMPLETED, timed(CheckDivergence(every=1), took["divergence"]))
     trainer.add_event_handler(
@@ -133,6 +135,7 @@ def main(iterations: int) -> None:
             command = [me, "--child", str(width), "--iterations", str(count)]
             folder = _report.measure(root, f"two {width}", command)
             if width < 1000:
+                row("an all-reduce of a number, no guard", RANKS, 1, milliseconds(folder, "floor"), peer=True)
                 row("TerminateOnNan", RANKS, 1, milliseconds(folder, "nan"))
             row(f"CheckDivergence, {size} parameters", RANKS, 100, milliseconds(folder, "divergence"))
     _report.table(rows)

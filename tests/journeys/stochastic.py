@@ -56,7 +56,14 @@ def build(worker: Worker) -> Program:
         optimizer.step()
         scheduler.step()
         if folder := config.get("log"):
-            line = {"iteration": engine.state.iteration, "rank": worker.rank, "indices": index.tolist()}
+            line = {
+                "iteration": engine.state.iteration,
+                "generation": worker.generation,
+                "rank": worker.rank,
+                "world": worker.world_size,
+                "indices": index.tolist(),
+                "loss": loss.item(),
+            }
             with Path(folder, f"{worker.rank}.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
         return {"loss": loss.detach()}

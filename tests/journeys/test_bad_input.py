@@ -42,8 +42,8 @@ def nothing_lives_on() -> Iterator[None]:
     expect_none(alive_in_ray, "left in Ray")
 
 
-def make(program: Any, folder: Path, **config: Any) -> Orchestrator:
-    return Orchestrator(program, run="bad", workers=2, config={"rank": 1, **config}, storage=folder)
+def make(program: Any, folder: Path, recovery: Any = None, **config: Any) -> Orchestrator:
+    return Orchestrator(program, run="bad", workers=2, config={"rank": 1, **config}, recovery=recovery, storage=folder)
 
 
 def journal_of(folder: Path) -> list[dict[str, Any]]:
@@ -182,7 +182,7 @@ def test_ranks_at_different_gates_are_named_instead_of_hanging(tmp_path: Path) -
 
 
 def test_a_killed_rank_ends_the_run_with_rank_pid_and_node(tmp_path: Path) -> None:
-    orchestrator = make(programs.kills_itself, tmp_path)
+    orchestrator = make(programs.kills_itself, tmp_path, recovery={"on_loss": "stop"})
     with pytest.raises(WorkerLostError) as caught:
         orchestrator.run(max_epochs=1)
     journal = journal_of(tmp_path)
@@ -195,7 +195,7 @@ def test_a_killed_rank_ends_the_run_with_rank_pid_and_node(tmp_path: Path) -> No
 
 
 def test_a_rank_killed_while_a_handler_evaluates_ends_the_run_too(tmp_path: Path) -> None:
-    orchestrator = make(programs.linear, tmp_path)
+    orchestrator = make(programs.linear, tmp_path, recovery={"on_loss": "stop"})
 
     @orchestrator.on(Events.EPOCH_COMPLETED)
     def kill_and_evaluate(run: Orchestrator) -> None:

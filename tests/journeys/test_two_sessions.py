@@ -16,7 +16,7 @@ from orchestrator.rendezvous import Rendezvous
 from workers.engine import Engine
 from workers.events import Events
 from workers.mailbox import Mailbox, Outbox
-from workers.messages import Answer, Arrived, Built, Finished, Hello, Joined
+from workers.messages import Answer, Arrived, Built, Finished, Hello, Joined, SnapshotTaken
 from workers.metrics import attach_metric
 from workers.orders import Build, Call, Evaluate, Go, Join, Leave, Release
 from workers.program import Program
@@ -85,7 +85,9 @@ class Crew:
         heard = []
         for pipe in self.pipes:
             assert pipe.poll(LIMIT), f"no {kind.__name__} came"
-            heard.append(pipe.recv())
+            while isinstance(message := pipe.recv(), SnapshotTaken) and kind is not SnapshotTaken:
+                assert pipe.poll(LIMIT), f"no {kind.__name__} came"
+            heard.append(message)
             assert type(heard[-1]) is kind, heard[-1]
         return heard
 

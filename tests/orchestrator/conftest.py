@@ -12,7 +12,7 @@ from orchestrator.journal import Journal, read_journal
 from orchestrator.limits import Limits
 from orchestrator.run import Run
 from orchestrator.settings import Settings
-from orchestrator.spec import ClusterSpec, WorkersSpec
+from orchestrator.spec import ClusterSpec, RecoverySpec, WorkersSpec
 from tests.orchestrator.fake_group import FakeGroup
 from workers.events import Events
 from workers.locations import storage_at
@@ -49,6 +49,7 @@ def make_run(tmp_path: Path) -> Iterator[MakeRun]:
                 config={},
                 workers=WorkersSpec(count=group.size - spares, spares=spares),
                 cluster=ClusterSpec(),
+                recovery=RecoverySpec(),
                 seed=0,
                 storage=str(tmp_path),
                 roots=(),

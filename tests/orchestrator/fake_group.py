@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import cloudpickle
@@ -84,6 +84,10 @@ class FakeGroup:
     def shortage(self) -> str | None:
         """What the test says."""
         return self.short
+
+    def draining(self) -> Mapping[str, float]:
+        """No node goes away."""
+        return {}
 
     def order(self, worker: int, order: Order) -> None:
         """Note it, and let the rank's script answer."""

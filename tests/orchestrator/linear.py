@@ -59,7 +59,7 @@ def build(worker: Worker) -> Program:
     )
 
 
-def make(storage: Path, run: str = "linear", **given: Any) -> Orchestrator:
+def make(storage: Path | str, run: str = "linear", **given: Any) -> Orchestrator:
     """An orchestrator of the program in this process."""
     return Orchestrator(build, workers=0, run=run, storage=storage, **given)
 

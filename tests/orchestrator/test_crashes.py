@@ -17,6 +17,7 @@ from orchestrator.journal import read_journal
 from tests.checkpoints import equal
 from tests.object_store import BUCKET
 from tests.orchestrator.crashing import Ended, Forks, forks
+from tests.recovery import test_deaths
 from workers.failpoints import POINTS
 from workers.locations import storage_at
 from workers.shards import load_state, read_rank_file
@@ -138,7 +139,8 @@ def killed(ended: Ended, point: str) -> None:
 
 # ---------------------------------------------------------------- killed
 def test_every_failpoint_has_its_test() -> None:
-    assert set(SAVING) | set(OWNING) | set(LOADING) == set(POINTS)
+    on_ranks = {"snapshot.taken", *test_deaths.REWINDING}  # of several, which outlive each other
+    assert set(SAVING) | set(OWNING) | set(LOADING) | on_ranks == set(POINTS)
     assert set(SAVING) >= ON_FOLDERS_ONLY
 
 

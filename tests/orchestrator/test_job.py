@@ -139,6 +139,15 @@ def test_a_users_error_ends_the_command_with_1_and_its_traceback_once(job: Path)
     )
 
 
+def test_a_refusal_of_what_a_program_is_ends_the_command_with_one_line(job: Path) -> None:
+    ended = rankfire(job, "--set", "program=builtins:id")
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [
+        "error: rank 0 raised ProgramError: builtins:id(worker): expected it to return a Program, received int; end it "
+        "with `return Program(engines=…, data=…, state=…)`"
+    ]
+
+
 def test_a_metric_that_does_not_exist_ends_the_command_with_2(job: Path) -> None:
     ended = rankfire(job, "--set", "checkpoint.best.metric=validation/los")
     assert ended.returncode == 2
@@ -187,7 +196,15 @@ def test_a_wrong_name_is_told_before_anything_is_trained(job: Path, override: st
     with pytest.raises(SpecError) as caught:
         Orchestrator.from_spec(spec, roots=[str(job.parent)]).run()
     assert str(caught.value) == text
-    assert [line["event"] for line in journal(job.parent / "runs", "job")][1:] == ["WORKER_BUILT", "RUN_FAILED"]
+    assert list((job.parent / "runs").iterdir()) == []
+
+
+def test_a_wrong_name_in_a_run_that_exists_is_in_its_record(job: Path) -> None:
+    Orchestrator.from_spec(str(job)).run(max_epochs=1)
+    spec = load_spec(str(job), sets=["evaluate.engine=evaluater"])
+    with pytest.raises(SpecError, match=r"^evaluate\.engine: "):
+        Orchestrator.from_spec(spec, roots=[str(job.parent)]).run()
+    assert [line["event"] for line in journal(job.parent / "runs", "job")][-2:] == ["WORKER_BUILT", "RUN_FAILED"]
 
 
 @pytest.mark.parametrize("metric", ["validation/score", "validation/loss", "loss", "validation/loss/part", "train/los"])

@@ -161,3 +161,13 @@ def test_what_another_thread_tells_is_heard_between_two_iterations() -> None:
     driver = Driver(note)
     driver.train(watches={"trainer": Events.ITERATION_COMPLETED(once=2)})
     assert driver.kinds()[-3:] == [Observed, LeaseLost, Finished]
+
+
+def test_the_only_worker_can_be_neither_doubled_nor_killed() -> None:
+    group = Driver().group
+    with pytest.raises(AssertionError, match="worker 1 can't be added"):
+        group.add(1)
+    with pytest.raises(AssertionError, match="worker 0 can't be killed"):
+        group.kill(0)
+    assert group.stacks([0]) == {0: "it lives in the driver's own process"}
+    assert group.draining() == {}

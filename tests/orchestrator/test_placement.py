@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Any
 
 import pytest
 
-from orchestrator.capacity import check_capacity
-from orchestrator.errors import CapacityError, StartError
+from orchestrator.errors import StartError
 from orchestrator.placement import Cluster, _signals_kept
 from orchestrator.spec import ClusterSpec, WorkersSpec
 
@@ -39,20 +37,3 @@ def test_a_handler_of_rays_never_stands_in_place_of_the_runs(monkeypatch: pytest
         utils.set_sigterm_handler(lambda number, frame: sys.exit(number))
         assert signal.getsignal(signal.SIGTERM) is before
     assert (signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler.__name__) == (before, "set_sigterm_handler")
-
-
-@pytest.mark.parametrize(
-    ("asked", "nodes", "mend"),
-    [
-        ({"gpus": 1}, [{"CPU": 8}], "ask for fewer gpus, or add nodes that have them"),
-        ({"gpus": 1}, [{"CPU": 8, "GPU": 1}], "ask for fewer workers or gpus, or add nodes"),
-        ({"resources": {"disk": 2}}, [{"CPU": 8}], "ask for less of 'disk', or add nodes that have it"),
-        ({"cpus": 8}, [{"CPU": 8, "GPU": 8}], "ask for fewer workers or add nodes"),
-        ({"cpus": 9, "gpus": 9}, [{"CPU": 8, "GPU": 8}], "ask for fewer cpus, or add nodes that have them"),
-        ({"placement": "STRICT_SPREAD"}, [{"CPU": 8}], "ask for fewer workers or add nodes"),
-    ],
-)
-def test_what_is_short_is_what_fewer_are_asked_of(asked: dict[str, Any], nodes: list[Any], mend: str) -> None:
-    with pytest.raises(CapacityError) as caught:
-        check_capacity(WorkersSpec(**{"count": 2, **asked}), nodes)
-    assert str(caught.value).rpartition("; ")[2] == mend

@@ -73,7 +73,7 @@ def test_the_run_has_its_folder_in_the_storage(tmp_path: Path, monkeypatch: pyte
     assert settings().home.url == f"{tmp_path}/runs/digits"
     assert settings(storage=Path("/data")).home.url == "/data/digits"
     assert settings(storage="~/runs").home.url == f"{Path.home()}/runs/digits"
-    assert settings(storage="memory://bucket/runs/").home.url == "memory://bucket/runs/digits"
+    assert settings(storage="memory://bucket/runs/", workers=0).home.url == "memory://bucket/runs/digits"
     assert settings(storage="file:///data").storage == "/data"
 
 

@@ -353,6 +353,10 @@ def test_a_bad_value_is_named_with_what_was_expected_received_and_the_mend(
     assert problem_with(**changes) == text
 
 
+def test_the_memory_of_the_only_process_is_a_storage() -> None:
+    assert make_spec(SMALLEST | {"storage": "memory://runs", "workers": 0}).storage == "memory://runs"
+
+
 @pytest.mark.parametrize("gpus", [0, 0.25, 1, 2, 4.0])
 def test_a_share_of_a_gpu_or_whole_gpus_are_accepted(gpus: float) -> None:
     assert make_spec(SMALLEST | workers(gpus=gpus)).workers.gpus == gpus
@@ -384,6 +388,11 @@ def test_a_share_of_a_gpu_or_whole_gpus_are_accepted(gpus: float) -> None:
         (
             {"storage": "a\0b"},
             "storage: expected a path or URL of printable characters, received 'a\\x00b' (str); write for example runs",
+        ),
+        (
+            {"storage": "memory://runs", "workers": 2},
+            "storage: expected a folder or URL that every worker reaches, received 'memory://runs' (str); write for "
+            "example runs, or workers: 0",
         ),
         (
             {"workers": 100_001},

@@ -137,6 +137,39 @@ def test_overrides_are_laid_over_the_file() -> None:
     assert spec.checkpoint.best.metric == "loss"
 
 
+@pytest.mark.parametrize(
+    ("sets", "told"),
+    [
+        (
+            ["train.max_iters=500"],
+            "--set train.max_iters=500: train: expected exactly one of max_epochs and max_iters, received max_iters "
+            "beside max_epochs: 5 (int); add --set train.max_epochs=null",
+        ),
+        (
+            ["train.max_iters=500", "train.max_epochs=3"],
+            "--set train.max_epochs=3: train: expected exactly one of max_epochs and max_iters, received max_epochs "
+            "beside max_iters: 500 (int); leave one of them out",
+        ),
+        (
+            ["train={max_iters: 500, max_epochs: 3}"],
+            "--set train={max_iters: 500, max_epochs: 3}: expected exactly one of max_epochs and max_iters, received "
+            "max_epochs beside max_iters: 500 (int); leave one of them out",
+        ),
+    ],
+)
+def test_an_override_beside_what_it_should_replace_is_told_with_the_other_that_makes_room(
+    sets: list[str], told: str
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(GOOD, sets=sets)
+    assert caught.value.problems == (told,)
+
+
+def test_an_override_of_the_length_may_make_room_for_another() -> None:
+    spec = parse_spec(GOOD, sets=["train.max_iters=500", "train.max_epochs=null"])
+    assert (spec.train.max_epochs, spec.train.max_iters) == (None, 500)
+
+
 def test_an_override_mends_a_bad_value_of_the_file() -> None:
     assert parse_spec(GOOD.replace("5", "five"), sets=["train={max_epochs: 1}"]).train.max_epochs == 1
 

@@ -19,6 +19,7 @@ from orchestrator.spec_problems import make_spec
 from tests.orchestrator.linear import build, journal, make
 from workers import Events, Program, Worker
 from workers.folder import Folder
+from workers.storage import Storage
 
 
 def lines(storage: Path, event: str) -> list[dict[str, Any]]:
@@ -233,7 +234,7 @@ def test_with_workers_the_ranks_are_those_of_ray(tmp_path: Path, monkeypatch: py
     assert asked == [(3, 4, orchestrator.settings.roots)]
 
 
-@pytest.mark.parametrize("where", ["_begin_at", "_make_run", "Registry.sweep"])
+@pytest.mark.parametrize("where", ["training._begin_at", "training._make_run", "parts.Registry.sweep"])
 @pytest.mark.parametrize("error", [SystemFailure("no"), ZeroDivisionError("no"), KeyboardInterrupt()])
 def test_what_ends_a_run_before_it_has_begun_is_in_its_record_and_lets_it_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException
@@ -242,7 +243,7 @@ def test_what_ends_a_run_before_it_has_begun_is_in_its_record_and_lets_it_go(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"orchestrator.training.{where}", fail)
+        patch.setattr(f"orchestrator.{where}", fail)
         with pytest.raises(type(error)):
             make(tmp_path).run(max_epochs=1)
     assert [line["error"] for line in lines(tmp_path, "RUN_FAILED")] == [type(error).__name__]
@@ -315,6 +316,38 @@ def test_what_a_driver_left_that_died_while_it_wrote_the_job_file_is_removed(tmp
     left.touch()
     make(tmp_path).run(max_epochs=2)
     assert not left.exists()
+
+
+def test_a_state_that_the_program_has_no_more_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = make(tmp_path)
+    first.attach(Checkpoint())
+    first.run(max_epochs=1)
+
+    def without_optimizer(worker: Worker) -> Program:
+        program = build(worker)
+        del program.state["optimizer"]
+        return program
+
+    for epochs, times in ((2, 1), (3, 0)):
+        again = Orchestrator(without_optimizer, workers=0, run="linear", storage=tmp_path)
+        again.attach(Checkpoint())
+        capsys.readouterr()
+        assert again.run(max_epochs=epochs).status == "completed"
+        told = [line for line in capsys.readouterr().err.splitlines() if "dropped" in line]
+        assert told == times * [
+            "rankfire: run 'linear' goes on from checkpoint step-00000003, epoch 1; its state 'optimizer' is dropped, "
+            "since the program has none of that name"
+        ]
+    assert len(lines(tmp_path, "STATE_DROPPED")) == 1
+
+
+@pytest.mark.parametrize("storage", ["memory"], indirect=True)
+def test_a_run_in_memory_tells_once_that_nothing_will_be_left(
+    storage: Storage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert make(storage.url).run(max_epochs=2).status == "completed"
+    told = "rankfire: run 'linear' is in the memory of this process: nothing of it will be left when that ends"
+    assert capsys.readouterr().err.splitlines().count(told) == 1
 
 
 def test_a_lost_rank_is_told_with_where_the_same_command_goes_on(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Who hangs and who is slow, by what ranks tell of themselves; in simulated worlds of ranks that move in lockstep."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,6 +64,27 @@ def all_of(story: Story, **known: Any) -> dict[int, dict[str, Any]]:
 def hung(found: list[Hang | Straggler]) -> list[tuple[int, str, bool]]:
     assert all(isinstance(one, Hang) for one in found)
     return [(one.rank, one.how, one.sure) for one in found if isinstance(one, Hang)]
+
+
+# -------------------------------------------------------------------- what ranks do
+SETS_UP = ("starting", "building the program", "joining the process group", "loading the checkpoint", "going back to ")
+WAITS = ("waiting at ", "waiting for the next generation", "finished", "failed", "leaving")
+WORKS = (
+    "training",
+    "arriving at ",
+    "evaluating with ",
+    "calling ",
+    "planning a checkpoint",
+    "copying the state for a checkpoint",
+)
+
+
+def test_every_phase_of_a_rank_is_known_as_setting_up_waiting_or_work() -> None:
+    session = (Path(__file__).parents[2] / "workers" / "session.py").read_text()
+    phases = set(re.findall(r'(?:_note\(f?|self\.phase = )"([^"{]+)', session))
+    assert {"training", "waiting at ", "finished"} <= phases <= {*SETS_UP, *WAITS, *WORKS}
+    kinds = {phase: (one.sets_up, one.waits) for phase in phases if (one := beat(0, 0.0, phase=phase))}
+    assert kinds == {phase: (phase in SETS_UP, phase in WAITS) for phase in phases}
 
 
 # -------------------------------------------------------------------- who hangs
@@ -188,6 +211,17 @@ def test_before_the_first_step_is_done_there_is_more_patience() -> None:
         watch.hear(beat(0, now, iteration=1, idle=now))
         found = watch.look(now)
     assert FIRST < now <= FIRST + LOOK
+
+
+def test_a_newcomer_that_takes_up_iteration_96_has_not_done_96_steps() -> None:
+    watch = Watch(Timeouts.of(HANG))
+    watch.begin([0], now=0.0)
+    watch.hear(beat(0, 0.0, phase="going back to iteration 96", iteration=0))
+    now = 0.0
+    while now < FIRST - 1:
+        now += PULSE
+        watch.hear(beat(0, now, iteration=97, idle=now))
+        assert watch.look(now) == []
 
 
 def test_one_rank_that_warms_up_asks_for_patience_with_all() -> None:

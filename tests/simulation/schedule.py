@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import orchestrator.orchestrator
+import orchestrator.regrouping
 import orchestrator.rendezvous
 import orchestrator.saving
 import orchestrator.settings
@@ -28,6 +29,7 @@ from tests.simulation.oracle import Oracle, ViolationError
 from tests.simulation.verdicts import judge
 from tests.simulation.world import World
 from workers.events import Events
+from workers.left_behind import LeftBehind
 from workers.parcels import TRAINER
 
 __all__ = ["Outcome", "play", "run_schedule"]
@@ -105,7 +107,13 @@ def _stage(world: World) -> Iterator[None]:
         patch.setattr(orchestrator.settings, "storage_at", world.disk.at)
         patch.setattr(orchestrator.training, "RayGroup", lambda *given, **named: world)
         patch.setattr(orchestrator.rendezvous, "Rendezvous", lambda host: contextlib.nullcontext(("sim", 1)))
+        patch.setattr(orchestrator.regrouping, "left_behind", _left_behind)
         yield
+
+
+def _left_behind(own: Any) -> LeftBehind:
+    """What a simulated rank leaves: it has no metrics with a state."""
+    return LeftBehind(epoch=0, packs={}, samples=0)
 
 
 def _orchestrator(world: World) -> Orchestrator:

@@ -114,7 +114,7 @@ class Striker:
         return f"it, for {seconds:g} s"
 
     def _stick(self, rank: Rank) -> str | None:
-        if rank.phase.startswith("waiting at") or not self._world.trains:  # nothing is done there in which it could
+        if not self._world.trains:
             return None
         rank.stuck = True
         return "it"

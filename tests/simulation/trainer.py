@@ -163,9 +163,10 @@ class Trainer(Life):
 
     def wait_at(self, key: GateKey, after: int = 0) -> Steps:
         """As `Session._wait_at`."""
-        before = self.note(f"waiting at {key}")
+        before = self.note(f"arriving at {key}")
         yield self.busy("arrive", 0.0, 0.01)
         self.send(Arrived, gate=key, after=after, **self._report())
+        self.note(f"waiting at {key}")
         while not isinstance(order := (yield "mail"), Release):
             yield from self.carry_out(order)
         if order.gate != key:

@@ -22,7 +22,7 @@ def judge(world: World, ended: str, text: str, error: Any) -> None:
         oracle.violate(f"ended with {ended}: {text}")
     if ended == "TrainingError" and not any(word in text for word in (*world.users, "went wrong")):
         oracle.violate(f"the error does not tell what the program raised ({world.users}): {text}")
-    aloud = ended not in ("completed", "terminated", "RunInterrupted", "StartError", "FencedError")
+    aloud = ended not in ("completed", "terminated", "RunInterrupted")
     if len(oracle.raised) > 1 or (aloud and not oracle.raised):
         oracle.violate(f"EXCEPTION_RAISED was fired for {oracle.raised}; the run ended with {ended}")
     if not world.stopped:
@@ -47,6 +47,8 @@ def _ends(world: World) -> tuple[set[str], set[str]]:
         may.add("CapacityError")
     if _happened(world, "interrupt"):
         may |= {"RunInterrupted", "terminated"}
+    if _happened(world, "drain"):  # of all that the run stands on
+        may.add("RunInterrupted")
     if _happened(world, "stop now"):
         may.add("RunInterrupted")
     if _happened(world, "fence"):

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.checkpoints import written
-from workers.checkpointing import cursor_of, restore, shards_of, spread_entries
+from workers.apart import spread_entries
+from workers.checkpointing import cursor_of, restore, shards_of
 from workers.engine import Engine
 from workers.errors import ProgramError, UnreadableError
 from workers.faults import fault_kind

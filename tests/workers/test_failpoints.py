@@ -59,6 +59,15 @@ def test_a_point_fails_in_the_rank_that_is_meant() -> None:
     assert hits("shard.half", 3, rank=1) == [2]
 
 
+def test_a_point_can_fail_in_the_first_process_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(TRACE, str(tmp_path / "trace"))
+    arm("shard.half=raise#2!")
+    assert hits("shard.half", 3) == [2]
+    arm("shard.half=raise#2!")  # as the process that takes its place does
+    assert hits("shard.half", 3) == []
+    assert (tmp_path / "trace").read_text() == "shard.half raise driver\n"
+
+
 def test_several_are_armed_at_once_and_the_next_text_disarms_them() -> None:
     arm(" commit.done=raise ; ;commit.named=eio:1; ")
     assert (hits("commit.done", 1), hits("commit.named", 1)) == ([1], [1])

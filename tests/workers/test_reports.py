@@ -63,7 +63,7 @@ def test_a_metric_that_saw_nothing_is_not_sent(engine):
 def test_before_the_program_there_is_no_progress():
     progress = Reports().progress(None, None)
     assert progress.pop("idle") >= 0
-    assert progress == {"iteration": 0, "epoch": 0, "samples": 0, "output": {}}
+    assert progress == {"iteration": 0, "epoch": 0, "moves": 0, "busy": 0.0, "samples": 0, "output": {}}
 
 
 def test_progress_is_a_new_iteration_or_a_new_phase(engine, worker, monkeypatch):
@@ -74,10 +74,27 @@ def test_progress_is_a_new_iteration_or_a_new_phase(engine, worker, monkeypatch)
         now[0] += seconds
         engine.state.iteration = iteration
         idle.append(reports.progress(engine, worker)["idle"])
-    reports.moved()
+    reports.moved(engine)
     now[0] += 4
     idle.append(reports.progress(engine, worker)["idle"])
-    assert idle == [1, 0, 3, 4]
+    assert idle == [1, 0, 3, 0]
+
+
+def test_moves_are_counted_within_an_iteration_and_those_of_an_evaluation_while_it_runs(engine, worker):
+    reports, seen = Reports(), []
+
+    def look():
+        seen.append(reports.progress(engine, worker, [engine, evaluator])["moves"])
+
+    evaluator = Engine(lambda evaluator, batch: look())
+    for iteration, moves in ((3, 2), (4, 1)):
+        engine.state.iteration = iteration
+        for _ in range(moves):
+            reports.moved(engine)
+        look()
+    evaluator.run([0, 0])
+    look()
+    assert seen == [2, 1, 2, 3, 1]
 
 
 def test_a_pulse_tells_the_output_only_where_reading_does_not_wait(engine, worker):

@@ -17,7 +17,7 @@ from workers.events import Events
 from workers.locations import storage_at
 from workers.messages import Answer, Arrived, Built, Fault, Finished, Hello, Joined, Observed, Saved
 from workers.metrics import attach_metric
-from workers.orders import CutAt, FreezeSave, PlanSave, ProposeCut, Release
+from workers.orders import CutAt, FreezeSave, Go, PlanSave, ProposeCut, Release
 from workers.parcels import GateKey, LoadPoint, Number, RankHandler
 from workers.program import Program
 from workers.shards import Frozen, load_state
@@ -216,6 +216,47 @@ def test_a_checkpoint_that_was_saved_at_a_gate_is_where_another_session_goes_on(
         other.go(max_epochs=2)
         assert other.expect(Finished).iteration == 6
     assert torch.equal(other.session.program.state["model"].weight, weight)
+
+
+def build_stateful(worker):
+    """Data that keeps a place of its own, which no other world size can take up."""
+
+    class Stream:
+        place = 0
+
+        def __iter__(self):
+            while True:
+                self.place += 1
+                yield self.place
+
+        def state_dict(self):
+            return {"place": self.place}
+
+        def load_state_dict(self, state):
+            self.place = state["place"]
+
+    model = torch.nn.Linear(1, 1)
+    return Program(
+        engines={"trainer": Engine(lambda engine, batch: None)},
+        data={"trainer": worker.loader(Stream())},
+        state={"model": model},
+    )
+
+
+def test_a_place_that_belongs_to_another_world_size_is_refused_in_plain_words(tmp_path, driver):
+    ready(driver, program=build_stateful, gates={"trainer": Events.ITERATION_COMPLETED(once=2)})
+    driver.order(Go(max_epochs=None, max_iters=3, epoch_length=3))
+    arrived = driver.expect(Arrived)
+    save(driver, tmp_path)
+    end(driver, arrived)
+    with HandDriver() as other:
+        other.expect(Hello)
+        other.build(build_stateful)
+        other.expect(Built)
+        other.join(load=LoadPoint(url=str(tmp_path), world_size=2))
+        failure = other.expect(Fault).failure
+    assert failure.text.startswith("checkpoint: data['trainer']: expected the world size at which it was saved, 2")
+    assert failure.traceback == ""
 
 
 def test_a_folder_that_can_not_be_written_is_the_drivers_to_judge(tmp_path, driver):

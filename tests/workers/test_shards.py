@@ -16,6 +16,7 @@ from workers.errors import ProgramError
 from workers.folder import Folder
 from workers.locations import storage_at
 from workers.shards import SHARED, Shards, load_state, rank_file, read_rank_file, read_structure
+from workers.structure import DEPTH
 
 
 @pytest.fixture
@@ -118,6 +119,70 @@ def test_what_could_not_be_read_again_is_refused_with_its_path(state, path, kind
         f"checkpoint: state {path!r}: expected tensors, numbers, texts and containers of them, "
         f"received {kind}; leave it out of state_dict(), or give its parts"
     )
+
+
+NOT_DENSE = [
+    (
+        torch.ones(3).to_sparse(),
+        "one with the layout torch.sparse_coo; give its to_dense(), or its indices and values",
+    ),
+    (torch.empty(3, device="meta"), META := "one on the device 'meta', which has no numbers; give it some first, with "
+     "to_empty(device=...)"),
+    (torch.empty((), device="meta"), META),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("whose", ["shared", "own"])
+@pytest.mark.parametrize(("tensor", "told"), NOT_DENSE)
+def test_a_tensor_without_numbers_side_by_side_is_refused_with_its_path(tensor, told, whose):
+    given = ({"model": {"w": tensor}}, {}) if whose == "shared" else ({}, {"model": {"w": tensor}})
+    with pytest.raises(ProgramError) as error:
+        Shards(*given, 0)
+    path = {"shared": "model.w", "own": "own.model.w"}[whose]
+    assert str(error.value) == (
+        f"checkpoint: state {path!r}: expected dense tensors, received {told}, or leave it out of state_dict()"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*[Qq]uantiz", "ignore:.*nested tensors")
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "a quantized one (torch.qint8); give "
+         "its int_repr() with scale and zero point"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "a nested one; give what it is made of, "
+         "with unbind()"),
+    ],
+)  # fmt: skip
+def test_a_tensor_of_another_make_is_refused_with_its_path(make, told):
+    with pytest.raises(ProgramError) as error:
+        Shards({"model": [make()]}, {}, 0)
+    assert str(error.value) == (
+        f"checkpoint: state 'model.0': expected dense tensors, received {told}, or leave it out of state_dict()"
+    )
+
+
+def nested(depth):
+    value = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_containers_in_containers_come_back_up_to_a_depth_and_are_refused_beyond(place):
+    deepest = {"model": nested(DEPTH - 1)}  # the state itself is one
+    plan, share = frozen(deepest, {})
+    plan.write_index(place, {0: share.write(place).results})
+    assert load_state(place) == deepest
+    ring = {}
+    ring["me"] = ring
+    for state, path in ((nested(DEPTH), "model.0.0.0.0.0.0.0…"), (ring, "model.me.me.me.me.me.me.me…")):
+        with pytest.raises(ProgramError) as error:
+            Shards({"model": state}, {}, 0)
+        assert str(error.value) == (
+            f"checkpoint: state '{path}': expected containers in at most {DEPTH} others, received more, or one that "
+            "holds itself; leave it out of state_dict(), or make it flatter"
+        )
 
 
 def test_what_is_a_ranks_own_is_told_apart_in_a_refusal():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from workers.engine import Engine
-from workers.tracebacks import is_ours, place_of, text_of
+from workers.tracebacks import is_ours, only_ours, place_of, text_of
 
 HERE = "test_tracebacks.py"
 
@@ -59,6 +59,19 @@ def test_an_exception_of_our_own_keeps_its_whole_traceback():
     caught.value.__traceback__ = caught.value.__traceback__.tb_next
     assert "engine.py" in text_of(caught.value)
     assert place_of(caught.value) is None
+
+
+def test_an_exception_is_only_ours_if_no_line_of_others_is_in_it_or_in_its_causes():
+    with pytest.raises(TypeError) as caught:
+        Engine(3)
+    error = caught.value
+    assert not only_ours(error)  # this test called it
+    error.__traceback__ = error.__traceback__.tb_next
+    assert only_ours(error)
+    error.__cause__ = error  # a chain that bites its own tail
+    assert only_ours(error)
+    error.__cause__ = raised(fail)
+    assert not only_ours(error)
 
 
 @pytest.mark.parametrize("step", [fail, fail_in_a_library])

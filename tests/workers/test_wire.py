@@ -6,6 +6,7 @@ import pickle
 import pytest
 
 from workers import messages, orders, parcels
+from workers.errors import ProgramError
 from workers.events import Events
 from workers.messages import Message
 from workers.orders import Order
@@ -61,6 +62,8 @@ EXAMPLES = {
     "threads": 1,
     "store": ("127.0.0.1", 1234),
     "timeout": 2.0,
+    "forming": 2.0,
+    "snapshots": "auto",
     "load": LoadPoint(url="s3://b/f", world_size=2, entries=("model",)),
     "max_epochs": 2,
     "max_iters": None,
@@ -143,6 +146,13 @@ def test_a_failure_without_text_is_its_type():
 def test_a_failure_tells_its_causes_in_the_order_of_python():
     text = Failure.of(raised(RuntimeError("second"), raised(OSError("first")))).traceback
     assert text.index("OSError: first") < text.index("direct cause") < text.index("RuntimeError: second")
+
+
+def test_a_refusal_of_ours_needs_no_traceback_if_no_line_of_the_user_led_to_it():
+    assert Failure.of(ProgramError("state 'a': no")).traceback == ""
+    assert Failure.of(raised(ProgramError("state 'a': no"))).traceback.endswith("ProgramError: state 'a': no\n")
+    defect = Failure.of(ValueError("no line of the user's either"))
+    assert defect.traceback == "ValueError: no line of the user's either\n"
 
 
 class SpeechlessError(Exception):

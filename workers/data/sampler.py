@@ -85,10 +85,6 @@ class GlobalBatches:
                 yield indices[taken : taken + stop - start]
                 taken += stop - start
 
-    def indices(self, step: int, rank: int, world_size: int) -> list[int]:
-        """The sample indices of global batch `step` that fall to a rank, in order."""
-        return next(self.walk(range(step, step + 1), rank, world_size))
-
     def stand_in(self, step: int) -> list[int]:
         """One real sample of global batch `step`, for a rank that has none and must still take part."""
         return self._at(range(step, step + 1), [(0, 1)])

@@ -6,14 +6,14 @@ resumes is told in the README's table.
 
 from __future__ import annotations
 
-import copy
-import time
-import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from workers.errors import DataLoaderEmptyError, FastForwardWarning, ProgramError
+import torch
+
+from workers.data.replay import Replayable
+from workers.errors import ProgramError
+from workers.rng import capture_rng, restore_rng
 
 __all__ = [
     "Consumed",
@@ -27,6 +27,7 @@ __all__ = [
     "size_of",
 ]
 
+_CPU = torch.device("cpu")  # whose generators loaders draw from
 Consumed = Callable[[int, int], None]  # (samples here, samples of the batch over all that share it)
 
 
@@ -56,93 +57,30 @@ class TorchBatches(Protocol):
         ...
 
 
-class HandedOut:
-    """An iterator that tells of every batch which it hands out, and can hand out the last ones again.
+class HandedOut(Replayable):
+    """An iterator that tells of every batch which it hands out.
 
     Args:
         batches: where they come from.
         consumed: told of each batch's samples.
-
-    Attributes:
-        read: batches read so far, thrown away ones too.
     """
 
     def __init__(self, batches: Iterator[Any], consumed: Consumed) -> None:
-        self.read = 0
-        self._batches = batches
+        super().__init__(batches)
         self._consumed = consumed
-        self._kept: deque[Any] | None = None  # copies of the last batches, if they shall be kept
-        self._behind = 0  # of the kept ones, those that are to be handed out again
 
     def __iter__(self) -> HandedOut:
         return self
 
     def __next__(self) -> Any:
-        batch = self._next()
+        batch = self.next()
         size = size_of(batch)
         self._consumed(size, size)
         return batch
 
     def skip(self) -> None:
         """Read one batch on and throw it away: nobody consumed it."""
-        self._next()
-
-    def keep(self, since: int) -> None:
-        """Keep copies of what is handed out, so that `go_to` can go back.
-
-        Args:
-            since: batches that need not be kept any more: the first so many.
-        """
-        kept = self._kept = deque() if self._kept is None else self._kept
-        while len(kept) > max(0, self.read + self._behind - since):
-            kept.popleft()
-
-    def go_to(self, read: int) -> None:
-        """Stand after so many batches: kept ones are handed out again, missing ones read and thrown away.
-
-        Raises:
-            DataLoaderEmptyError: the data ends before.
-        """
-        if read > self.read:
-            self._read_up_to(read)
-            return
-        behind = self._behind + self.read - read
-        kept = 0 if self._kept is None else len(self._kept)
-        assert behind <= kept, f"to go back {behind} batches, as many must be kept, not {kept}"
-        self.read, self._behind = read, behind
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Take up the place of a snapshot; a checkpoint has none, as no other process could go back."""
-        self.go_to(state["read"])
-
-    def _read_up_to(self, read: int) -> None:
-        missing, started = read - self.read, time.perf_counter()
-        for _ in range(missing):
-            try:
-                self.skip()
-            except StopIteration:
-                raise DataLoaderEmptyError(
-                    f"worker.loader: expected {read} batches or more, after which training goes on, received "
-                    f"{self.read} from {type(self._batches).__name__}; give an iterator that is as long on every rank"
-                ) from None
-        warnings.warn(
-            f"worker.loader: {missing} batches were read and thrown away in {time.perf_counter() - started:.1f} s to "
-            "go on where another rank was; a map-style data set needs none of that",
-            FastForwardWarning,
-            stacklevel=2,
-        )
-
-    def _next(self) -> Any:
-        if self._behind:
-            assert self._kept is not None, "only what was kept is handed out again"
-            batch = copy.deepcopy(self._kept[-self._behind])
-            self._behind -= 1
-        else:
-            batch = next(self._batches)
-            if self._kept is not None:
-                self._kept.append(copy.deepcopy(batch))  # the step may work on it in place
-        self.read += 1
-        return batch
+        self.next()
 
 
 class RankBatches:
@@ -151,11 +89,17 @@ class RankBatches:
     Args:
         data: gives batches of this rank.
         consumed: told of each batch's samples.
+
+    Attributes:
+        began: the generators as they were when the pass began that is being read; a torch DataLoader draws its order
+            from them.
     """
 
     def __init__(self, data: Iterable[Any], consumed: Consumed) -> None:
         self.data = data
         self._consumed = consumed
+        self.began: Mapping[str, Any] | None = None
+        self._again: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
         """Batches in one pass.
@@ -167,7 +111,59 @@ class RankBatches:
 
     def __iter__(self) -> Iterator[Any]:
         """One pass."""
+        again, self._again = self._again, None
+        if again is not None:
+            return PassAgain(self, again, self._consumed)
+        self.began = capture_rng(_CPU)
         return HandedOut(iter(self.data), self._consumed)
+
+    def read_again(self, began: Mapping[str, Any] | None) -> None:
+        """The next `iter()` reads a pass again that was left in its middle.
+
+        Args:
+            began: what `began` was then; None if there was no pass.
+        """
+        self._again = began
+
+
+class PassAgain(HandedOut):
+    """A pass that is read up to where it was left, in its order; the generators are then as they are now.
+
+    Whether it was left in its middle, whoever reads it knows: who skips nothing begins the next pass.
+
+    Args:
+        of: whose pass it is.
+        began: the generators as they were when it began.
+        consumed: told of each batch's samples.
+    """
+
+    def __init__(self, of: RankBatches, began: Mapping[str, Any], consumed: Consumed) -> None:
+        super().__init__(iter(()), consumed)
+        self._of = of
+        self._began = began
+        self._open = False
+        self._then: Mapping[str, Any] | None = None  # the generators as they shall be when nothing more is skipped
+
+    def __next__(self) -> Any:
+        if not self._open:
+            self._begin(capture_rng(_CPU))
+        if self._then is not None:
+            restore_rng(self._then, _CPU)
+            self._then = None
+        return super().__next__()
+
+    def skip(self) -> None:
+        """Read one batch on and throw it away."""
+        if not self._open:
+            self._then = capture_rng(_CPU)
+            restore_rng(self._began, _CPU)
+            self._begin(self._began)
+        super().skip()
+
+    def _begin(self, began: Mapping[str, Any]) -> None:
+        self._of.began = began
+        self._batches = iter(self._of.data)
+        self._open = True
 
 
 class StatefulBatches(RankBatches):
@@ -181,11 +177,13 @@ class StatefulBatches(RankBatches):
 
     def __iter__(self) -> Iterator[Any]:
         """One pass, or the rest of the one whose state was taken up; if that has no batch left, the next one."""
-        batches = iter(self.data)
-        if self._taken_up:
-            self._taken_up = False
-            batches = self._or_next_pass(batches)
-        return HandedOut(batches, self._consumed)
+        if not self._taken_up:
+            return HandedOut(iter(self.data), self._consumed)
+        self._taken_up = False
+        now = capture_rng(_CPU)
+        batches = iter(self.data)  # a loader draws from the generators when a pass begins, but this one began before
+        restore_rng(now, _CPU)
+        return HandedOut(self._or_next_pass(batches), self._consumed)
 
     def state_dict(self) -> Any:
         """The loader's place."""

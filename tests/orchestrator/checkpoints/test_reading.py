@@ -43,7 +43,7 @@ def test_what_verifies_and_still_can_not_be_read_is_an_error_too(
     def fail(*_: object) -> object:
         raise OSError("the network is gone")
 
-    monkeypatch.setattr("orchestrator.checkpoints.reading.load_state", fail)
+    monkeypatch.setattr("orchestrator.checkpoints.reading.load_hashed", fail)
     with pytest.raises(CheckpointError, match="can't be read: the network is gone"):
         read_verified(checkpoint)
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ import pytest
 
 from orchestrator.checkpoints import verify
 from orchestrator.checkpoints.manifest import Manifest
+from orchestrator.checkpoints.registry import Registry
+from tests.checkpoints import committed, staged
+from tests.object_store import BUCKET
 from tests.orchestrator.cli.conftest import Rankfire
+from workers.locations import storage_at
 
 NAMES = ["step-00000003", "step-00000006", "step-00000009"]
 TENSORS = "data/__0_0.distcp"
@@ -79,6 +84,7 @@ def test_the_document_for_machines_has_all_that_the_manifest_tells(runs: Path, r
         "marks": ["latest", *(["best"] if document["best"] == NAMES[2] else [])],
         "verified": False,
         "problems": [],
+        "unfinished": False,
     }
 
 
@@ -160,6 +166,37 @@ def test_a_manifest_that_can_not_be_read_is_listed(runs: Path, rankfire: Rankfir
     assert first.keys() == readable.keys()
     assert (first["epoch"], first["size"], first["metrics"], first["verified"]) == (None, None, None, False)
     assert rankfire("checkpoints", "linear", "--verify")[0] == 3
+
+
+def test_what_has_no_manifest_on_an_object_store_is_listed_as_that_and_is_no_damage(
+    object_store: object, rankfire: Rankfire
+) -> None:
+    root = storage_at(f"s3://{BUCKET}/{uuid.uuid4().hex}")
+    registry = Registry(root.child("r/checkpoints"))
+    for step in (5, 7, 9):
+        committed(registry, step)
+    staged(registry, 12)  # is being written
+    abandoned, _ = staged(registry, 11)
+    registry.abandon(abandoned)
+    root.remove("r/checkpoints/step-00000007/manifest.json")
+
+    code, said, complaints = rankfire("checkpoints", "r", "--storage", root.url, "--verify")
+
+    assert (code, complaints) == (0, "")
+    assert [(row[0], row[-1]) for row in rows(said)] == [
+        ("step-00000005", ""),
+        ("step-00000007", "unfinished or without manifest"),
+        ("step-00000009", "latest"),
+        ("step-00000012", "unfinished or without manifest"),
+    ]
+    assert said.splitlines()[-3:-1] == [
+        "step-00000007: is being saved, or was not saved to its end, or its manifest.json was removed; if nobody is "
+        "saving it, the run removes it at its next start",
+        "step-00000009: ok",
+    ]
+    document = listed(rankfire, "r", "--storage", root.url)
+    assert [entry["unfinished"] for entry in document["checkpoints"]] == [False, True, False, True]
+    assert document["latest"] == "step-00000009"
 
 
 def test_what_a_run_prunes_meanwhile_is_no_damage(
