@@ -49,7 +49,7 @@ class Asking:
         self._proposals: dict[int, int] = {}  # rank → the iteration that it answered
         loop.handle({Answer: self._on_answer})
         self._back_to: int | None = None  # iteration of a cut to which ranks that went back shall come again
-        self._next = False  # whether another cut is wanted after that
+        self._next = False  # whether another cut is wanted after the one to which ranks are on their way
         gates.cut = self.cut
         gates.cut_reached, gates.cut_reached_again = self.cut_reached, self.cut_reached_again
 
@@ -180,18 +180,22 @@ class Asking:
         Args:
             at: the gate to which they come at once; None: there is none.
         """
-        wanted, self._cut = self._cut is not None and self._back_to is None, None
-        self._next |= wanted
         ways = [self._gates.ended_at, *(gate.key for gate in self._gates.open)]
         cuts = [key for key in ways if key is not None and key.event == CUT]
+        fresh = at is not None and at.event == CUT and at not in cuts and self._gates.passed.get(at) is None
+        if not fresh:  # else they come to the cut that was agreed on
+            self._next |= self._cut is not None and self._back_to is None
+            self._cut = None
         self._back_to = cuts[-1].count if cuts and cuts[-1] != at else None
-        if self._back_to is not None or self._next:
+        if not fresh and (self._back_to is not None or self._next):
             self._next &= self._back_to is not None
             self.cut()
 
     def cut_reached(self) -> None:
-        """All ranks stand at the cut: the next one is another."""
+        """All ranks stand at a cut: the next one is another."""
         self._cut = None
+        if self._back_to is not None:  # they were on their way back to one that is open
+            self.cut()
 
     def cut_reached_again(self, iteration: int) -> None:
         """Ranks that went back are at a cut once more: if another one was wanted, it is agreed on now."""

@@ -118,10 +118,15 @@ class Run:
             pause=self._pause,
             tell=self.tell,
         )
-        self.reserves = Reserves(
-            self.loop, self.ranks, self.journal, settings.workers, patience=self._limits.start_timeout
-        )
         timeouts = self._timeouts
+        self.reserves = Reserves(
+            self.loop,
+            self.ranks,
+            self.journal,
+            settings.workers,
+            patience=self._limits.start_timeout,
+            silence=timeouts.first,
+        )
         regrouping = Regrouping(
             self.loop,
             self.life,

@@ -76,6 +76,8 @@ class Striker:
         elif strike.kind == "user":
             raised = UserError(f"boom {self._strikes.index(strike)}") if step in USERS and not rank.over else None
             what = None if raised is None else str(raised)
+        elif strike.kind == "stick" and step in ("write", "written"):  # where another thread comes by
+            what = None
         else:
             what = self._does[strike.kind](rank)
         if what is not None:
