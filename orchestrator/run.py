@@ -239,11 +239,16 @@ class Run:
         self._trains = True
         self.life.enter(Phase.GATE if self.gates.open else Phase.RUNNING)
         self.ranks.order_all(
-            Go(max_epochs=limits.max_epochs, max_iters=limits.max_iters, epoch_length=limits.epoch_length)
+            Go(
+                max_epochs=limits.max_epochs,
+                max_iters=limits.max_iters,
+                epoch_length=limits.epoch_length,
+                cut=self.asking.regroup(self._at),
+            )
         )
         if self.watching is not None:
             self.watching.begin()
-        self.asking.regroup(self._at)
+        self.asking.agree()
         ends = self.stop_reason is not None and self.gates.ended_at is None
         if self._cut_wanted or (ends and not self.gates.open):
             self.asking.cut()

@@ -53,6 +53,7 @@ class Rank(Trainer):
         self.state = State.fresh(order.membership.rank)
         self.ring, self.held, self.at, self.rewinds, self.announced = [], (), None, False, 0
         self._built_as = order
+        self.snapshots = order.snapshots is not None
         self.send(
             Built, device="cpu", seconds=0.1, engines=("trainer", "evaluator"), state_bytes={}, metrics={}, data={}
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.simulation.faults import LOSSES
+from tests.simulation.faults import LOSSES, Strike
 from tests.simulation.world import World
 
 __all__ = ["judge"]
@@ -43,7 +43,7 @@ def _ends(world: World) -> tuple[set[str], set[str]]:
         may |= BEFORE_TRAINING
     if len(losses) >= 3:
         may.add("RecoveryError")
-    if losses and len(world.dead) + len(world.unheard) > 0 and _no_room(world):
+    if losses and (world.starved or _struck_reserve(happened)):
         may.add("CapacityError")
     if _happened(world, "interrupt"):
         may |= {"RunInterrupted", "terminated"}
@@ -64,6 +64,7 @@ def _happened(world: World, *kinds: str) -> bool:
     return any(strike.kind in kinds and strike.struck is not None for strike in world.strikes)
 
 
-def _no_room(world: World) -> bool:
-    """Whether a worker that was asked for could not be had."""
-    return world.starved
+def _struck_reserve(strikes: list[Strike]) -> bool:
+    """Whether a worker hangs that has not come up yet: it is waited for, and then the run ends."""
+    hangs = [strike for strike in strikes if strike.kind in ("silence", "zombie", "stick")]
+    return any("came by start" in str(strike.struck) for strike in hangs)
