@@ -48,8 +48,9 @@ class Asking:
         self._cut: int | None = None  # order id of a cut that is being agreed on, or was
         self._proposals: dict[int, int] = {}  # rank → the iteration that it answered
         loop.handle({Answer: self._on_answer})
-        self._back_to: int | None = None  # iteration of an open cut to which ranks that went back shall come again
-        self._next = False  # whether another cut is wanted after that
+        self._back_to: int | None = None  # iteration of a cut to which ranks that went back shall come again
+        self._next = False  # whether another cut is wanted after the one to which ranks are on their way
+        gates.cut = self.cut
         gates.cut_reached, gates.cut_reached_again = self.cut_reached, self.cut_reached_again
 
     def ask(
@@ -168,36 +169,46 @@ class Asking:
 
     def cut(self) -> None:
         """Have all ranks arrive at a gate of its own after one common iteration. Two cuts at once are one."""
-        if self._cut is None:
+        if self._back_to is not None:
+            self._next = True
+        elif self._cut is None:
             self._cut = next(self._numbers)
             self._proposals.clear()
             self._ranks.order_all(ProposeCut(order=self._cut))
 
-    def regroup(self, at: GateKey | None) -> None:
-        """The ranks have gone back, and train again: what they had agreed on is void.
+    def regroup(self, at: GateKey | None) -> int | None:
+        """The ranks have gone back, and what they had agreed on is void; `agree` follows when they train again.
 
         Args:
             at: the gate to which they come at once; None: there is none.
+
+        Returns:
+            The iteration of a cut to which they must come again.
         """
-        wanted, self._cut = self._cut is not None and self._back_to is None, None
-        self._next |= wanted
-        cuts = [gate.key for gate in self._gates.open if gate.key.event == CUT]
+        ways = [self._gates.ended_at, *(gate.key for gate in self._gates.open)]
+        cuts = [key for key in ways if key is not None and key.event == CUT]
+        fresh = at is not None and at.event == CUT and at not in cuts and self._gates.passed.get(at) is None
+        if not fresh:  # else they come to the cut that was agreed on
+            self._next |= self._cut is not None
+            self._cut = None
         self._back_to = cuts[-1].count if cuts and cuts[-1] != at else None
-        if self._back_to is not None or self._next:
-            self._next &= self._back_to is not None
+        return self._back_to
+
+    def agree(self) -> None:
+        """Agree on the cut that is wanted, if one is, and none is in the way."""
+        if self._next and self._back_to is None:
+            self._next = False
             self.cut()
 
     def cut_reached(self) -> None:
-        """All ranks stand at the cut: the next one is another."""
+        """All ranks stand at a cut: the next one is another."""
         self._cut = None
 
-    def cut_reached_again(self) -> None:
-        """Ranks that went back are at the open cut: if another one was wanted, it is agreed on now."""
-        if self._back_to is not None:
-            self._back_to = self._cut = None
-            if self._next:
-                self._next = False
-                self.cut()
+    def cut_reached_again(self, iteration: int) -> None:
+        """Ranks that went back are at a cut once more: if another one was wanted, it is agreed on now."""
+        if self._back_to == iteration:
+            self._back_to = None
+            self.agree()
 
     def _on_answer(self, message: Answer) -> None:
         if message.order == self._cut:
@@ -211,5 +222,4 @@ class Asking:
         assert isinstance(message.value, int), f"rank {message.rank} proposed {message.value!r} for a cut"
         self._proposals[message.rank] = message.value
         if len(self._proposals) == self._ranks.world_size:
-            farthest = max(self._proposals.values())
-            self._ranks.order_all(CutAt(iteration=farthest if self._back_to is None else self._back_to))
+            self._ranks.order_all(CutAt(iteration=max(self._proposals.values())))

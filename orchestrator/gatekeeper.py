@@ -19,6 +19,7 @@ from orchestrator.loop import Loop
 from orchestrator.passed import Given, OpenGate, PassedGate, PassedGates
 from orchestrator.ranks import Ranks
 from orchestrator.roll_call import Asked, Observations, RollCall, parted
+from orchestrator.verdict import of_repetition
 from workers.events import Events
 from workers.left_behind import LeftBehind
 from workers.messages import Arrived, Finished, Observed, Report
@@ -45,8 +46,10 @@ class Gatekeeper:
         self.finished: dict[int, Finished] = {}
         self.then: Then = "go on"  # what the trainer is told at its next release; "interrupt" is told at a cut only
         self.at_cut: Callable[[], None] | None = None  # called at a cut, while all ranks wait
+        self.ended_at: GateKey | None = None  # where the trainer was first told to end
+        self.cut: Callable[[], None] = lambda: None  # has ranks stand after one common iteration
         self.cut_reached: Callable[[], None] = lambda: None  # called before it: the next cut is another
-        self.cut_reached_again: Callable[[], None] = lambda: None  # called when ranks that went back are there again
+        self.cut_reached_again: Callable[[int], None] = lambda count: None  # called when ranks are at one once more
         self.open: list[OpenGate] = []  # gates whose handlers are running, outermost first
         self.passed = PassedGates()
         self.came_back: Callable[[GateKey], None] = lambda key: None  # called when ranks pass a gate once more
@@ -92,7 +95,7 @@ class Gatekeeper:
         Raises:
             SpecError: there is one.
         """
-        keys = [gate.key for gate in self.open]
+        keys = [gate.key for gate in self.open if gate.present]
         begun = [key for key in keys if key.engine == TRAINER and key.event == Events.ITERATION_STARTED.key]
         if begun:
             raise SpecError(
@@ -151,6 +154,17 @@ class Gatekeeper:
                 raise
             raise ended from error
 
+    @contextmanager
+    def _elsewhere(self) -> Iterator[None]:
+        """Inside this block the trainer's state is that of where the ranks are; then what it was before."""
+        state, journal, samples = self._buses[TRAINER].state, self._journal, self.samples
+        place, metrics = (state.iteration, state.epoch, state.epoch_length), dict(state.metrics)
+        yield
+        state.iteration, state.epoch, state.epoch_length = place
+        journal.iteration, journal.epoch, self.samples = state.iteration, state.epoch, samples
+        state.metrics.clear()
+        state.metrics.update(metrics)
+
     # ---------------------------------------------------------------- what comes
     def _on_arrived(self, message: Arrived) -> None:
         self._roll_call.arrive(message.rank, message.gate, message)
@@ -201,7 +215,9 @@ class Gatekeeper:
         self.wait_present()
         self._loop.check()  # a handler that swallowed what ended the run does not keep it alive
         self.open.pop()
-        told = key.engine == TRAINER and (key.event == CUT or self.then != "interrupt")
+        told = key.engine == TRAINER and self.then != "interrupt"
+        if key.event == CUT:  # one on the way back to where more was done already tells nothing
+            told = outermost and self.ended_at in (None, key)
         metrics = dict(self._buses[key.engine].state.metrics)
         if outermost:
             self.clock(runs=True)
@@ -216,6 +232,10 @@ class Gatekeeper:
         iteration = self._buses[TRAINER].state.iteration
         self.passed.add(key, PassedGate(iteration=iteration, given=lasting, release=release))
         self._ranks.order_all(release)
+        if release.then != "go on":
+            self.ended_at = self.ended_at or key
+        elif outermost and self.then == "interrupt":
+            self.cut()  # if one was passed on the way back to this gate, nothing was told there
 
     def _pass_again(self, gate: PassedGate, after: int, reports: Mapping[int, Report]) -> None:
         """Ranks that went back are at a gate that was passed: they are told what they were told then."""
@@ -224,15 +244,16 @@ class Gatekeeper:
         outermost = not self.open
         if outermost:
             self._life.enter(Phase.GATE)
-        key, state = gate.release.gate, self._buses[gate.release.gate.engine].state
-        stood = state.iteration, state.epoch, state.epoch_length  # where a handler that is still running has it
+        key = gate.release.gate
         self.open.append(OpenGate(key=key, given=list(gate.given)))
-        self._take_position(key, reports)
-        self.came_back(key)
-        self.wait_present()
+        with self._elsewhere():
+            if key.event == CUT:
+                self.cut_reached_again(key.count)
+            self._take_position(key, reports)
+            self._buses[key.engine].state.metrics.update(gate.release.metrics)
+            self.came_back(key)
+            self.wait_present()
         self.open.pop()
-        if not outermost:
-            state.iteration, state.epoch, state.epoch_length = stood
         if outermost:
             self._life.enter(Phase.RUNNING)
         self._ranks.order_all(gate.release)
@@ -244,7 +265,7 @@ class Gatekeeper:
         gate.present = True
         self._take_position(gate.key, reports)  # on their way they may have stood at a cut
         if gate.key.event == CUT:
-            self.cut_reached_again()
+            self.cut_reached_again(gate.key.count)
         if gate.given and not gate.given[-1].done:
             self.give(gate.given[-1])
 
@@ -268,6 +289,8 @@ class Gatekeeper:
             self.repeated.remove(again)
             if self._ranks.generation != generation:
                 return False
+            if again.failures and not given.failures:  # the ranks differ from now on
+                raise self._loop.end(of_repetition(given.what, again.failures))
         return True
 
     def _fire(self, key: GateKey, reports: Mapping[int, Report]) -> None:

@@ -36,6 +36,7 @@ class Loop:
         self.facts = Facts()
         self.suspects: set[str] = set()  # nodes on which nothing should be started
         self.pulses: dict[int, Pulse] = {}  # rank → its last one
+        self.heard_at: dict[int, float] = {}  # worker → when its last pulse came
         self.unheard: deque[Saved] = deque()  # came while the run was being judged; see Saver.salvage
         self.on_tick: list[Callable[[], None]] = []
         self.heard: Callable[[Pulse], None] = lambda pulse: None
@@ -86,6 +87,7 @@ class Loop:
     def _pulse(self, message: Pulse) -> None:
         facts = self.facts
         facts.phases[message.worker] = f"{message.phase}, iteration {message.iteration}"
+        self.heard_at[message.worker] = time.monotonic()
         self.heard(message)
         if message.worker in facts.ranks:
             self.pulses[facts.ranks[message.worker]] = message

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from workers.messages import Answer
 from workers.orders import Order, Release
-from workers.parcels import GateKey
+from workers.parcels import Failure, GateKey
 
 __all__ = ["Given", "OpenGate", "PassedGate", "PassedGates"]
 
@@ -43,6 +43,11 @@ class Given:
     answers: dict[int, Answer] = field(default_factory=dict)
     done: bool = False
     void: bool = False  # ranks went back before all had answered it
+
+    @property
+    def failures(self) -> dict[int, Failure]:
+        """Rank → what it raised, of those that answered so."""
+        return {rank: answer.failure for rank, answer in self.answers.items() if answer.failure is not None}
 
     def regroup(self, world_size: int) -> None:
         """There are so many ranks now, and none has answered."""

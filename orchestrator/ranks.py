@@ -269,7 +269,7 @@ class Ranks:
         until = time.monotonic() + self._timeout
         while not done():
             self._loop.pump(timeout=0.1)
-            if time.monotonic() > until:
+            if time.monotonic() > until and not done():
                 until += self._timeout
                 ranks = [self._loop.facts.ranks.get(worker, worker) for worker in missing()]
                 if step == "join" and self.generation and not patient and self.late():

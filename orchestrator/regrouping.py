@@ -235,7 +235,7 @@ class Regrouping:
         """
         until = time.monotonic() + self._reserves.patience
         while True:
-            if self._loop.facts.building & self._ranks.coming:  # it is up, and a build may rightly take long
+            if self._reserves.build():
                 until = time.monotonic() + self._reserves.patience
             members = dict(enumerate(self._ranks.members))
             lost = [rank for rank, worker in members.items() if worker in self._gone]

@@ -5,6 +5,7 @@ Called by `regrouping.py`, which decides when ranks are dealt anew; the ranks th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -32,18 +33,22 @@ class Reserves:
         journal: the record.
         workers: what the job says.
         patience: seconds that a run waits for a new worker which it can't do without.
+        silence: seconds without a pulse after which a worker that builds is given up.
 
     Attributes:
         grow: called when there are workers with which the world can grow; has the ranks stand at a cut.
     """
 
-    def __init__(self, loop: Loop, ranks: Ranks, journal: Journal, workers: WorkersSpec, *, patience: float) -> None:
+    def __init__(
+        self, loop: Loop, ranks: Ranks, journal: Journal, workers: WorkersSpec, *, patience: float, silence: float
+    ) -> None:
         self.patience = patience
         self.grow: Callable[[], None] = lambda: None
         self._loop = loop
         self._ranks = ranks
         self._journal = journal
         self._workers = workers
+        self._silence = silence
         self._failures = 0
         ranks.ready = self._on_ready
 
@@ -71,6 +76,16 @@ class Reserves:
     def suffice(self, left: int) -> bool:
         """Whether so many ranks and the workers that wait are enough to go on with, though some are missing."""
         return self.minimum is not None and left + len(self._ranks.spares) >= max(self.minimum, 1)
+
+    def build(self) -> bool:
+        """Whether a worker that was started later builds, which may rightly take long; a silent one is given up."""
+        now, builds = time.monotonic(), self._loop.facts.building & self._ranks.coming
+        silent = [worker for worker in builds if now - self._loop.heard_at.setdefault(worker, now) > self._silence]
+        if silent:
+            words = f"it gave no sign of life for {self._silence:g} s while it built"
+            self._loop.facts.lost.update(dict.fromkeys(silent, words))
+            self._loop.recover()
+        return len(builds) > len(silent)
 
     def want(self, number: int) -> None:
         """See that so many workers are there, or on their way."""

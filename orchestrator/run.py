@@ -118,10 +118,15 @@ class Run:
             pause=self._pause,
             tell=self.tell,
         )
-        self.reserves = Reserves(
-            self.loop, self.ranks, self.journal, settings.workers, patience=self._limits.start_timeout
-        )
         timeouts = self._timeouts
+        self.reserves = Reserves(
+            self.loop,
+            self.ranks,
+            self.journal,
+            settings.workers,
+            patience=self._limits.start_timeout,
+            silence=timeouts.first,
+        )
         regrouping = Regrouping(
             self.loop,
             self.life,
@@ -234,12 +239,18 @@ class Run:
         self._trains = True
         self.life.enter(Phase.GATE if self.gates.open else Phase.RUNNING)
         self.ranks.order_all(
-            Go(max_epochs=limits.max_epochs, max_iters=limits.max_iters, epoch_length=limits.epoch_length)
+            Go(
+                max_epochs=limits.max_epochs,
+                max_iters=limits.max_iters,
+                epoch_length=limits.epoch_length,
+                cut=self.asking.regroup(self._at),
+            )
         )
         if self.watching is not None:
             self.watching.begin()
-        self.asking.regroup(self._at)
-        if self._cut_wanted or (self.stop_reason is not None and not self.gates.open):
+        self.asking.agree()
+        ends = self.stop_reason is not None and self.gates.ended_at is None
+        if self._cut_wanted or (ends and not self.gates.open):
             self.asking.cut()
         self._cut_wanted = False
 

@@ -21,7 +21,7 @@ from workers.messages import Fault
 from workers.parcels import Failure
 from workers.rank import Place
 
-__all__ = ["Facts", "by_failure", "tell_failures", "verdict"]
+__all__ = ["Facts", "by_failure", "of_repetition", "tell_failures", "verdict"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,6 +104,18 @@ def tell_failures(failures: Mapping[int, Failure]) -> str:
         f"{name_ranks(ranks)} raised {failure}" + (f" ({failure.place})" if failure.place else "")
         for ranks, failure in by_failure(failures)
     )
+
+
+def of_repetition(what: str, failures: Mapping[int, Failure]) -> TrainingError:
+    """The error to end with where ranks went back, and an order that had gone well there failed when it was repeated.
+
+    Args:
+        what: the order, in words.
+        failures: rank → what it raised.
+    """
+    ranks, first = by_failure(failures)[0]
+    text = f"{what}, carried out again after a fault: {tell_failures(failures)}"
+    return TrainingError(text, ranks=ranks, traceback=first.traceback)
 
 
 def _of_user(faults: list[Fault]) -> TrainingError:

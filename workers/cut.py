@@ -43,6 +43,14 @@ class Cut:
             self._answered = engine.announced
             return self._answered
 
+    def arm(self, engine: Engine, target: int) -> None:
+        """Arrive when `target` iterations are complete, which were agreed on before; the engine does not run yet."""
+        with self._changed:
+            if not self._cancelled:
+                self._target = target
+                self._before = engine.boundary
+                engine.set_boundary(self._at_boundary)
+
     def settle(self, target: int) -> None:
         """The driver's verdict: arrive when `target` iterations are complete; from any thread."""
         with self._changed:

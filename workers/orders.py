@@ -69,11 +69,15 @@ class Join(Order):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Go(Order):
-    """Train."""
+    """Train.
+
+    `cut` has the rank arrive at the gate CUT after so many iterations: all had agreed on that before a fault.
+    """
 
     max_epochs: int | None
     max_iters: int | None
     epoch_length: int | None
+    cut: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

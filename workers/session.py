@@ -194,6 +194,8 @@ class Session(Surviving):
         self._note("training")
         if self._rewinder is not None:
             self._rewinder.go_on(partial(self._wait_at, self.trainer))
+        if order.cut is not None:
+            self._cut.arm(self.trainer, order.cut)
         state = self.trainer.run(
             self.program.data.get(TRAINER),
             max_epochs=order.max_epochs,

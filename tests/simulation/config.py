@@ -104,7 +104,11 @@ class Config:
             nodes=rng.choice((1, 2, 3)),
             room=total + rng.choice((0, 0, 1, 3)),
             leaks=rng.random() < 0.3,
-            recovery={"hang_timeout": 5.0, "restarts": {"crash": 100, "hang": 100, "network": 100, "oom": 100}},
+            recovery={
+                "hang_timeout": 5.0,
+                "restarts": {"crash": 100, "hang": 100, "network": 100, "oom": 100},
+                **({"snapshots": "off"} if rng.random() < 0.1 else {}),
+            },
         )
 
 

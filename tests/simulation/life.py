@@ -93,7 +93,7 @@ class Life:
         self._retreats = False  # what stands at the boundary of iterations
         self._wanted = 0
         self._out = False
-        self._aborted = 0
+        self.aborted = 0
         self._knife = 0  # the number of the last one, which alone cuts
         self._place_seen = (0, 0)
         self._moved_at = world.clock.now
@@ -148,7 +148,7 @@ class Life:
         if kind == "communication":
             self.sever()
             self._wanted, self._out = max(self._wanted, self.membership.generation + 1), True
-            if self._aborted > self.membership.generation:
+            if self.aborted > self.membership.generation:
                 raise RetreatError from error
         else:
             self.over = True
@@ -253,9 +253,9 @@ class Life:
             self.poke()
 
     def _abort(self, generation: int) -> None:
-        if self.over or generation <= self._aborted:
+        if self.over or generation <= self.aborted:
             return
-        self._aborted = generation
+        self.aborted = generation
         self._interrupted = self.cut_cancelled = self._retreats = True
         self.poke()
         self._knife += 1
@@ -274,8 +274,8 @@ class Life:
         self.leave_group()
         self.cut_asked, self.cut_target, self.cut_cancelled = None, None, False
         self._retreats = False
-        self._wanted, self._out = self._aborted, True
-        self.membership = replace(self.membership, generation=self._aborted)
+        self._wanted, self._out = self.aborted, True
+        self.membership = replace(self.membership, generation=self.aborted)
         self.send(Stopped, held=self.held, iteration=self.announced)
 
     def boundary(self) -> None:

@@ -71,7 +71,7 @@ class Network:
             key = tag
         call = self._calls.setdefault(key, Call(tag, self._everyone if members is None else frozenset(members)))
         if call.tag != tag:
-            self._world.violate(f"collectives crossed: rank {number} is in {tag}, others are in {call.tag}")
+            return self._cross(call, rank, tag)
         assert number not in call.values, f"rank {number} came twice to {tag}"
         call.values[number] = value
         call.waiting[number] = rank
@@ -81,6 +81,20 @@ class Network:
             if call.ready(member):
                 waiting.poke()
         return call
+
+    def _cross(self, call: Call, rank: Rank, tag: tuple[Any, ...]) -> Call:
+        """Two members mean different things: so they may in a generation of which they know that it is over."""
+        if not any(one.aborted > self.generation for one in (rank, *call.waiting.values())):
+            self._world.violate(f"collectives crossed: rank {rank.membership.rank} is in {tag}, others in {call.tag}")
+        self._fail(call)
+        crossed = Call(tag, call.members, waiting={rank.membership.rank: rank})
+        self._fail(crossed)
+        return crossed
+
+    def _fail(self, call: Call) -> None:
+        call.failed.update(call.members)
+        for waiting in list(call.waiting.values()):
+            waiting.poke()
 
     def give_up(self, call: Call) -> None:
         """It has taken too long for whoever still waits."""

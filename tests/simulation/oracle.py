@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import traceback
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tests.simulation.memory import Disk
 from tests.simulation.model import State
@@ -35,25 +37,32 @@ class Oracle:
     def __init__(self, config: Config, like: Oracle | None = None) -> None:
         self.config = config
         self.violation: str | None = None
+        self.driver: list[str] = []  # what it was in the middle of then
         self.states: dict[tuple[int, int], set[tuple[int, int]]] = {}  # (rank, iteration) → (model, own)
         self.handled: list[tuple[Any, ...]] = []  # what blocking handlers were called for
         self.watched: list[tuple[Any, ...]] = []
         self.finished: dict[int, State] = {}  # rank → its last state
         self.commits: list[tuple[str, int]] = []  # (name, iteration)
+        self.interrupted = False  # by Ctrl-C, which may be before a handler says the same
         self.raised: list[str] = []  # what EXCEPTION_RAISED was fired for
         self.like = like
         self._had_checkpoint = False
 
     @property
     def exact(self) -> bool:
-        """Whether every state can be compared: not where the number of ranks may change."""
-        return self.like is not None and not self.config.elastic
+        """Whether every state can be compared: not where the number of ranks may change, nor the end of training."""
+        moved = self.interrupted and any("terminate" in rule.does for rule in self.config.rules)
+        return self.like is not None and not self.config.elastic and not moved
 
-    def violated(self, text: str) -> None:
-        self.violation = self.violation or text
-
-    def violate(self, text: str) -> None:
-        self.violated(text)
+    def violate(self, text: str) -> NoReturn:
+        """The first of what must never be, and what the driver did then."""
+        if self.violation is None:
+            self.violation = text
+            self.driver = [
+                f"{Path(frame.filename).name}:{frame.lineno} {frame.name}"
+                for frame in traceback.extract_stack(limit=200)
+                if "/orchestrator/" in frame.filename
+            ]
         raise ViolationError(text)
 
     # ---------------------------------------------------------------- on the way

@@ -1,4 +1,4 @@
-"""A simulated rank: like `workers/session.py` and `rewinding.py` it builds, joins, trains, serves and goes back."""
+"""A simulated rank: builds, joins, trains, serves, goes back, as `workers/session.py` and `workers/rewinding.py` do."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ class Rank(Trainer):
         self.state = State.fresh(order.membership.rank)
         self.ring, self.held, self.at, self.rewinds, self.announced = [], (), None, False, 0
         self._built_as = order
+        self.snapshots = order.snapshots is not None
         self.send(
             Built, device="cpu", seconds=0.1, engines=("trainer", "evaluator"), state_bytes={}, metrics={}, data={}
         )

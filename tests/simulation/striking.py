@@ -76,6 +76,8 @@ class Striker:
         elif strike.kind == "user":
             raised = UserError(f"boom {self._strikes.index(strike)}") if step in USERS and not rank.over else None
             what = None if raised is None else str(raised)
+        elif strike.kind == "stick" and step in ("write", "written"):  # where another thread comes by
+            what = None
         else:
             what = self._does[strike.kind](rank)
         if what is not None:
@@ -101,7 +103,9 @@ class Striker:
         self._world.lose(rank)
         return "it"
 
-    def _silence(self, rank: Rank) -> str:
+    def _silence(self, rank: Rank) -> str | None:
+        if not self._world.trains:  # a build may take as long as it likes, and there nobody looks
+            return None
         rank.silent = True
         return "it, for ever"
 
@@ -111,7 +115,9 @@ class Striker:
         self._world.later(seconds, lambda: rank.wake() if rank.silent else None)
         return f"it, for {seconds:g} s"
 
-    def _stick(self, rank: Rank) -> str:
+    def _stick(self, rank: Rank) -> str | None:
+        if not self._world.trains:
+            return None
         rank.stuck = True
         return "it"
 
@@ -140,6 +146,7 @@ class Striker:
 
     def _interrupt(self, rank: Rank) -> str:
         self._world.interrupt()
+        self._world.oracle.interrupted = True
         return "Ctrl-C"
 
     def _stop_now(self, rank: Rank) -> str:

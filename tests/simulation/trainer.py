@@ -44,7 +44,9 @@ class Trainer(Life):
     def __init__(self, *given: Any) -> None:
         self.ring: list[Snapshot] = []
         self.at: SnapshotLabel | None = None
-        self.rewinds = False  # whether it takes snapshots: from the first join on
+        self.rewinds = False  # whether it may go back: from the first join on
+        self.snapshots = True  # whether it takes any
+        self.asked: dict[SnapshotLabel, Mapping[str, bool]] = {}  # what the trainer was asked then
         self.visits: dict[str, int] = {}
         self.requests = dict(QUIET)
         self.call_fails = False  # the next call raises here
@@ -58,11 +60,13 @@ class Trainer(Life):
         self.requests = dict(QUIET)
         self._goal = order
         if label is not None and label.gate != BEGIN:
-            self.requests = dict(self.snapshot(label).requests)
+            self.requests = dict(self.asked[label])
             after = "ITERATION_COMPLETED" if label.gate is None else label.gate.event
+            self._arm(order)
             if label.gate is not None:
                 yield from self.wait_at(label.gate, after=label.order)
         else:
+            self._arm(order)
             resumes = state.loaded and (state.iteration > 0 or state.fired.get("STARTED", 0) > 0)
             yield from self._fire_once("RESUMED" if resumes else "STARTED")
         if after not in (None, "STARTED", "RESUMED", "EPOCH_COMPLETED", *ENDS):
@@ -77,6 +81,11 @@ class Trainer(Life):
             yield from self._fire_once("TERMINATE")
         if after != "COMPLETED":
             yield from self._fire_once("COMPLETED")
+
+    def _arm(self, order: Go) -> None:
+        """As `Cut.arm`."""
+        if order.cut is not None and not self.cut_cancelled:
+            self.cut_asked, self.cut_target = NEVER, order.cut
 
     def _run_epoch(self) -> Steps:
         state = self.state
@@ -112,14 +121,13 @@ class Trainer(Life):
             state.step({rank: own for rank, (_, own) in brought.items()})
             self.world.oracle.seen(self)
             yield from self.fire(TRAINER, "ITERATION_COMPLETED", number)
+            every = self.world.config.between
+            if every and self.rewinds and number % every == 0 and not (self.held and self.held[-1].iteration >= number):
+                yield from self.take(SnapshotLabel(iteration=number))
 
     def _attend(self) -> Steps:
-        """What is looked at before an iteration: the next generation, a cut, a snapshot that is due."""
+        """What is looked at before an iteration: the next generation, a cut."""
         self.boundary()
-        every, state = self.world.config.between, self.state
-        due = every and self.rewinds and state.iteration and state.iteration % every == 0
-        if due and not (self.held and self.held[-1].iteration >= state.iteration):
-            yield from self.take(SnapshotLabel(iteration=state.iteration))
         if self.cut_asked is None:
             return
         if self.announced > self.cut_asked:
@@ -193,6 +201,9 @@ class Trainer(Life):
     # ---------------------------------------------------------------- snapshots
     def take(self, label: SnapshotLabel) -> Steps:
         """As `Rewinder.take`: a collective, where buffers are shared."""
+        if not self.snapshots:
+            self.asked = {label: dict(self.requests)}
+            return
         if self.world.config.buffers:
             yield from self.join_in(("buffers", str(label)), None)
         self.put(label, self.state.copy(), dict(self.requests))
@@ -205,6 +216,7 @@ class Trainer(Life):
         self.ring = [known for known in self.ring if known.label != label]
         self.ring = [*self.ring[-1:], Snapshot(label=label, state=state, requests=requests)]
         self.held = tuple(known.label for known in self.ring)
+        self.asked = {known.label: known.requests for known in self.ring}
 
     def restore(self, label: SnapshotLabel) -> None:
         """Be there again; newer snapshots are dropped."""

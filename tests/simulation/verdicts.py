@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.simulation.faults import LOSSES
+from tests.simulation.faults import LOSSES, Strike
 from tests.simulation.world import World
-from workers.orders import Go
 
 __all__ = ["judge"]
 
@@ -23,7 +22,8 @@ def judge(world: World, ended: str, text: str, error: Any) -> None:
         oracle.violate(f"ended with {ended}: {text}")
     if ended == "TrainingError" and not any(word in text for word in (*world.users, "went wrong")):
         oracle.violate(f"the error does not tell what the program raised ({world.users}): {text}")
-    if ended not in ("completed", "terminated", "RunInterrupted") and len(oracle.raised) != 1:
+    aloud = ended not in ("completed", "terminated", "RunInterrupted")
+    if len(oracle.raised) > 1 or (aloud and not oracle.raised):
         oracle.violate(f"EXCEPTION_RAISED was fired for {oracle.raised}; the run ended with {ended}")
     if not world.stopped:
         oracle.violate("the group was not stopped")
@@ -39,11 +39,11 @@ def _ends(world: World) -> tuple[set[str], set[str]]:
     happened = [strike for strike in world.strikes if strike.struck is not None]
     may = {"completed"} | ({"terminated"} if any("terminate" in rule.does for rule in world.config.rules) else set())
     losses = [strike for strike in happened if strike.kind in LOSSES or strike.kind in ("drain", "kill reserve")]
-    if losses and not any(isinstance(what, Go) for _, _, what in world.trace):
+    if losses and not world.trains:
         may |= BEFORE_TRAINING
     if len(losses) >= 3:
         may.add("RecoveryError")
-    if losses and len(world.dead) + len(world.unheard) > 0 and _no_room(world):
+    if losses and (world.starved or _struck_reserve(happened)):
         may.add("CapacityError")
     if _happened(world, "interrupt"):
         may |= {"RunInterrupted", "terminated"}
@@ -64,6 +64,7 @@ def _happened(world: World, *kinds: str) -> bool:
     return any(strike.kind in kinds and strike.struck is not None for strike in world.strikes)
 
 
-def _no_room(world: World) -> bool:
-    """Whether a worker that was asked for could not be had."""
-    return world.starved
+def _struck_reserve(strikes: list[Strike]) -> bool:
+    """Whether a worker hangs that has not come up yet: it is waited for, and then the run ends."""
+    hangs = [strike for strike in strikes if strike.kind in ("silence", "zombie", "stick")]
+    return any("came by start" in str(strike.struck) for strike in hangs)

@@ -20,11 +20,11 @@ from tests.simulation.faults import Strike
 from tests.simulation.life import BEAT, Life
 from tests.simulation.memory import Disk
 from tests.simulation.network import Network
-from tests.simulation.oracle import Oracle, ViolationError
+from tests.simulation.oracle import Oracle
 from tests.simulation.rank import Rank
 from tests.simulation.striking import Striker
 from workers.messages import Fault, Message, Pulse
-from workers.orders import Abort, Join, Leave, Order, acts_at_once
+from workers.orders import Abort, Go, Join, Leave, Order, acts_at_once
 from workers.rank import Membership
 
 __all__ = ["World"]
@@ -59,6 +59,7 @@ class World:
         self.drains: dict[str, float] = {}
         self.stopped = False
         self.starved = False  # whether a worker that was asked for could not be started
+        self.trains = False  # whether training has begun
         self.evaluations = 0
         self.users: list[str] = []  # exceptions of the program of which the driver has heard
         self.members: Callable[[], list[int]] = list  # workers that hold ranks
@@ -101,8 +102,7 @@ class World:
 
     def violate(self, text: str) -> NoReturn:
         """What must never be has happened."""
-        self.oracle.violated(text)
-        raise ViolationError(text)
+        self.oracle.violate(text)
 
     def take(self, timeout: float) -> Incoming | None:
         """What comes next; whatever else happens until then happens."""
@@ -131,11 +131,9 @@ class World:
     def _hear(self, came: Incoming) -> Incoming:
         if not isinstance(came, Pulse):
             self.note("driver hears", came)
-        started_later = self.config.workers["count"] + self.config.workers["spares"]
-        if isinstance(came, Fault) and came.kind == "user":
-            reserve = came.worker >= started_later and came.phase.startswith("building")
-            if not reserve:  # one that can't build is a reserve that is lost: the same program was built before
-                self.users.append(came.failure.text)
+        heeded = isinstance(came, Fault) and (not self.trains or came.worker in self.members())
+        if isinstance(came, Fault) and came.kind == "user" and heeded:  # that of a reserve is a loss
+            self.users.append(came.failure.text)
         return came
 
     def _standing(self) -> str:
@@ -161,6 +159,7 @@ class World:
         if self.stopped or worker not in self.ranks:
             self.violate(f"{type(order).__name__} went to worker {worker}, which is not in the group")
         self.note(f"to worker {worker}", order)
+        self.trains |= isinstance(order, Go)
         if isinstance(order, Abort | Join):
             generation = order.generation if isinstance(order, Abort) else order.membership.generation
             if generation < self._generations[worker]:
