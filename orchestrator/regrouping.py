@@ -24,13 +24,13 @@ from orchestrator.recovery import Placement, Stop, choose_snapshot, judge, place
 from orchestrator.reserves import Reserves
 from orchestrator.spec import RecoverySpec
 from workers.left_behind import left_behind
-from workers.messages import Built, Fault, Hello, Message, Observed, Pulse, Saved, SnapshotTaken, Stopped
+from workers.messages import Built, Fault, Hello, Mended, Message, Observed, Pulse, Saved, SnapshotTaken, Stopped
 from workers.orders import Abort
 from workers.parcels import LoadPoint, Rewind, SnapshotLabel
 
 __all__ = ["Regrouping"]
 
-TIMELESS = (Pulse, Saved, SnapshotTaken, Observed, Hello, Built)
+TIMELESS = (Pulse, Saved, SnapshotTaken, Observed, Hello, Built, Mended)
 """What is true of a worker, of its state, or of its past, whatever generation it is in; what it has observed since the
 snapshot to which it goes back, it will tell once more."""
 _IN_TRAINING = {Phase.JOINING, Phase.RECOVERING, Phase.RUNNING, Phase.GATE}

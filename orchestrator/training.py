@@ -27,6 +27,7 @@ from orchestrator.group import RayGroup
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Phase
 from orchestrator.limits import Limits
+from orchestrator.mishaps import note_mishaps
 from orchestrator.notice import notice
 from orchestrator.parts import Parts
 from orchestrator.refused import nothing_left_if_refused
@@ -157,6 +158,7 @@ def _begin(parts: Parts, run: Run, point: Committed | None, load: LoadPoint | No
         host=socket.gethostname(), program=settings.program_name, versions=versions(), token=parts.lease.token,
     )  # fmt: skip
     parts.started(run)
+    note_mishaps(run.loop, journal)
     parts.lease.when_lost(lambda text: run.group.tell(LeaseLost(text=text)))
     if point is not None:
         journal.write("RESUMED", checkpoint=point.name)

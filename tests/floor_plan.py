@@ -29,7 +29,8 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ),
     ("index.py", "parcels.py", "signature.py", "state.py"),
     (
-        *("data/processes.py", "data/replay.py", "data/sampler.py", "events.py", "feed.py", "handover.py"),
+        *("data/processes.py", "data/replay.py", "data/sampler.py", "data/watched.py", "events.py", "feed.py"),
+        *("handover.py",),
         *("locations.py", "process_group.py", "timers.py"),
     ),
     (
@@ -57,7 +58,7 @@ ORCHESTRATOR = (
     ("guard.py", "refused.py", "registrations.py", "resume.py", "saving.py"),
     ("asking.py",),
     ("gatekeeper.py", "handlers/*", "loggers/*"),
-    ("checkpoints/export.py", "driver.py", "ranks.py", "shipping.py", "splits.py"),
+    ("checkpoints/export.py", "driver.py", "mishaps.py", "ranks.py", "shipping.py", "splits.py"),
     (
         *("bus.py", "checkpoints/reading.py", "checkpoints/references.py", "group.py", "local.py", "loop.py"),
         *("signals.py",),

@@ -12,6 +12,7 @@ __all__ = [
     "FastForwardWarning",
     "FaultTold",
     "LeaveNow",
+    "LoaderLostError",
     "ProgramError",
     "RankfireError",
     "Retreat",
@@ -25,6 +26,10 @@ class RankfireError(Exception):
 
 class DataLoaderEmptyError(RankfireError):
     """The data gave no batch, at its start or when it was restarted."""
+
+
+class LoaderLostError(RankfireError):
+    """Loader processes die one after the other over the same batch."""
 
 
 class ProgramError(RankfireError):

@@ -21,6 +21,7 @@ __all__ = [
     "Finished",
     "Hello",
     "Joined",
+    "Mended",
     "Message",
     "Observed",
     "Pulse",
@@ -161,6 +162,19 @@ class Fault(Message):
     phase: str
     iteration: int
     failure: Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mended(Message):
+    """Something broke on this rank that it could mend by itself; training goes on.
+
+    Args:
+        text: what, in words.
+        iteration: of the trainer, the last one that was completed or is in progress.
+    """
+
+    text: str
+    iteration: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

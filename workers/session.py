@@ -30,6 +30,7 @@ from workers.messages import (
     Finished,
     Hello,
     Joined,
+    Mended,
     Observed,
     SnapshotTaken,
     Stopped,
@@ -132,6 +133,7 @@ class Session(Surviving):
         self._build_order = order
         self._rewinder, self._shipped = None, Shipped()
         self._worker = make_worker(order)
+        self._worker.told = self._tell_mended
         program = build_program(order, self._worker)
         for engine in program.engines.values():
             engine.foreign = lambda error: fault_kind(error) == "communication"
@@ -251,6 +253,10 @@ class Session(Surviving):
 
     def _arrive_at_cut(self, engine: Engine, iteration: int) -> None:
         self._come_to(GateKey(engine=TRAINER, event=CUT, count=iteration), engine)
+
+    def _tell_mended(self, text: str) -> None:
+        trainer = self._engine()
+        self.send(Mended, text=text, iteration=0 if trainer is None else trainer.state.iteration)
 
     def _observe(self, name: str, engine: Engine, event: Event, count: int) -> None:
         key = GateKey(engine=name, event=event.key, count=count, visit=self._visits.get(name, 0))

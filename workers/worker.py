@@ -6,7 +6,8 @@ A `Worker` can be made by hand (`Worker()`) to try a program in a notebook: a wo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import perf_counter
 from typing import Any, overload
 
@@ -26,6 +27,7 @@ from workers.strategy import DataParallel, Module, no_sync
 
 __all__ = ["Worker"]
 
+_logger = logging.getLogger(__name__)
 _ALONE = Membership(generation=0, rank=0, world_size=1)
 
 
@@ -64,6 +66,7 @@ class Worker:
         self.samples = 0  # handed out by this rank's loaders
         self.batch_size = 1  # samples of this rank in the batch that was handed out last
         self.rank_read = False  # whether anybody asked for it; what is built by rank is built anew for another one
+        self.told: Callable[[str], None] = _logger.warning  # of what broke in this process, and was mended
         self.busy = 0.0  # seconds between one `backward` and the next: there no rank waits for another
         self._left: float | None = None  # when the last `backward` ended
         self._weight = 1.0
@@ -157,6 +160,7 @@ class Worker:
             seed=self.seed,
             membership=lambda: (self.rank, self.world_size),
             consumed=self._consume,
+            told=lambda text: self.told(text),
         )
 
     def dataset(self, name: str) -> TorchBatches:

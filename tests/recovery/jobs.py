@@ -59,6 +59,7 @@ class Job:
         faults: what happens in the program.
         points: what happens at failpoints of the ranks.
         epochs: how long it trains.
+        config: of the program, beside the faults.
         recovery: the section of a job file.
         checkpoints: whether there are any.
         at_gate: epoch → what happens at its end, before the ranks are asked for anything.
@@ -73,6 +74,7 @@ class Job:
     faults: Sequence[Fault] = ()
     points: str = ""
     epochs: int = 3
+    config: Mapping[str, Any] = field(default_factory=dict)
     recovery: Mapping[str, Any] = field(default_factory=dict)
     checkpoints: bool = True
     at_gate: Mapping[int, Moment] = field(default_factory=dict)
@@ -84,12 +86,13 @@ class Job:
 
     def calm(self) -> Job:
         """The same, with nothing happening to it."""
-        return Job(workers={**self.workers, "spares": 0}, epochs=self.epochs, checkpoints=self.checkpoints)
+        workers = {**self.workers, "spares": 0}
+        return Job(workers=workers, epochs=self.epochs, config=self.config, checkpoints=self.checkpoints)
 
     @property
     def key(self) -> str:
         """What decides how a calm run ends."""
-        return json.dumps([self.workers["count"], self.epochs, self.checkpoints])
+        return json.dumps([self.workers["count"], self.epochs, self.config, self.checkpoints])
 
 
 @dataclass(kw_only=True)
@@ -175,7 +178,8 @@ def run(job: Job, folder: Path) -> Ended:
 
 def _orchestrator(job: Job, ended: Ended) -> Orchestrator:
     folder = ended.folder
-    config = {"log": str(folder), "marks": str(folder / "marks"), "faults": [asdict(fault) for fault in job.faults]}
+    faults = [asdict(fault) for fault in job.faults]
+    config = {**job.config, "log": str(folder), "marks": str(folder / "marks"), "faults": faults}
     orchestrator = Orchestrator(
         program.build, run="job", workers=job.workers, config=config, storage=folder / "runs", recovery=job.recovery
     )

@@ -7,6 +7,7 @@ in which a file tells that a fault has struck: who takes the lost rank's place f
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import threading
@@ -78,6 +79,13 @@ def raise_something() -> None:
     raise ValueError("a mistake of the user's")
 
 
+def kill_a_loader() -> None:
+    """One of the processes that load for this rank; the rank itself lives."""
+    loader = min(multiprocessing.active_children(), key=lambda process: process.name)
+    assert loader.is_alive(), "this rank has no loader process that lives"
+    loader.kill()
+
+
 HOWS: Mapping[str, Callable[[], None]] = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "exit": lambda: os._exit(7),
@@ -86,6 +94,7 @@ HOWS: Mapping[str, Callable[[], None]] = {
     "loop": loop_for_ever,
     "wait": wait_for_ever,
     "raise": raise_something,
+    "loader": kill_a_loader,
 }
 """The ways in which a rank fails."""
 

@@ -50,6 +50,7 @@ EXAMPLES = {
     "failure": FAILURE,
     "kind": "user",
     "phase": "training",
+    "text": "what was mended",
     "idle": 0.1,
     "drops": 0,
     "program": b"function",
@@ -83,6 +84,7 @@ EXAMPLES = {
     "after": 4,
     "moves": 12,
     "busy": 0.3,
+    "cut": 8,
     "rewind": Rewind(label=LABEL, donor=0, newcomers=(1,), own=b"random numbers"),
 }
 STAMP = {"generation": 2, "worker": 3, "rank": 1, "seq": 7}

@@ -1,23 +1,30 @@
 """Fetching what the global sequence names: a torch `DataLoader` that is told samples, and their random key, by a plan.
 
-Collating, loader processes and pinned memory are torch's. Who asks for which span, and why, is in `loader.py`.
+Collating, loader processes and pinned memory are torch's. Who asks for which span, and why, is in `loader.py`. What a
+loader process would have fetched is known from the plan, so one that dies is replaced, and nobody misses a sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import get_worker_info
 
 from workers.data.carried import Carried
 from workers.data.processes import LoaderProcess, end_with, forget_names, forkserver
 from workers.data.randomness import Fetch, during
 from workers.data.sampler import GlobalBatches
+from workers.data.watched import ProcessesLost, WatchedLoader
+from workers.errors import LoaderLostError
 
-__all__ = ["Fetcher", "SizedDataset"]
+__all__ = ["Fetcher", "SizedDataset", "Told"]
+
+TRIES = 3  # processes that die one after the other over the same batch; then the data is at fault
+Told = Callable[[str], None]
+"""Is told, in words, what was mended."""
 
 
 class SizedDataset(Protocol):
@@ -39,21 +46,54 @@ class Fetcher:
         dataset: map-style data set.
         batches: the global sequence.
         options: for torch's `DataLoader`.
+        told: of loader processes that died, and were replaced.
     """
 
-    def __init__(self, dataset: SizedDataset, batches: GlobalBatches, options: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        dataset: SizedDataset,
+        batches: GlobalBatches,
+        options: Mapping[str, object],
+        told: Told = lambda text: None,
+    ) -> None:
         self._dataset = dataset
         self._batches = batches
         self._options = options
+        self._told = told
         self._plan = _Plan(batches)
         self._seen: object = None
         self._named = False  # whether its processes' semaphores have names yet
-        self.loader: DataLoader[object] | None = None
+        self._alone = False  # whether there is but one process, which brings what it is asked for and no more
+        self.loader: WatchedLoader | None = None
 
     def fetch(self, span: range, rank: int, world_size: int) -> Iterator[object]:
-        """A rank's batches of the steps in a span, which lies in one pass."""
+        """A rank's batches of the steps in a span, which lies in one pass.
+
+        Raises:
+            LoaderLostError: one process after the other dies over the same batch.
+        """
+        tried = careful = 0
+        while span:
+            try:
+                for batch in self._iterate(span[:1] if careful else span, rank, world_size, alone=careful > 0):
+                    span, tried = span[1:], 0
+                    yield batch
+                careful -= careful > 0
+            except ProcessesLost as lost:
+                self._drop()
+                tried += 1
+                if tried == TRIES:
+                    raise LoaderLostError(self._verdict(str(lost), span[0], rank, world_size)) from lost
+                if tried == TRIES - 1 and not careful:  # they have not come far: which batch is it?
+                    careful = self._ahead
+                self._told(f"{lost}; others go on with batch {span[0] + 1}")
+
+    def _iterate(self, span: range, rank: int, world_size: int, *, alone: bool) -> Iterator[object]:
+        """The batches of a span, as long as the processes live; or those of one process that does not run ahead."""
+        if alone != self._alone:
+            self._drop()
         if self.loader is None:
-            self.loader = self._make()
+            self.loader, self._alone = self._make(alone=alone), alone
         self._plan.span, self._plan.rank, self._plan.world_size = span, rank, world_size
         iterator = iter(self.loader)
         if iterator is not self._seen and self.loader.num_workers:
@@ -76,8 +116,25 @@ class Fetcher:
         forget_names(iterator)
         self._named = False
 
-    def _make(self) -> DataLoader[object]:
-        options = dict(self._options)
+    def _verdict(self, how: str, step: int, rank: int, world_size: int) -> str:
+        """What is said when it is no use to try again."""
+        samples = next(iter(self._batches.walk(range(step, step + 1), rank, world_size)))
+        return (
+            f"worker.loader: num_workers: expected loader processes that live while they fetch batch {step + 1}, "
+            f"received {TRIES} deaths in a row ({how}); look at its samples on this rank ({_some(samples)}), and at "
+            "the memory of this machine; with num_workers=0 the same samples are fetched where a debugger can see it"
+        )
+
+    @property
+    def _ahead(self) -> int:
+        """Batches that the processes fetch before they are asked for."""
+        return cast(int, self._options["num_workers"]) * cast(int, self._options.get("prefetch_factor") or 2)
+
+    def _drop(self) -> None:
+        self.loader, self._seen, self._named = None, None, False
+
+    def _make(self, *, alone: bool) -> WatchedLoader:
+        options = dict(self._options) | ({"num_workers": 1, "prefetch_factor": 1} if alone else {})
         if options.get("num_workers"):
             if options.get("multiprocessing_context") is None:
                 options["multiprocessing_context"] = forkserver()
@@ -87,7 +144,7 @@ class Fetcher:
         generator = torch.Generator()  # else every iter() draws from the trainer's global random numbers
         generator.manual_seed(self._batches.seed)
         dataset = _Keyed(self._dataset, self._batches.seed)
-        return DataLoader(
+        return WatchedLoader(
             dataset,  # type: ignore[arg-type]
             batch_sampler=self._plan,  # type: ignore[arg-type]
             generator=generator,
@@ -99,6 +156,10 @@ _CROSSING: dict[str, Callable[..., object]] = {
     "collate_fn": lambda function: None if function is None else Carried(function),
     "worker_init_fn": LoaderProcess,
 }
+
+
+def _some(samples: list[int], most: int = 8) -> str:
+    return ", ".join(map(str, samples[:most])) + (f", … {len(samples)} in all" if len(samples) > most else "")
 
 
 @dataclass(frozen=True, slots=True)

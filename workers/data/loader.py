@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from workers.data.fetching import Fetcher, SizedDataset
+from workers.data.fetching import Fetcher, SizedDataset, Told
 from workers.data.fingerprint import VERSION
 from workers.data.sampler import GlobalBatches
 
@@ -26,6 +26,7 @@ class GlobalLoader:
         batches: the global sequence.
         membership: tells (rank, world size); asked at the start of each `iter()`.
         consumed: told of every batch that is handed out: its samples on this rank, and in the global batch.
+        told: of loader processes that died, and were replaced.
         options: for torch's `DataLoader`: `num_workers`, `collate_fn`, `pin_memory`, `worker_init_fn` …
 
     Example:
@@ -41,6 +42,7 @@ class GlobalLoader:
         membership: Membership,
         *,
         consumed: Callable[[int, int], None] | None = None,
+        told: Told = lambda text: None,
         **options: object,
     ) -> None:
         self.dataset = dataset
@@ -48,8 +50,9 @@ class GlobalLoader:
         self.step = 0  # global batches handed out since the start of training
         self.membership = membership
         self.consumed = consumed
+        self.told = told
         self.options = options
-        self._fetcher = Fetcher(dataset, batches, options)
+        self._fetcher = Fetcher(dataset, batches, options, told)
         self._evaluation: EvaluationView | None = None
 
     def __len__(self) -> int:
@@ -100,7 +103,7 @@ class EvaluationView:
     def __init__(self, loader: GlobalLoader) -> None:
         self._of = loader
         # Its own: the trainer may be in the middle of a pass.
-        self._fetcher = Fetcher(loader.dataset, loader.batches, loader.options)
+        self._fetcher = Fetcher(loader.dataset, loader.batches, loader.options, loader.told)
 
     def __len__(self) -> int:
         """Batches of this rank; may be 0."""

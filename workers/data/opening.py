@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch.utils.data import IterableDataset
 
-from workers.data.fetching import SizedDataset
+from workers.data.fetching import SizedDataset, Told
 from workers.data.loader import GlobalLoader, Membership
 from workers.data.sampler import GlobalBatches, slice_of
 from workers.data.sources import (
@@ -36,7 +36,7 @@ class Wish:
 
 
 def open_source(
-    source: object, wish: Wish, *, seed: int, membership: Membership, consumed: Consumed
+    source: object, wish: Wish, *, seed: int, membership: Membership, consumed: Consumed, told: Told = lambda text: None
 ) -> GlobalLoader | RankBatches | HandedOut:
     """Make the loader of a source.
 
@@ -46,6 +46,7 @@ def open_source(
         seed: the job's seed.
         membership: tells (rank, world size).
         consumed: told of what is handed out.
+        told: of loader processes that died, and were replaced.
 
     Raises:
         ProgramError: it is none of these, or the arguments do not fit it.
@@ -53,7 +54,14 @@ def open_source(
     if isinstance(source, TorchBatches):
         return _ray_data(source, wish, membership, consumed)
     if _is_map_style(source):
-        return _global(cast(SizedDataset, source), wish, seed, membership, consumed)
+        return GlobalLoader(
+            cast(SizedDataset, source),
+            _batches(cast(SizedDataset, source), wish, seed, membership),
+            membership,
+            consumed=consumed,
+            told=told,
+            **wish.options,
+        )
     if not isinstance(source, Iterable):
         raise ProgramError(
             "worker.loader: source: expected a map-style data set (len(data) and data[i]), an iterable of batches, a "
@@ -72,7 +80,7 @@ def _is_map_style(source: object) -> bool:
     return hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, IterableDataset)
 
 
-def _global(dataset: SizedDataset, wish: Wish, seed: int, membership: Membership, consumed: Consumed) -> GlobalLoader:
+def _batches(dataset: SizedDataset, wish: Wish, seed: int, membership: Membership) -> GlobalBatches:
     samples = len(dataset)
     if samples == 0:
         raise ProgramError(
@@ -84,10 +92,9 @@ def _global(dataset: SizedDataset, wish: Wish, seed: int, membership: Membership
             f"worker.loader: drop_last: expected at least one whole batch of {batch_size} samples, received data of "
             f"{samples}, of which nothing would be left; make the batch smaller, or keep the last one"
         )
-    batches = GlobalBatches(
+    return GlobalBatches(
         samples=samples, batch_size=batch_size, shuffle=wish.shuffle, seed=seed, drop_last=wish.drop_last
     )
-    return GlobalLoader(dataset, batches, membership, consumed=consumed, **wish.options)
 
 
 def _checked_size(size: object, world_size: int) -> int:
