@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator.errors import RankfireError
 from orchestrator.exchange import Group, Incoming, Lost
+from orchestrator.killed import Killed
 from orchestrator.verdict import Facts, verdict
 from workers.messages import Built, Fault, Message, Pulse, Saved
 
@@ -34,6 +35,7 @@ class Loop:
     def __init__(self, group: Group, ended: Callable[[RankfireError, Facts], None]) -> None:
         self.group = group
         self.facts = Facts()
+        self.killed = Killed(self.facts)
         self.suspects: set[str] = set()  # nodes on which nothing should be started
         self.pulses: dict[int, Pulse] = {}  # rank → its last one
         self.heard_at: dict[int, float] = {}  # worker → when its last pulse came
@@ -88,6 +90,7 @@ class Loop:
         facts = self.facts
         facts.phases[message.worker] = f"{message.phase}, iteration {message.iteration}"
         self.heard_at[message.worker] = time.monotonic()
+        self.killed.hear(message)
         self.heard(message)
         if message.worker in facts.ranks:
             self.pulses[facts.ranks[message.worker]] = message

@@ -98,6 +98,7 @@ class Regrouping:
 
     def _on_stopped(self, message: Stopped) -> None:
         self._stopped[message.worker] = message
+        self._loop.killed.hear(message)
 
     # ---------------------------------------------------------------- a fault
     def _recover(self) -> bool:
@@ -105,9 +106,9 @@ class Regrouping:
         facts, members = self._loop.facts, self._ranks.members
         if self._life.phase not in _IN_TRAINING:
             return False
-        for fault in [fault for fault in facts.faults if fault.worker in self._ranks.coming]:
-            facts.faults.remove(fault)
-            facts.lost[fault.worker] = str(fault.failure)
+        facts.lose(lambda fault: fault.worker in self._ranks.coming)
+        if self._spec.on_loss == "recover":  # its process may hold on to too much: another one takes its place
+            facts.lose(lambda fault: fault.kind == "memory", "out of memory: ")
         for worker in [worker for worker in facts.lost if worker not in members]:
             self._gone.add(worker)
             self._reserves.lose(worker, facts.lost.pop(worker))
@@ -185,6 +186,7 @@ class Regrouping:
             RankfireError: the run is not to be recovered.
         """
         facts, ranks = self._loop.facts, self._ranks
+        self._loop.killed.mark()
         facts.spares = {*ranks.spares, *ranks.coming}
         words: list[Fault | Stopped | Pulse] = [*facts.faults, *self._stopped.values(), *self._loop.pulses.values()]
         seen = [word.iteration for word in words]

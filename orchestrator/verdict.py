@@ -6,7 +6,7 @@ gathers the facts and asks for the verdict.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.errors import (
@@ -58,6 +58,18 @@ class Facts:
         """Whether some worker may yet fail in the same `build`."""
         return bool(self.building - self._ended())
 
+    def lose(self, which: Callable[[Fault], bool], why: str = "") -> None:
+        """Whoever told of such a fault counts as lost, with its words.
+
+        Args:
+            which: tells whether a fault is one of these.
+            why: is put before its words.
+        """
+        for fault in [fault for fault in self.faults if which(fault)]:
+            place = fault.failure.place
+            self.faults.remove(fault)
+            self.lost[fault.worker] = f"{why}{fault.failure}" + ("" if place is None else f" ({place})")
+
     def _ended(self) -> set[int]:
         return {fault.worker for fault in self.faults} | self.lost.keys()
 
@@ -67,7 +79,7 @@ def verdict(facts: Facts) -> RankfireError:
 
     If there is none of these, collectives broke.
     """
-    users = [fault for fault in facts.faults if fault.kind == "user"]
+    users = [fault for fault in facts.faults if fault.kind in ("user", "memory")]
     if users:
         return _of_user(users)
     if unread := {fault.rank: fault.failure for fault in facts.faults if fault.kind == "system"}:

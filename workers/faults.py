@@ -1,4 +1,4 @@
-"""Tell whose fault an exception on a rank is: the user's code, a peer that is gone, or what the run stands on.
+"""Tell whose fault an exception on a rank is: the user's code, a peer that is gone, memory, or what the run stands on.
 
 When one rank fails, the others fail in their collectives; only the first is worth a report. Used by the session.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+import torch
 import torch.distributed as dist
 
 from workers.errors import UnreadableError
@@ -19,6 +20,7 @@ _LOST_PEER = re.compile(
     r"gloo[/.\\]|Connection (closed|reset) by peer|Connection refused|Socket (closed|Timeout)|Broken pipe"
     r"|NCCL (error|communicator)|ncclRemoteError|[Tt]imed out (waiting|after)|wait timeout|Application timeout caused"
 )
+_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory: you tried to allocate")  # torch, on the CPU
 _KINDS = tuple(
     getattr(dist, name) for name in ("DistBackendError", "DistNetworkError", "DistStoreError") if hasattr(dist, name)
 )
@@ -27,8 +29,8 @@ _KINDS = tuple(
 def fault_kind(error: BaseException) -> FaultKind:
     """Name the kind of fault.
 
-    `communication` if the exception says that a peer or the store is gone, `system` if a checkpoint can't be read, else
-    `user`.
+    `communication` if the exception says that a peer or the store is gone, `memory` if there was not enough of it,
+    `system` if a checkpoint can't be read, else `user`.
 
     Args:
         error: what the training thread caught; its causes are looked at too.
@@ -44,6 +46,10 @@ def fault_kind(error: BaseException) -> FaultKind:
     while cause is not None and all(cause is not known for known in seen):  # a chain may bite its own tail
         if isinstance(cause, _KINDS) or (isinstance(cause, RuntimeError) and _LOST_PEER.search(_text(cause))):
             return "communication"
+        if isinstance(cause, MemoryError | torch.OutOfMemoryError) or (
+            isinstance(cause, RuntimeError) and _NO_MEMORY.search(_text(cause))
+        ):
+            return "memory"
         seen.append(cause)
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return "user"

@@ -89,10 +89,12 @@ class Stopped(Message):
     Args:
         held: the snapshots in its memory, the newest last.
         iteration: in which it was, or which it had completed at a gate.
+        kills: as in `Pulse`.
     """
 
     held: tuple[SnapshotLabel, ...]
     iteration: int
+    kills: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +191,7 @@ class Pulse(Message):
         busy: seconds that the training thread has spent between two backward passes, where it waits for nobody.
         samples: samples that this rank has consumed in training; 0 if the data does not say.
         drops: observations lost because the driver was slower than they came.
+        kills: processes that the kernel of this machine has killed for lack of memory since it was started.
     """
 
     phase: str
@@ -200,6 +203,7 @@ class Pulse(Message):
     samples: int
     drops: int
     output: Mapping[str, Number]
+    kills: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

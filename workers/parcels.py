@@ -39,7 +39,7 @@ __all__ = [
 TRAINER = "trainer"  # name of the engine that trains
 CUT = "CUT"  # the gate of a consistent cut; no event of an engine has this key
 
-FaultKind = Literal["user", "communication", "system"]
+FaultKind = Literal["user", "communication", "system", "memory"]
 Reduction = Literal["mean", "sum", "min", "max"]
 Then = Literal["go on", "terminate", "interrupt"]
 """What the trainer does after a gate."""

@@ -23,6 +23,7 @@ from workers.events import Event
 from workers.faults import fault_kind
 from workers.gates import Shipped, attach_gates
 from workers.mailbox import Mailbox, Outbox
+from workers.memory import kernel_kills
 from workers.messages import (
     Answer,
     Arrived,
@@ -245,7 +246,8 @@ class Session(Surviving):
         self.membership = replace(self.membership, generation=self._aborted)
         trainer = self._engine()
         held = () if self._rewinder is None else self._rewinder.held
-        self.send(Stopped, held=held, iteration=0 if trainer is None else trainer.announced)
+        iteration = 0 if trainer is None else trainer.announced
+        self.send(Stopped, held=held, iteration=iteration, kills=kernel_kills())
 
     # ---------------------------------------------------------------- gates
     def _arrive(self, name: str, engine: Engine, event: Event, count: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from workers.engine import Engine
 from workers.mailbox import Mailbox, Outbox
+from workers.memory import kernel_kills
 from workers.messages import Message, Pulse
 from workers.parcels import TRAINER
 from workers.program import Program
@@ -49,7 +50,7 @@ class Speaking:
     def pulse(self) -> Pulse:
         """What this rank is doing right now."""
         progress = self._reports.progress(self._engine(), self._worker, self._engines())
-        return Pulse(**self._stamp(), phase=self.phase, drops=self.outbox.drops, **progress)
+        return Pulse(**self._stamp(), phase=self.phase, drops=self.outbox.drops, kills=kernel_kills(), **progress)
 
     @property
     def worker(self) -> Worker:

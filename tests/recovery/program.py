@@ -22,11 +22,13 @@ from torch import distributed as dist
 from tests.journeys import stochastic
 from workers import Engine, Events, Program, Worker
 
-__all__ = ["HOWS", "WHERES", "Fault", "build", "touch"]
+__all__ = ["ENOUGH", "HOWS", "WHERES", "Fault", "build", "touch"]
 
 WHERES = ("forward", "backward", "all-reduce", "step", "handler", "evaluation", "call", "completed")
 """The places in a program, in the order in which a rank comes by them; "handler" is a local one of the iteration,
 "call" is in `touch`, "completed" a local handler at the end of training."""
+CONTROL_GROUP = "RANKFIRE_TEST_CONTROL_GROUP"  # names the folder of one whose memory is limited
+ENOUGH = 1024  # MB, more than its limit
 _faults: Faults | None = None  # of this process
 
 
@@ -86,6 +88,18 @@ def kill_a_loader() -> None:
     loader.kill()
 
 
+def take_all_memory() -> None:
+    """More than a control group lets this process have, of which the kernel makes an end."""
+    (Path(os.environ[CONTROL_GROUP]) / "cgroup.procs").write_text(str(os.getpid()))
+    held = [bytearray(1 << 20) for _ in range(ENOUGH)]
+    raise AssertionError(f"{len(held)} MB could be had within {os.environ[CONTROL_GROUP]}")
+
+
+def find_no_memory() -> None:
+    """As an allocation that fails."""
+    raise MemoryError("no room for a batch")
+
+
 HOWS: Mapping[str, Callable[[], None]] = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "exit": lambda: os._exit(7),
@@ -95,6 +109,8 @@ HOWS: Mapping[str, Callable[[], None]] = {
     "wait": wait_for_ever,
     "raise": raise_something,
     "loader": kill_a_loader,
+    "oom": take_all_memory,
+    "memory": find_no_memory,
 }
 """The ways in which a rank fails."""
 
@@ -130,6 +146,8 @@ def build(worker: Worker) -> Program:
     """The program; places at which a rank may fail are hooks, which change no number."""
     global _faults
     program = stochastic.build(worker)
+    if "control_group" in worker.config:
+        os.environ[CONTROL_GROUP] = worker.config["control_group"]
     faults = _faults = Faults(worker)
     trainer = program.engines["trainer"]
     model: Any = program.state["model"]

@@ -1,6 +1,7 @@
 """Whose fault it is: the user's, or a peer's that is gone."""
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from workers.faults import fault_kind
@@ -38,6 +39,25 @@ def test_torch_has_types_for_some_of_them(kind):
 )
 def test_everything_else_is_the_users(error):
     assert fault_kind(error) == "user"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 8 GiB"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried …"),
+    ],
+)
+def test_memory_that_runs_out_is_told_from_other_mistakes(error):
+    assert fault_kind(error) == "memory"
+    assert fault_kind(chain(ValueError("step failed"), __cause__=error)) == "memory"
+
+
+def test_what_torch_says_where_there_is_no_memory_is_known():
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 50, dtype=torch.uint8)
+    assert fault_kind(raised.value) == "memory"
 
 
 def chain(error, **links):
