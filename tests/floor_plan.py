@@ -12,8 +12,8 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("rewinding.py", "speaking.py"),
     ("saving.py", "snapshot.py"),
     ("checkpointing.py", "own.py"),
-    ("apart.py", "building.py", "evaluating.py", "gates.py", "reports.py", "writer.py"),
-    ("gradients.py", "steps.py", "worker.py"),
+    ("apart.py", "building.py", "evaluating.py", "gates.py", "reports.py", "steps.py", "writer.py"),
+    ("gradients.py", "worker.py"),
     ("inplace.py", "program.py"),
     ("handlers/*",),
     ("parameters.py",),
@@ -35,7 +35,7 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ),
     (
         *("buckets.py", "collectives.py", "copies.py", "data/randomness.py", "digests.py", "expressions.py"),
-        *("finite.py", "folder.py", "links.py", "objects.py", "rng.py", "structure.py"),
+        *("finite.py", "folder.py", "links.py", "microbatches.py", "objects.py", "rng.py", "structure.py"),
     ),
     (
         *("data/carried.py", "data/fingerprint.py", "data/permutation.py"),

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from workers.data.randomness import sample_rng
     from workers.handlers.terminate_on_nan import TerminateOnNan
     from workers.metrics import attach_metric
+    from workers.steps import (
+        create_supervised_evaluator,
+        create_supervised_trainer,
+        supervised_eval_step,
+        supervised_train_step,
+    )
     from workers.worker import Worker
 
 __all__ = [
@@ -38,14 +44,22 @@ __all__ = [
     "TerminateOnNan",
     "Worker",
     "attach_metric",
+    "create_supervised_evaluator",
+    "create_supervised_trainer",
     "sample_rng",
+    "supervised_eval_step",
+    "supervised_train_step",
 ]
 
 LATER = {
     "TerminateOnNan": "workers.handlers.terminate_on_nan",
     "Worker": "workers.worker",
     "attach_metric": "workers.metrics",
+    "create_supervised_evaluator": "workers.steps",
+    "create_supervised_trainer": "workers.steps",
     "sample_rng": "workers.data.randomness",
+    "supervised_eval_step": "workers.steps",
+    "supervised_train_step": "workers.steps",
 }
 
 

@@ -185,7 +185,12 @@ class Worker:
             )
         return self.datasets[name]
 
-    def backward(self, loss: torch.Tensor) -> None:
+    @property
+    def weight(self) -> float:
+        """By how much the last batch's loss counts: n·W/G for n of G samples on one of W ranks; 1: nobody knows."""
+        return self._weight
+
+    def backward(self, loss: torch.Tensor, *, weight: float | None = None) -> None:
         """`loss.backward()`, weighted so that the update is that of the whole global batch, however it is shared out.
 
         The loss is a mean over this rank's samples of the last batch that a loader handed out. DDP averages over ranks;
@@ -194,6 +199,7 @@ class Worker:
 
         Args:
             loss: scalar tensor.
+            weight: instead of n·W/G, where the loss is of a part of the batch, or no mean over samples.
 
         Raises:
             ProgramError: a prepared model was called in evaluation mode, so its gradients would not be averaged.
@@ -204,7 +210,7 @@ class Worker:
                 "evaluation mode, whose gradients would stay on this rank; call model.train() first in the step, "
                 "and put single layers into evaluation mode after it"
             )
-        weight, began = self._weight, perf_counter()
+        weight, began = self._weight if weight is None else weight, perf_counter()
         if self._left is not None:
             self.busy += began - self._left
         (loss if weight == 1.0 else loss * weight).backward()  # type: ignore[no-untyped-call]
@@ -247,10 +253,10 @@ class Worker:
             self.batch_size, self._weight, self.samples = kept
 
     def _consume(self, size: int, total: int) -> None:
-        """A loader handed out a batch: `size` samples here, `total` over all ranks."""
+        """A loader handed out a batch: `size` samples here, `total` over all ranks; 0: nobody knows."""
         self.samples += size
         self.batch_size = size
-        self._weight = size * self.world_size / total if total != size else 1.0
+        self._weight = size * self.world_size / total if total else 1.0
 
 
 def _own_device() -> torch.device:

@@ -122,6 +122,17 @@ def test_the_mean_gradient_over_ranks_is_that_of_the_whole_batch(world_size):
     assert total.tolist() == pytest.approx([2.0, 4.5])
 
 
+def test_a_batch_smaller_than_the_world_counts_in_full():
+    gradients = []
+    for rank in (0, 1, 2):
+        worker = worker_of(rank, 3)
+        (batch,) = worker.loader(torch.tensor([1.0, 2.0, 3.0, 4.0])[3:], global_batch_size=3)
+        weight = torch.zeros((), requires_grad=True)
+        worker.backward((weight * batch).mean())
+        gradients.append(weight.grad.item() / 3)
+    assert sum(gradients) == 4.0
+
+
 def test_a_loss_without_a_loader_is_not_weighted():
     weight = torch.zeros((), requires_grad=True)
     worker_of(0, 2).backward(weight * 3)

@@ -25,7 +25,8 @@ class GlobalLoader:
         dataset: map-style data set with a length; the same on every rank.
         batches: the global sequence.
         membership: tells (rank, world size); asked at the start of each `iter()`.
-        consumed: told of every batch that is handed out: its samples on this rank, and in the global batch.
+        consumed: told of every batch that is handed out: its samples on this rank, and in the global batch
+            (0: this rank's share counts for itself, as in an evaluation).
         told: of loader processes that died, and were replaced.
         options: for torch's `DataLoader`: `num_workers`, `collate_fn`, `pin_memory`, `worker_init_fn` …
 
@@ -116,7 +117,7 @@ class EvaluationView:
         for step, batch in zip(span, self._fetcher.fetch(span, *self._of.membership()), strict=True):
             if self._of.consumed is not None:
                 size = self._size(step)
-                self._of.consumed(size, size)
+                self._of.consumed(size, 0)
             yield batch
 
     def _size(self, step: int) -> int:

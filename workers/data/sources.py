@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 _CPU = torch.device("cpu")  # whose generators loaders draw from
-Consumed = Callable[[int, int], None]  # (samples here, samples of the batch over all that share it)
+Consumed = Callable[[int, int], None]  # (samples here, samples of the batch over all that share it; 0: who knows)
 
 
 @runtime_checkable
@@ -75,7 +75,7 @@ class HandedOut(Replayable):
     def __next__(self) -> Any:
         batch = self.next()
         size = size_of(batch)
-        self._consumed(size, size)
+        self._consumed(size, 0)
         return batch
 
     def skip(self) -> None:
