@@ -69,7 +69,7 @@ def table_of(ranks: Sequence[Rows]) -> str:
     Example:
         >>> print(table_of([[(0, "run", 1, 2.0)], [(0, "run", 1, 4.0)]]))
         section     calls     mean, s  slowest, s    rank
-        run             1      3.0000      4.0000       1
+        run         1      3.0000      4.0000       1
     """
     lines = list(dict.fromkeys((depth, name) for rows in ranks for depth, name, _, _ in rows))
     width = max(len("  " * depth + name) for depth, name in lines)
