@@ -76,7 +76,7 @@ class EventBus(EventSource):
             handler: called as `handler(orchestrator, *args, **kwargs)`, or without the orchestrator.
             args: passed to every call.
             blocking: whether the ranks wait until it returns. Default: at epochs, start and end yes, else no.
-            phase: "metrics", "user" or "gate", in this order at one firing.
+            phase: "metrics", "user", "decision" or "gate", in this order at one firing.
             kwargs: passed to every call.
 
         Raises:

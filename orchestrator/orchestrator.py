@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from orchestrator.errors import RankfireError, SpecError, TrainingError, explain
 from orchestrator.handlers.checkpoint import Best, Checkpoint
-from orchestrator.handlers.evaluate import Evaluate
+from orchestrator.handlers.evaluate import Evaluate, refuse_slip
 from orchestrator.handlers.progress import Progress
 from orchestrator.limits import Limits
 from orchestrator.ordering import Ordering
@@ -249,3 +249,5 @@ class Orchestrator(Ordering):
         for handler in self._attached:
             if isinstance(handler, Checkpoint):
                 handler.check(measured)
+            for name in getattr(handler, "metrics_named", ()):
+                refuse_slip(f"{type(handler).__name__}(metric)", name, measured)

@@ -30,6 +30,7 @@ from workers.handlers.check_divergence import DIVERGED
 from workers.handlers.terminate_on_nan import NOT_FINITE
 from workers.parcels import TRAINER, GateKey
 from workers.state import State
+from workers.storage import Storage
 
 __all__ = ["Ordering"]
 
@@ -63,6 +64,11 @@ class Ordering(Registrations):
     def metrics(self) -> dict[str, Any]:
         """The reduced metrics."""
         return self.state.metrics
+
+    @property
+    def home(self) -> Storage:
+        """The run's folder in storage; what handlers put there lies beside its checkpoints."""
+        return self.settings.home
 
     # ---------------------------------------------------------------- orders, inside a blocking handler
     def evaluate(self, engine: str = "evaluator", *, prefix: str | None = None) -> dict[str, Any]:

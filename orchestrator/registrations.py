@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from orchestrator.bus import EventBus
 from orchestrator.errors import SpecError, explain, too_late
-from orchestrator.shipping import ship
+from orchestrator.shipping import ship, ship_itself
 from workers.dispatch import RemovableEventHandle
 from workers.events import EventExpression, Events
 from workers.handlers.check_divergence import CheckDivergence
@@ -38,6 +38,7 @@ class Registrations:
         self._buses: dict[str, EventBus] = {}
         self._rank_handlers: list[RankHandler] = []
         self._attached: list[object] = []
+        self._sent: list[object] = []  # of those that attach themselves on the ranks; their state is there
         self._bus(TRAINER).watch(Events.EPOCH_COMPLETED)
 
     def on(
@@ -109,7 +110,7 @@ class Registrations:
             args: passed to every call.
             engine: name of the engine whose event it is.
             blocking: whether the ranks wait until it returns; default: as `on` says.
-            phase: when it runs among the handlers of one firing: "metrics" first, then "user", then "gate".
+            phase: when it runs among the handlers of one firing: "metrics" first, then "user", "decision", "gate".
             kwargs: passed to every call.
 
         Returns:
@@ -149,10 +150,38 @@ class Registrations:
             )
         handler.attach(self)
         self._attached.append(handler)
-        if hasattr(handler, "state_dict") and hasattr(handler, "load_state_dict"):
+        there = any(sent is handler for sent in self._sent)
+        if hasattr(handler, "state_dict") and hasattr(handler, "load_state_dict") and not there:
             name = type(handler).__name__
             number = sum(1 for known in self.stateful if known.partition("#")[0] == name)
             self.stateful[f"{name}#{number + 1}" if number else name] = handler
+
+    def send(self, handler: Any, *args: Any, rank: Where = "all", engine: str = TRAINER, **kwargs: Any) -> None:
+        """Have an object attach itself to an engine of ranks: `handler.attach(engine, *args, **kwargs)` runs there.
+
+        For handlers that hang on several events and keep one state beside the model. With `state_dict` and
+        `load_state_dict`, and kept by `engine.attach(name, handler)`, it is in each rank's part of the checkpoints.
+
+        Args:
+            handler: the object; a copy of it travels to each rank.
+            args: passed on.
+            rank: a number, several, "all" or "local_rank_0".
+            engine: name of the engine.
+            kwargs: passed on.
+
+        Raises:
+            SpecError: it can't be pickled, `rank` names no rank, or the run has started.
+
+        Example:
+            >>> orchestrator.send(Histogram(bins=20), rank=0)  # doctest: +SKIP
+        """
+        if self._closed:
+            raise SpecError(too_late(f"orchestrator.send(rank={rank!r})", "take no more handlers"))
+        call = args, kwargs
+        self._rank_handlers.append(
+            ship_itself(self._bus(engine), handler, call, rank=rank, world_size=self._world_size)
+        )
+        self._sent.append(handler)
 
     def check_divergence(self, every: int = 500, *, optimizer: bool = False) -> None:
         """Have the ranks compare their models bit by bit; the run ends where they differ, and names the odd ranks.

@@ -14,7 +14,7 @@ from orchestrator.settings import pickled
 from workers.events import EventExpression
 from workers.parcels import RankHandler, Where
 
-__all__ = ["check_ranks", "ship"]
+__all__ = ["check_ranks", "ship", "ship_itself"]
 
 
 def ship(
@@ -47,6 +47,31 @@ def ship(
         event=bus.expression(event),
         where=check_ranks(rank, world_size, "orchestrator.on", words=("all", "local_rank_0")),
         pickled=pickled((handler, args, dict(kwargs)), f"orchestrator.on(rank={rank!r})"),
+    )
+
+
+def ship_itself(
+    bus: EventBus, handler: Any, call: tuple[tuple[Any, ...], Mapping[str, Any]], *, rank: Where, world_size: int
+) -> RankHandler:
+    """Make ready to travel what attaches itself to an engine there: `handler.attach(engine, *args, **kwargs)`.
+
+    Args:
+        bus: of the engine.
+        handler: the object.
+        call: its args and kwargs.
+        rank: which ranks attach it.
+        world_size: how many ranks there are.
+
+    Raises:
+        SpecError: it can't be pickled, or `rank` names no rank.
+    """
+    args, kwargs = call
+    name = f"orchestrator.send({type(handler).__name__})"
+    return RankHandler(
+        engine=bus.engine,
+        event=None,
+        where=check_ranks(rank, world_size, "orchestrator.send", words=("all", "local_rank_0")),
+        pickled=pickled((handler, args, dict(kwargs)), name),
     )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from workers.events import Event, EventEnum, EventExpression, Events
@@ -74,6 +75,7 @@ class EventSource:
         self._listeners: dict[str, Listeners] = {}
         self._registered: dict[str, Event] = {}
         self._registrations = 0
+        self._record: list[RemovableEventHandle] | None = None
 
     @property
     def counters(self) -> Counters:
@@ -117,10 +119,11 @@ class EventSource:
     def add_phase_handler(
         self, phase: str, event: EventExpression | str, handler: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> RemovableEventHandle:
-        """Like `add_event_handler`, in a phase: of one firing, "metrics" run first, then "user", then "gate".
+        """Like `add_event_handler`, in a phase: of one firing, "metrics" run first, then "user", "decision", "gate".
 
         Args:
-            phase: one of these; "gate" is for what must see everything that the others did.
+            phase: one of these; "decision" is for what judges by what the others measured, "gate" for what must see
+                everything that the others did.
             event: as `add_event_handler`.
             handler: as `add_event_handler`.
             args: passed to every call, after the engine.
@@ -152,6 +155,15 @@ class EventSource:
             return handler
 
         return attach
+
+    @contextmanager
+    def recorded(self) -> Iterator[list[RemovableEventHandle]]:
+        """The handles of all that is attached inside this block, for who did not attach it."""
+        before, self._record = self._record, []
+        try:
+            yield self._record
+        finally:
+            self._record = before
 
     def has_event_handler(self, handler: Callable[..., Any], event: EventExpression | str | None = None) -> bool:
         """Whether `handler` is attached: to anything, or to a plain event under any filter, or to this."""
@@ -241,7 +253,10 @@ class EventSource:
         for listeners, row in rows:
             listeners.add(row)
         self._registrations += 1
-        return RemovableEventHandle(tuple(rows))
+        handle = RemovableEventHandle(tuple(rows))
+        if self._record is not None:
+            self._record.append(handle)
+        return handle
 
     def _listeners_of(self, event: Event) -> Listeners:
         """The listeners of an event, made when first asked for; they stay the same object."""

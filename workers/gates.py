@@ -8,7 +8,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Mapping
 
-from workers.dispatch import RemovableEventHandle
 from workers.engine import Engine
 from workers.events import Event, EventExpression
 from workers.feed import is_stateful
@@ -82,24 +81,50 @@ class Shipped:
     """
 
     def __init__(self) -> None:
-        self._attached: dict[int, RemovableEventHandle] = {}
+        self._attached: dict[int, _Here] = {}
 
-    def attach(self, program: Program, handlers: tuple[RankHandler, ...], membership: Membership) -> None:
-        """Attach those that name this rank, take off those that do not any more; what was here stays as it is."""
+    def attach(
+        self, program: Program, handlers: tuple[RankHandler, ...], membership: Membership, *, built: bool = False
+    ) -> None:
+        """Attach those that name this rank, take off those that do not any more; what was here stays as it is.
+
+        Args:
+            program: the rank's program.
+            handlers: all that were shipped.
+            membership: this rank's place.
+            built: the program has just been built, nobody has joined: only what attaches itself on every rank comes
+                now, since it may add to the program's state.
+        """
         for number, shipped in enumerate(handlers):
-            here = runs_here(shipped, membership)
+            early = shipped.where == "all" and shipped.event is None
+            here = runs_here(shipped, membership) and (early or not built)
             if number in self._attached and not here:
                 self._attached.pop(number).remove()
-                prefix = f"handler {number}: "
-                attached = program.engine(shipped.engine).attached
-                for name in [known for known in attached if known.startswith(prefix)]:
-                    del attached[name]
             elif number not in self._attached and here:
-                handler, args, kwargs = pickle.loads(shipped.pickled)
-                engine = program.engine(shipped.engine)
-                self._attached[number] = engine.add_event_handler(shipped.event, handler, *args, **kwargs)
+                self._attached[number] = _Here(program.engine(shipped.engine), number, shipped)
+
+
+class _Here:
+    """A shipped handler that is attached to an engine of this rank."""
+
+    def __init__(self, engine: Engine, number: int, shipped: RankHandler) -> None:
+        handler, args, kwargs = pickle.loads(shipped.pickled)
+        self._engine, known = engine, set(engine.attached)
+        with engine.recorded() as self._handles:
+            if shipped.event is None:
+                handler.attach(engine, *args, **kwargs)
+            else:
+                engine.add_event_handler(shipped.event, handler, *args, **kwargs)
                 if is_stateful(handler):
                     engine.attached[f"handler {number}: {type(handler).__name__}"] = handler
+        self._names = engine.attached.keys() - known
+
+    def remove(self) -> None:
+        """Take it off again."""
+        for handle in self._handles:
+            handle.remove()
+        for name in self._names:
+            del self._engine.attached[name]
 
 
 def runs_here(handler: RankHandler, membership: Membership) -> bool:

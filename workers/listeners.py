@@ -17,7 +17,7 @@ from workers.state import State
 
 __all__ = ["PHASES", "Listeners", "Row", "Source"]
 
-PHASES = ("metrics", "user", "gate")
+PHASES = ("metrics", "user", "decision", "gate")
 _IN_ORDER = operator.attrgetter("order")
 
 

@@ -127,10 +127,13 @@ class GateKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankHandler:
-    """A handler that runs on ranks: registered at the driver, shipped pickled, attached by every rank it names."""
+    """A handler that runs on ranks: registered at the driver, shipped pickled, attached by every rank it names.
+
+    One without an event attaches itself there: `handler.attach(engine, *args, **kwargs)`.
+    """
 
     engine: str
-    event: EventExpression
+    event: EventExpression | None
     where: Where
     pickled: bytes  # cloudpickle of (handler, args, kwargs)
 

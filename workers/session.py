@@ -139,6 +139,7 @@ class Session(Surviving):
         for engine in program.engines.values():
             engine.foreign = lambda error: fault_kind(error) == "communication"
         attach_gates(program, order.gates, order.watches, arrive=self._arrive, observe=self._observe)
+        self._shipped.attach(program, order.handlers, order.membership, built=True)
         self.send(
             Built,
             device=str(self._worker.device),

@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 
 from orchestrator.driver import Driver
-from orchestrator.errors import SpecError, no_engine
+from orchestrator.errors import SpecError, explain, no_engine
 from workers.events import Events
 
-__all__ = ["Evaluate"]
+__all__ = ["Evaluate", "refuse_slip"]
+
+SLIP = 0.8  # how much alike two names are if one was probably meant to be the other
 
 
 class Evaluate:
@@ -47,3 +50,21 @@ class Evaluate:
     def __call__(self, orchestrator: Driver) -> None:
         """Evaluate now."""
         orchestrator.evaluate(self.engine, prefix=self.prefix)
+
+
+def refuse_slip(where: str, metric: str, measured: Mapping[str, Sequence[str]]) -> None:
+    """Look for a slip in the name of a metric that a handler waits for, before anything is trained.
+
+    Args:
+        where: the argument that holds it, for the error.
+        metric: the name.
+        measured: what stands before the metrics' names, of each evaluation that will be made → its metrics.
+
+    Raises:
+        SpecError: it is very like a metric that will be there, and is none; names what was probably meant.
+    """
+    prefix, _, name = metric.partition("/")
+    known = measured.get(prefix, ())
+    if name not in known and (near := difflib.get_close_matches(name, known, n=1, cutoff=SLIP)):
+        mend = f"did you mean {f'{prefix}/{near[0]}'!r}?"
+        raise SpecError(explain(where, expected="the name of a reduced metric", received=repr(metric), mend=mend))

@@ -164,7 +164,7 @@ def test_filtered_handlers_keep_their_place_among_the_others(source, heard):
 
 
 def test_there_are_three_phases(source):
-    with pytest.raises(ValueError, match="expected one of metrics, user, gate, received 'late'"):
+    with pytest.raises(ValueError, match="expected one of metrics, user, decision, gate, received 'late'"):
         source.add_phase_handler("late", DING, print)
 
 
