@@ -69,12 +69,13 @@ class Group(Protocol):
         """Send an order; returns at once."""
         ...
 
-    def add(self, worker: int, *, avoid: Collection[str] = ()) -> None:
+    def add(self, worker: int, *, avoid: Collection[str] = (), gives_way: bool = False) -> None:
         """Start one more worker; returns at once, and the worker says `Hello` when it is up, or is `Lost`.
 
         Args:
             worker: its id, which no worker of this group has had before.
             avoid: ids of nodes on which it shall not live.
+            gives_way: whether others train while it starts, who need their machine more.
         """
         ...
 

@@ -45,12 +45,14 @@ GONE = 6.0  # seconds for processes to be gone: Ray gives a killed worker 5 s
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One worker: its actor, once it has one; the node of its place, if it is known; where it shall not live."""
+    """One worker: its actor, once it has one; the node of its place, if it is known; where it shall not live;
+    whether others train while it starts."""
 
     actor: Any = None
     home: str | None = None
     numbers: Iterator[int] = field(default_factory=itertools.count)
     avoid: set[str] = field(default_factory=set)
+    gives_way: bool = False
     tries: int = 1
 
 
@@ -124,11 +126,11 @@ class RayGroup:
         number = -1 if acts_at_once(order) else next(member.numbers)
         member.actor.control.remote(number, order)
 
-    def add(self, worker: int, *, avoid: Collection[str] = ()) -> None:
+    def add(self, worker: int, *, avoid: Collection[str] = (), gives_way: bool = False) -> None:
         """Start one more worker, in a place of its own."""
         assert worker not in self._known, f"worker {worker} has been there before"
         self._known.add(worker)
-        self._members[worker] = Member(avoid=set(avoid))
+        self._members[worker] = Member(avoid=set(avoid), gives_way=gives_way)
         self.size += 1
         self._ask([worker], partial(self._place, worker))
 
@@ -235,7 +237,7 @@ class RayGroup:
             num_gpus=bundle.get("GPU", 0),
             resources={name: amount for name, amount in bundle.items() if name not in {"CPU", "GPU"}},
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
-        ).remote(worker, self._roots, self._environment, self._lease)
+        ).remote(worker, self._roots, self._environment, self._lease, member.gives_way)
         actor.run.remote()
         member.actor, member.home = actor, home
         again = partial(self._again, worker)

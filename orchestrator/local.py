@@ -70,7 +70,7 @@ class LocalGroup:
             self._mailbox.put(self._number, order)
             self._number += 1
 
-    def add(self, worker: int, *, avoid: Collection[str] = ()) -> None:
+    def add(self, worker: int, *, avoid: Collection[str] = (), gives_way: bool = False) -> None:
         """There is one process, and it can't be had twice."""
         raise AssertionError(f"worker {worker} can't be added: the only one lives in this process")
 

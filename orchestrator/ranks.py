@@ -186,11 +186,12 @@ class Ranks:
             self._members[worker] = replace(local[worker], rank=rank)
             self._loop.facts.ranks[worker] = rank
 
-    def add(self, *, avoid: Collection[str] = ()) -> int:
+    def add(self, *, avoid: Collection[str] = (), gives_way: bool = False) -> int:
         """Start one more worker, which builds as soon as it is up and then waits as a spare.
 
         Args:
             avoid: ids of nodes on which it shall not be.
+            gives_way: whether others train while it starts.
 
         Returns:
             Its id.
@@ -198,7 +199,7 @@ class Ranks:
         worker, self._started = self._started, self._started + 1
         self.coming.add(worker)
         self._loop.facts.ranks[worker] = worker
-        self._loop.group.add(worker, avoid=avoid)
+        self._loop.group.add(worker, avoid=avoid, gives_way=gives_way)
         return worker
 
     def forget(self, worker: int) -> None:

@@ -87,16 +87,21 @@ class Reserves:
             self._loop.recover()
         return len(builds) > len(silent)
 
-    def want(self, number: int) -> None:
-        """See that so many workers are there, or on their way."""
+    def want(self, number: int, *, gives_way: bool = False) -> None:
+        """See that so many workers are there, or on their way.
+
+        Args:
+            number: how many.
+            gives_way: whether those that are started now give way to others, who train.
+        """
         while self.ready + len(self._ranks.coming) < number:
-            self._ranks.add(avoid=self._suspects())
+            self._ranks.add(avoid=self._suspects(), gives_way=gives_way)
 
     def refill(self) -> None:
         """After a change: start what is missing to the full number, in the background."""
         if self._failures < FAILURES:
             missing = self.goal - self._ranks.world_size if self._workers.elastic else 0
-            self.want(max(0, missing) + self._workers.spares)
+            self.want(max(0, missing) + self._workers.spares, gives_way=True)
 
     def lose(self, worker: int, cause: str) -> None:
         """A worker is lost that held no rank."""

@@ -39,8 +39,8 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ),
     (
         *("data/carried.py", "data/fingerprint.py", "data/permutation.py"),
-        *("errors.py", "failpoints.py", "filters.py", "memory.py", "rank.py", "retry.py", "sockets.py", "stacks.py"),
-        *("storage.py", "streams.py", "tracebacks.py", "watchdog.py"),
+        *("errors.py", "failpoints.py", "filters.py", "giving_way.py", "memory.py", "rank.py", "retry.py"),
+        *("sockets.py", "stacks.py", "storage.py", "streams.py", "tracebacks.py", "watchdog.py"),
     ),
 )
 

@@ -98,7 +98,7 @@ class ProcessGroup:
         if worker not in self._waiting:
             self.lines[worker].order(order)
 
-    def add(self, worker: int, *, avoid: Collection[str] = ()) -> None:
+    def add(self, worker: int, *, avoid: Collection[str] = (), gives_way: bool = False) -> None:
         """Start one more; without a node that is allowed, or without room, it waits."""
         assert worker not in self.ordered, f"worker {worker} has been there before"
         self.size += 1

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 
 import ray
 
+from workers.giving_way import GivingWay
 from workers.mailbox import Mailbox, Numbered, Outbox
-from workers.orders import Order
+from workers.orders import Join, Order
 from workers.rank import Place
 from workers.stacks import offer, stacks_of_all
 from workers.watchdog import Watchdog
@@ -39,10 +40,16 @@ class RankActor:
         roots: folders for the front of `sys.path`.
         environment: variables set before anything of the user's is imported.
         lease: seconds without a word of the driver after which this process ends itself.
+        gives_way: whether it starts while others train, who need the machine more.
     """
 
-    def __init__(self, worker_id: int, roots: tuple[str, ...], environment: Mapping[str, str], lease: float) -> None:
+    def __init__(
+        self, worker_id: int, roots: tuple[str, ...], environment: Mapping[str, str], lease: float, gives_way: bool
+    ) -> None:
         offer()
+        self._giving_way = GivingWay()
+        if gives_way:
+            self._giving_way.begin()
         os.environ.update(environment)
         sys.path[:0] = [root for root in roots if root not in sys.path]
         from workers.session import Session  # brings torch with it, which the driver that imports this file can spare
@@ -64,6 +71,7 @@ class RankActor:
     @ray.method(concurrency_group="run")
     def run(self) -> None:
         """The training thread; returns when the rank has left."""
+        self._giving_way.join()
         self._session.run()
 
     @ray.method(concurrency_group="events", num_returns="streaming")
@@ -94,6 +102,8 @@ class RankActor:
     def control(self, number: int, order: Order) -> None:
         """Take order `number` (they count from 0); what can't wait is done at once."""
         self._watchdog.hear()
+        if isinstance(order, Join):
+            self._giving_way.end()
         if not self._session.control(order):
             self._session.mailbox.put(number, order)
 

@@ -168,7 +168,7 @@ class World:
         rank, line = self.ranks[worker], "control" if acts_at_once(order) else "orders"
         self._send(worker, line, lambda: rank.happen(lambda: rank.control(order)))
 
-    def add(self, worker: int, *, avoid: Collection[str] = ()) -> None:
+    def add(self, worker: int, *, avoid: Collection[str] = (), gives_way: bool = False) -> None:
         self.note("driver", f"add worker {worker} away from {sorted(avoid)}")
         self.size += 1
         if len(self.ranks) < self.config.room:
