@@ -21,7 +21,6 @@ from orchestrator.spec import WorkersSpec
 __all__ = ["Reserves"]
 
 FAILURES = 3  # reserves lost in a row, after which no more are started
-AUTOSCALING = 3600.0  # seconds that a cluster which grows on demand may take for a new node
 
 
 class Reserves:

@@ -178,31 +178,29 @@ def test_preemption_goes_on_for_ever() -> None:
 
 # -------------------------------------------------------------------- which snapshot
 @pytest.mark.parametrize(
-    ("held", "own", "lost", "wanted", "chosen"),
+    ("held", "own", "lost", "chosen"),
     [
-        ({0: [OLD, NEW], 1: [OLD, NEW]}, {2: [OLD, NEW]}, [2], None, NEW),
-        ({0: [OLD, NEW], 1: [OLD]}, {2: [OLD, NEW]}, [2], None, OLD),  # rank 1 had not come to the newer one
-        ({0: [OLD, NEW], 1: [OLD, NEW]}, {2: [OLD]}, [2], None, OLD),  # what was rank 2's own died with it
-        ({0: [OLD, NEW]}, {1: [NEW], 2: [OLD]}, [1, 2], None, None),
-        ({0: [OLD, NEW]}, {}, [1], None, None),
-        ({0: [OLD, NEW], 1: [NEW]}, {}, [], None, NEW),  # contact broke, nobody is lost
-        ({0: [OLD], 1: [NEW]}, {}, [], None, None),
-        ({0: [OLD, NEW], 1: []}, {}, [], None, None),
-        ({}, {0: [NEW]}, [0], NEW, None),
-        ({0: [AT_GATE, AFTER_CALL]}, {1: [AT_GATE, AFTER_CALL]}, [1], AFTER_CALL, AFTER_CALL),
-        ({0: [AT_GATE, AFTER_CALL]}, {1: [AT_GATE, AFTER_CALL]}, [1], AT_GATE, AT_GATE),
-        ({0: [AT_GATE, AFTER_CALL]}, {1: [AT_GATE]}, [1], AFTER_CALL, AT_GATE),
-        ({0: [NEW, AT_GATE], 1: [NEW, AT_GATE]}, {}, [], None, AT_GATE),  # the same iteration, in the order of taking
+        ({0: [OLD, NEW], 1: [OLD, NEW]}, {2: [OLD, NEW]}, [2], NEW),
+        ({0: [OLD, NEW], 1: [OLD]}, {2: [OLD, NEW]}, [2], OLD),  # rank 1 had not come to the newer one
+        ({0: [OLD, NEW], 1: [OLD, NEW]}, {2: [OLD]}, [2], OLD),  # what was rank 2's own died with it
+        ({0: [OLD, NEW]}, {1: [NEW], 2: [OLD]}, [1, 2], None),
+        ({0: [OLD, NEW]}, {}, [1], None),
+        ({0: [OLD, NEW], 1: [NEW]}, {}, [], NEW),  # contact broke, nobody is lost
+        ({0: [OLD], 1: [NEW]}, {}, [], None),
+        ({0: [OLD, NEW], 1: []}, {}, [], None),
+        ({}, {0: [NEW]}, [0], None),
+        ({0: [AT_GATE, AFTER_CALL]}, {1: [AT_GATE, AFTER_CALL]}, [1], AFTER_CALL),
+        ({0: [AT_GATE, AFTER_CALL]}, {1: [AT_GATE]}, [1], AT_GATE),
+        ({0: [NEW, AT_GATE], 1: [NEW, AT_GATE]}, {}, [], AT_GATE),  # the same iteration, in the order of taking
     ],
 )
 def test_all_go_back_to_the_newest_snapshot_that_can_be_had(
     held: Mapping[int, Sequence[SnapshotLabel]],
     own: Mapping[int, Collection[SnapshotLabel]],
     lost: Collection[int],
-    wanted: SnapshotLabel | None,
     chosen: SnapshotLabel | None,
 ) -> None:
-    assert choose_snapshot(held, own, lost, wanted) == chosen
+    assert choose_snapshot(held, own, lost) == chosen
 
 
 TAKEN = [
@@ -227,25 +225,23 @@ def worlds(draw: st.DrawFn) -> tuple[dict[int, list[SnapshotLabel]], dict[int, s
     return {rank: rings[rank] for rank in ranks if rank not in lost}, own, lost
 
 
-@given(world=worlds(), wanted=st.one_of(st.none(), st.sampled_from(TAKEN)))
-def test_the_choice_can_be_had_and_nothing_newer_can(world: Any, wanted: SnapshotLabel | None) -> None:
+@given(world=worlds())
+def test_the_choice_can_be_had_and_nothing_newer_can(world: Any) -> None:
     held, own, lost = world
-    chosen = choose_snapshot(held, own, lost, wanted)
+    chosen = choose_snapshot(held, own, lost)
     fit = [
         label
         for label in TAKEN
         if held and all(label in ring for ring in held.values()) and all(label in own[rank] for rank in lost)
     ]
-    assert chosen == (wanted if wanted in fit else fit[-1] if fit else None)
+    assert chosen == (fit[-1] if fit else None)
 
 
-@given(world=worlds(), wanted=st.one_of(st.none(), st.sampled_from(TAKEN)), data=st.data())
-def test_the_choice_does_not_depend_on_the_order_in_which_survivors_answered(
-    world: Any, wanted: SnapshotLabel | None, data: st.DataObject
-) -> None:
+@given(world=worlds(), data=st.data())
+def test_the_choice_does_not_depend_on_the_order_in_which_survivors_answered(world: Any, data: st.DataObject) -> None:
     held, own, lost = world
     shuffled = {rank: held[rank] for rank in data.draw(st.permutations(list(held)))}
-    assert choose_snapshot(shuffled, own, lost, wanted) == choose_snapshot(held, own, lost, wanted)
+    assert choose_snapshot(shuffled, own, lost) == choose_snapshot(held, own, lost)
 
 
 @given(world=worlds())

@@ -31,15 +31,23 @@ def in_step(engine: Engine) -> bool:
     return worker.program.engines.get(TRAINER) is engine
 
 
-def interval(call: str, every: object, name: str = "every") -> int:
+def interval(call: str, every: object) -> int:
     """See that a handler's interval is one.
+
+    Args:
+        call: name of the handler's class, for the error.
+        every: iterations between two looks, as the user gave it.
 
     Raises:
         ValueError: it is no whole number of at least 1.
+
+    Example:
+        >>> interval("CheckDivergence", 500)
+        500
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ValueError(
-            f"{call}({name}): expected a whole number of iterations of at least 1, received {every!r} "
-            f"({type(every).__name__}); write for example {name}=100"
+            f"{call}(every): expected a whole number of iterations of at least 1, received {every!r} "
+            f"({type(every).__name__}); write for example every=100"
         )
     return every
