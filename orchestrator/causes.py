@@ -1,6 +1,6 @@
 """Why a worker was lost, from the words in which the loss was told. Pure; each cause has a budget of its own.
 
-Used by `recovery.py` to charge a loss, and by the payloads of `cluster_events.py`.
+Used by `recovery.py` to charge a loss, by `regrouping.py` and `reserves.py` to tell it.
 """
 
 from __future__ import annotations

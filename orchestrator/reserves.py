@@ -1,6 +1,6 @@
 """Workers beyond those that train: spares, others that are started when one is lost, and a world that grows again.
 
-Called by `regrouping.py`, which decides when ranks are dealt anew; the ranks themselves are in `ranks.py`.
+Called by `regrouping.py` and `moving.py`, which decide when ranks are dealt anew. The ranks are in `ranks.py`.
 """
 
 from __future__ import annotations
