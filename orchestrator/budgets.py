@@ -16,6 +16,7 @@ __all__ = ["Budgets", "Charge", "Progress", "Stuck"]
 
 AT_ONCE = 3  # recoveries of one cause in a window that begin without a pause
 LONGEST_PAUSE = 30.0  # seconds
+FAILURES = 3  # of one iteration, or of one gate, after which the run ends
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,18 +75,12 @@ class Budgets:
             Whether it is one too many, and how long to pause: not at all for the first few in the window, so that a
             single loss costs little; then longer each time.
         """
-        charged = self._charged[cause] = [*self._recent(cause, now), now]
+        recent = [at for at in self._charged[cause] if at > now - self.window]
+        charged = self._charged[cause] = [*recent, now]
         number, allowed = len(charged), self._allowed[cause]
         limited = allowed is not None and number > AT_ONCE
         pause = min(2.0 ** min(number - AT_ONCE - 1, 10), LONGEST_PAUSE) if limited else 0.0
         return Charge(cause=cause, number=number, allowed=allowed, pause=pause)
-
-    def spent(self, now: float) -> dict[Cause, int]:
-        """Cause → its recoveries in the window that ends now; for the journal."""
-        return {cause: number for cause in self._allowed if (number := len(self._recent(cause, now)))}
-
-    def _recent(self, cause: Cause, now: float) -> list[float]:
-        return [at for at in self._charged[cause] if at > now - self.window]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +106,6 @@ class Progress:
 
     Args:
         recoveries: so many in a row may bring nothing.
-        failures: so many times may the same iteration, or the same gate, fail at most; the last one is the end.
 
     Example:
         >>> progress = Progress()
@@ -119,16 +113,10 @@ class Progress:
         ['None', 'None', 'None', 'iteration 9']
     """
 
-    def __init__(self, *, recoveries: int = 3, failures: int = 3) -> None:
+    def __init__(self, *, recoveries: int = 3) -> None:
         self._recoveries = recoveries
-        self._failures = failures
         self._reached = (-1, False)
         self._since: list[tuple[int, GateKey | None] | None] = []  # where it failed since it came farther than before
-
-    @property
-    def reached(self) -> int | None:
-        """The farthest iteration in which a failure was seen; None before the first one."""
-        return self._reached[0] if self._reached[0] >= 0 else None
 
     def failed(self, iteration: int | None, gate: GateKey | None = None) -> Stuck | None:
         """Take a failure in.
@@ -145,8 +133,8 @@ class Progress:
             self._since.clear()
         place = None if iteration is None else (iteration, gate)
         self._since.append(place)
-        if place is not None and Counter(self._since)[place] >= self._failures:
-            return Stuck(iteration=iteration, gate=gate, times=self._failures)
+        if place is not None and Counter(self._since)[place] >= FAILURES:
+            return Stuck(iteration=iteration, gate=gate, times=FAILURES)
         if len(self._since) > self._recoveries:
             return Stuck(iteration=None, gate=None, times=self._recoveries)
         return None

@@ -1,6 +1,6 @@
 """What workers reserve, whether a cluster could ever hold them, and where a replacement may live. Pure.
 
-Called by `placement.py` before it asks for places.
+Called by `placement.py` before it asks for places, and by `group.py` for what an actor takes of its place.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Why a worker was lost, from the words in which the loss was told. Pure; each cause has a budget of its own.
 
-Used by `recovery.py` to charge a loss, and by the payloads of `cluster_events.py`.
+Used by `recovery.py` to charge a loss, and by `reserves.py` to tell that of a spare.
 """
 
 from __future__ import annotations

@@ -39,6 +39,9 @@ class Journal:
     Args:
         storage: the run's folder.
         owned: called before a line is written; raises if this process does not own the run any more.
+
+    Attributes:
+        generation, epoch, iteration: where the run is; kept by who knows, and written into every line.
     """
 
     def __init__(self, storage: Storage, owned: Callable[[], None] = lambda: None) -> None:

@@ -1,7 +1,8 @@
 """From workers to ranks: start them, deal the ranks, have them build and join; then they are ready to train.
 
 Orders to one rank or all go through here too, since only this file knows which worker holds which rank; and who takes
-whose place after a fault. Called by the run; what happens in training is in `gatekeeper.py` and `asking.py`.
+whose place after a fault. Called by `run.py`, and by `regrouping.py` after a fault; what happens in training is in
+`gatekeeper.py` and `asking.py`.
 """
 
 from __future__ import annotations
@@ -168,6 +169,7 @@ class Ranks:
     def announce(self) -> int:
         """Another generation begins: what members still say of the one before is of no use. Gives its number."""
         self.generation += 1
+        self._journal.generation = self.generation
         self._joined.clear()
         return self.generation
 

@@ -119,7 +119,6 @@ def choose_snapshot(
     held: Mapping[int, Sequence[SnapshotLabel]],
     own: Mapping[int, Collection[SnapshotLabel]],
     lost: Collection[int],
-    wanted: SnapshotLabel | None = None,
 ) -> SnapshotLabel | None:
     """The snapshot to which all ranks go back.
 
@@ -127,11 +126,10 @@ def choose_snapshot(
         held: surviving rank → what it holds, the oldest first.
         own: rank → the snapshots of which the driver has that rank's own part.
         lost: ranks that nobody holds now and somebody will; one that is given up is not among them.
-        wanted: the snapshot of the gate that is open, with the last order that was done there.
 
     Returns:
-        `wanted` if it can be had, else the newest one that can: all survivors hold it, and of each lost rank its own
-        part is there. None: there is none, all go back to a checkpoint.
+        The newest one that can be had: all survivors hold it, and of each lost rank its own part is there. None: there
+        is none, all go back to a checkpoint.
 
     Example:
         >>> old, new = SnapshotLabel(iteration=4), SnapshotLabel(iteration=8)
@@ -146,8 +144,6 @@ def choose_snapshot(
         for label in held[min(held)]
         if all(label in labels for labels in held.values()) and all(label in own.get(rank, ()) for rank in lost)
     ]
-    if wanted in common:
-        return wanted
     return common[-1] if common else None
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from orchestrator.budgets import Budgets, Progress
-from orchestrator.causes import cause_of
+from orchestrator.causes import Cause
 from orchestrator.cluster_events import Recovered, WorkerLost, WorldResized
 from orchestrator.episode import Episode, Way, keep_newest
 from orchestrator.errors import RankfireError
@@ -20,7 +20,7 @@ from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.loop import Loop
 from orchestrator.notice import notice
 from orchestrator.ranks import Ranks
-from orchestrator.recovery import Placement, Stop, choose_snapshot, judge, place_losses
+from orchestrator.recovery import Placement, Recover, Stop, choose_snapshot, judge, place_losses
 from orchestrator.reserves import Reserves
 from orchestrator.spec import RecoverySpec
 from workers.left_behind import left_behind
@@ -206,26 +206,26 @@ class Regrouping:
         )
         if isinstance(decision, Stop):
             raise self._loop.end(decision.error)
-        self._bury()
-        until = time.monotonic() + getattr(decision, "pause", 0.0)
+        causes, pause = (decision.lost, decision.pause) if isinstance(decision, Recover) else ({}, 0.0)
+        self._bury(causes)
+        until = time.monotonic() + pause
         while (left := until - time.monotonic()) > 0:
             self._loop.pump(timeout=left)
 
-    def _bury(self) -> None:
-        """End the processes of the lost, write down who they were, and forget them."""
+    def _bury(self, causes: Mapping[int, Cause]) -> None:
+        """End the processes of the lost, write down who they were and why (by rank), and forget them."""
         facts, episode = self._loop.facts, self._episode
         assert episode is not None, "a burial without a fault"
         for worker in [worker for worker in self._ranks.members if worker in facts.lost]:
-            cause, place = facts.lost.pop(worker), facts.places.get(worker)
+            text, place = facts.lost.pop(worker), facts.places.get(worker)
             rank = facts.ranks[worker]
-            episode.lost[worker] = rank, cause
-            why = cause_of(cause, draining=worker in facts.draining, hung=worker in facts.hung)
-            episode.causes.append(why)
+            episode.lost[worker] = rank, text
+            episode.causes.append(causes[rank])
             self._gone.add(worker)
             self._loop.group.kill(worker)
             pid, node, host = (None, None, None) if place is None else (place.pid, place.node, place.host)
-            self._journal.write("WORKER_LOST", rank=rank, pid=pid, node=node, cause=cause)
-            self._way.tell(WorkerLost(rank=rank, cause=why, text=cause, pid=pid, node=node, host=host))
+            self._journal.write("WORKER_LOST", rank=rank, pid=pid, node=node, cause=text)
+            self._way.tell(WorkerLost(rank=rank, cause=causes[rank], text=text, pid=pid, node=node, host=host))
             self._ranks.forget(worker)
         facts.faults.clear()
 
@@ -237,7 +237,8 @@ class Regrouping:
         """
         until = time.monotonic() + self._reserves.patience
         while True:
-            if self._reserves.build():
+            self._reserves.give_up_silent()
+            if self._reserves.building:
                 until = time.monotonic() + self._reserves.patience
             members = dict(enumerate(self._ranks.members))
             lost = [rank for rank, worker in members.items() if worker in self._gone]
@@ -291,7 +292,7 @@ class Regrouping:
             seconds=round(seconds, 3),
             snapshot=None if label is None else str(label),
         )
-        told = "; ".join(f"rank {rank}: {cause}" for rank, cause in episode.lost.values())
+        told = "; ".join(f"rank {rank}: {text}" for rank, text in episode.lost.values())
         if len(now) != len(before):
             told = f"{len(before)} ranks are now {len(now)}{'; ' if told else ''}{told}"
         back = "the newest checkpoint" if label is None else str(label)

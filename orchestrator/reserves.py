@@ -1,6 +1,6 @@
 """Workers beyond those that train: spares, others that are started when one is lost, and a world that grows again.
 
-Called by `regrouping.py`, which decides when ranks are dealt anew; the ranks themselves are in `ranks.py`.
+Called by `regrouping.py` and `moving.py`, which decide when ranks are dealt anew. The ranks are in `ranks.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from orchestrator.spec import WorkersSpec
 __all__ = ["Reserves"]
 
 FAILURES = 3  # reserves lost in a row, after which no more are started
-AUTOSCALING = 3600.0  # seconds that a cluster which grows on demand may take for a new node
 
 
 class Reserves:
@@ -69,23 +68,26 @@ class Reserves:
 
     @property
     def usable(self) -> int:
-        """With how many ranks the world could grow now; spares stay spares where as many train as shall."""
-        kept = self._workers.spares if self._ranks.world_size >= self._workers.count else 0
-        return max(0, min(len(self._ranks.spares) - kept, self.goal - self._ranks.world_size))
+        """By how many ranks the world could grow now."""
+        return self._growth(len(self._ranks.spares), self._ranks.world_size)
+
+    @property
+    def building(self) -> bool:
+        """Whether a worker that was started later builds, which may rightly take long."""
+        return bool(self._loop.facts.building & self._ranks.coming)
 
     def suffice(self, left: int) -> bool:
         """Whether so many ranks and the workers that wait are enough to go on with, though some are missing."""
         return self.minimum is not None and left + len(self._ranks.spares) >= max(self.minimum, 1)
 
-    def build(self) -> bool:
-        """Whether a worker that was started later builds, which may rightly take long; a silent one is given up."""
+    def give_up_silent(self) -> None:
+        """Lose those that build and have given no sign of life for too long."""
         now, builds = time.monotonic(), self._loop.facts.building & self._ranks.coming
         silent = [worker for worker in builds if now - self._loop.heard_at.setdefault(worker, now) > self._silence]
         if silent:
             words = f"it gave no sign of life for {self._silence:g} s while it built"
             self._loop.facts.lost.update(dict.fromkeys(silent, words))
             self._loop.recover()
-        return len(builds) > len(silent)
 
     def want(self, number: int, *, gives_way: bool = False) -> None:
         """See that so many workers are there, or on their way.
@@ -121,13 +123,17 @@ class Reserves:
         """The placement with as many more ranks as there are workers for."""
         taken = set(placement.workers.values())
         free = [worker for worker in self._ranks.spares if worker not in taken]
-        kept = self._workers.spares if placement.world_size >= self._workers.count else 0
-        more = free[: max(0, min(len(free) - kept, self.goal - placement.world_size))]
+        more = free[: self._growth(len(free), placement.world_size)]
         if not (self._workers.elastic and more):
             return placement
         world = placement.world_size
         workers = {**placement.workers, **{world + number: worker for number, worker in enumerate(more)}}
         return replace(placement, workers=workers, world_size=len(workers))
+
+    def _growth(self, free: int, world_size: int) -> int:
+        """How many of the free workers a world may take in; spares stay spares where as many train as shall."""
+        kept = self._workers.spares if world_size >= self._workers.count else 0
+        return max(0, min(free - kept, self.goal - world_size))
 
     def _on_ready(self, worker: int) -> None:
         """A worker has built, and waits."""

@@ -1,6 +1,7 @@
 """Where a run begins: at its newest checkpoint that verifies, at one of another run, or at nothing.
 
-Called by `training.py` when the run is owned and before any worker starts.
+Called by `training.py` when the run is owned and before any worker starts; by `run.py` when the program is known, and
+after a fault that left no snapshot. What to tell of it is worded here as well.
 """
 
 from __future__ import annotations

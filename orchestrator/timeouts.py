@@ -1,7 +1,8 @@
 """How long is waited for what when something may be broken: one table, derived from the one number in the job file.
 
-The driver's watch, the forming of process groups and the ranks' own alarms all take their bounds from here, so that
-they can't contradict each other: who knows more is asked first. Pure.
+The driver's watch, the forming of process groups and the end of a generation take their bounds from here, so that they
+can't contradict each other: who knows more is asked first. What does not depend on the job has its number where it is
+used, such as the lease of a rank (`group.py`). Pure.
 """
 
 from __future__ import annotations
@@ -24,11 +25,6 @@ class Timeouts:
             longer than `first`, or ranks that wait for a slow one would fail before it is found.
         forming: a process group forms, or the attempt has failed.
         unwind: after `Abort`, a rank that still moves has let go of its generation; who has not is ended.
-        lease: a rank to which the driver has said nothing for so long exits.
-        keepalive: so often the driver says something at least.
-        unacknowledged: bytes that a peer's kernel does not acknowledge for so long mean that the network is cut. A
-            stopped process does not count: its kernel answers.
-        stacks: so long is waited for the stacks of a rank that hangs.
 
     Example:
         >>> Timeouts.of(300.0).first
@@ -41,10 +37,6 @@ class Timeouts:
     collective: float
     forming: float
     unwind: float
-    lease: float
-    keepalive: float
-    unacknowledged: float
-    stacks: float
 
     @classmethod
     def of(cls, hang_timeout: float) -> Timeouts:
@@ -53,7 +45,6 @@ class Timeouts:
         Args:
             hang_timeout: `recovery.hang_timeout` of the job, in seconds.
         """
-        lease = max(hang_timeout, 10.0)
         return cls(
             hang=hang_timeout,
             silence=max(hang_timeout, 3.0),
@@ -61,10 +52,6 @@ class Timeouts:
             collective=max(6.0 * hang_timeout, 10.0),
             forming=_between(5.0, hang_timeout / 10, 60.0),
             unwind=_between(2.0, hang_timeout / 10, 60.0),
-            lease=lease,
-            keepalive=lease / 10,
-            unacknowledged=_between(3.0, hang_timeout / 20, 15.0),
-            stacks=_between(2.0, hang_timeout / 10, 10.0),
         )
 
 

@@ -20,7 +20,8 @@ STRETCH = 5.0  # seconds of training that are measured as one: pulses are too co
 STRETCHES = 20  # of a rank, the last so many are compared
 ENOUGH = 5
 SEVERAL_PULSES = 3.0  # seconds
-CALMED = 0.75  # of the ratio at which a straggler is told: below, its episode is over
+SLOW = 2.0  # a rank whose steps take so many times as long as those of the others is told as a straggler
+CALMED = 0.75  # of SLOW: below that the episode of a straggler is over
 
 _WAITING = ("waiting", "finished", "failed", "stopped", "leaving")
 _SETTING_UP = ("starting", "building", "joining", "loading", "going back")
@@ -163,7 +164,6 @@ class Watch:
 
     Args:
         timeouts: how long a rank may stand still.
-        ratio: so many times slower than the others is worth telling.
 
     Example:
         >>> watch = Watch(Timeouts.of(10.0))
@@ -174,9 +174,8 @@ class Watch:
         [(1, 'no sign of life for 11 s (training, iteration 0)')]
     """
 
-    def __init__(self, timeouts: Timeouts, *, ratio: float = 2.0) -> None:
+    def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
-        self._ratio = ratio
         self._seen: dict[int, _Seen] = {}
         self._awake = 0.0
 
@@ -270,9 +269,9 @@ class Watch:
             others = _of_others(medians, rank)
             ratio = seconds / others if others else 0.0
             seen = self._seen[rank]
-            if ratio >= self._ratio and not seen.slow:
+            if ratio >= SLOW and not seen.slow:
                 found.append(Straggler(rank=rank, seconds=seconds, others=others, ratio=ratio))
-            seen.slow = ratio >= self._ratio * (CALMED if seen.slow else 1.0)
+            seen.slow = ratio >= SLOW * (CALMED if seen.slow else 1.0)
         return found
 
 

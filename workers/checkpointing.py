@@ -1,6 +1,6 @@
 """What of a rank goes into a checkpoint, and how it comes back: state, engines, cursors, random numbers.
 
-The session calls this at gates; how bytes are laid out is in `shards.py`.
+`saving.py` calls this at gates, the session when it joins; how bytes are laid out is in `shards.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The index of a checkpoint's tensors: which part of which one lies where in `data/`, as JSON.
 
 torch keeps the same as a pickle, which runs what is in it. Anyone may have made the JSON, so what is read here is
-checked: every part lies in the folder, and the parts are the whole tensor. Used by `dcp.py`.
+checked: every part lies in the folder, and the parts are the whole tensor. Written by `dcp.py`, read by `parts.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What of a state entry is copied, and how the copy gets back into the living thing, whose tensors stay where they are.
 
 Modules and optimizers are written into in place: an optimizer goes on to hold its model's parameters, a compiled model
-its addresses. What has a way of its own to take up a state is given a copy of it. Called by `snapshot.py`.
+its addresses. What has a way of its own to take up a state is given a copy of it. Called by
+`snapshot.py`, for gradients by `gradients.py`.
 """
 
 from __future__ import annotations

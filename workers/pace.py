@@ -2,7 +2,7 @@
 
 The number is the same on all ranks, and so are the iterations at which it is measured anew: both depend on counts
 alone, and are part of every snapshot. Between those iterations it costs one comparison, which the engine makes anyway.
-Made by the session, which hangs `at` on `expression`.
+Made by `rewinding.py`, which hangs `at` on `expression`.
 """
 
 from __future__ import annotations

@@ -27,10 +27,9 @@ from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 from workers.links import Links, StoreLine
 from workers.rank import Membership
 
-__all__ = ["FORMING", "REFORMING", "backend_of", "form", "interface_of", "leave", "sever", "watched"]
+__all__ = ["FORMING", "backend_of", "form", "interface_of", "leave", "sever", "watched"]
 
-FORMING = 15.0  # seconds that the members may take to meet, and again to connect, when a run starts
-REFORMING = 8.0  # the same when all are known to be there; a newcomer's line may take 5 s, see StoreLine
+FORMING = 15.0  # seconds that the members may take to meet, and again to connect
 CONNECTING = 15.0  # seconds that the driver's store may take to answer the first time
 SILENCE = 10.0  # seconds after which a machine that does not answer at all counts as lost
 _SIOCGIFADDR = 0x8915  # Linux: address of an interface, netdevice(7)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 __all__ = ["DELAYS", "is_transient", "retrying"]
@@ -25,17 +25,21 @@ Result = TypeVar("Result")
 
 
 def is_transient(error: OSError) -> bool:
-    """Whether the same call may succeed a moment later."""
+    """Whether the same call may succeed a moment later.
+
+    Example:
+        >>> is_transient(OSError(errno.ESTALE, "stale handle")), is_transient(OSError(errno.ENOSPC, "disk full"))
+        (True, False)
+    """
     return isinstance(error, TimeoutError | ConnectionError) or error.errno in _TRANSIENT
 
 
-def retrying(what: str, function: Callable[[], Result], delays: Sequence[float] = DELAYS) -> Result:
+def retrying(what: str, function: Callable[[], Result]) -> Result:
     """Call a function, and again after an error that may pass.
 
     Args:
         what: what it does, for the log.
         function: may be called several times.
-        delays: seconds to wait before each further try.
 
     Raises:
         OSError: the last try failed, or one failed for good.
@@ -44,7 +48,7 @@ def retrying(what: str, function: Callable[[], Result], delays: Sequence[float] 
         >>> retrying("add", lambda: 1 + 1)
         2
     """
-    for number, delay in enumerate(delays, start=1):
+    for number, delay in enumerate(DELAYS, start=1):
         try:
             return function()
         except OSError as error:

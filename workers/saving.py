@@ -1,6 +1,6 @@
 """One rank's part in a save: say what there is, copy its share while all wait, have it written while they go on.
 
-Made by the session at the first save; what is in a checkpoint is said in `checkpointing.py`, how in `shards.py`.
+Made by `serving.py` at the first save; what is in a checkpoint is said in `checkpointing.py`, how in `shards.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a rank does for the driver while it waits at a gate: evaluate, call a function, plan and copy a checkpoint.
 
-Between `speaking.py`, by which it answers, and `session.py`, which decides when an order is served.
+Between `speaking.py`, by which it answers, and `surviving.py`; `session.py` decides when an order is served.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A snapshot has two parts. What is equal on all ranks (models, optimizers …) lies in memory that is used again, and is
 page-locked where there is an accelerator; a newcomer receives it from any rank. What dies with this rank (`own`: random
 numbers, engines, its place in its data) is a few kilobytes that `take` returns, for the driver to keep. Made and called
-by the session.
+by `rewinding.py`.
 """
 
 from __future__ import annotations
@@ -71,11 +71,6 @@ class SnapshotRing:
     def held(self) -> tuple[SnapshotLabel, ...]:
         """Labels of the snapshots that are here, the oldest first."""
         return tuple(slot.label for slot in self._slots if slot.label is not None)
-
-    @property
-    def keeps_batches(self) -> bool:
-        """Whether batches are kept from the older snapshot on: then snapshots should not lie far apart."""
-        return bool(iterators_of(self._program))
 
     def take(self, label: SnapshotLabel) -> bytes:
         """Copy the whole state, between two iterations; a collective, as buffers become rank 0's everywhere.

@@ -1,6 +1,6 @@
 """A rank's voice: its place in the run, what it is doing, and messages to the driver that carry both.
 
-The base of `session.py`, which decides what is said.
+The lowest layer of a session; `serving.py`, `surviving.py` and `session.py` are built on it, in this order.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writes a rank's frozen share of a checkpoint while training goes on: one thread, at most one share at a time.
 
-That only one is in flight is the driver's doing. Made by the session, which sends what comes out.
+That only one is in flight is the driver's doing. Made by `saving.py`.
 """
 
 from __future__ import annotations

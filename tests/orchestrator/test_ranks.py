@@ -1,6 +1,6 @@
 """From workers to ranks: who gets which rank, and what the ranks are told to build and to join."""
 
-from tests.orchestrator.conftest import MakeRun
+from tests.orchestrator.conftest import MakeRun, lines_of
 from tests.orchestrator.fake_group import FakeGroup
 from workers.messages import Built, Hello
 from workers.orders import Build, Go, Join
@@ -74,3 +74,12 @@ def test_the_program_is_known_by_what_rank_0_built(make_run: MakeRun) -> None:
     assert run.ranks.empty_metrics("trainer") == {"loss": "empty copy of 0"}
     assert run.ranks.empty_metrics("evaluator") == {}
     assert run.ranks.data == {"length": 9}
+
+
+def test_the_journal_tells_in_which_generation_a_line_was_written(make_run: MakeRun) -> None:
+    run = make_run(FakeGroup(2))
+    run.execute(None)
+    assert {line["generation"] for line in lines_of(run)} == {0}
+    run.ranks.announce()
+    run.journal.write("WORKER_LOST")
+    assert lines_of(run)[-1]["generation"] == run.ranks.generation == 1

@@ -18,10 +18,6 @@ def test_the_table_of_the_default() -> None:
         "collective": 1800.0,
         "forming": 30.0,
         "unwind": 30.0,
-        "lease": 300.0,
-        "keepalive": 30.0,
-        "unacknowledged": 15.0,
-        "stacks": 10.0,
     }
 
 
@@ -30,8 +26,6 @@ def test_who_knows_more_is_asked_first(hang_timeout: float) -> None:
     table = Timeouts.of(hang_timeout)
     assert table.hang < table.first < table.collective  # the watch names a rank before a collective blames all
     assert table.silence >= max(table.hang, 5 * PULSE)
-    assert 5 * table.keepalive < table.lease  # several words of the driver may be late
-    assert table.lease >= table.hang  # a rank that waits for a hung driver is not quicker than the driver with ranks
 
 
 @given(st.floats(0.01, 1e6), st.floats(0.01, 1e6))

@@ -18,7 +18,7 @@ class Rule:
     Args:
         engine, event: what it listens to.
         every: at each so many counts.
-        does: what it orders, in order: names of `script.py`.
+        does: what it orders, in order; `schedule.py` says what each name means.
     """
 
     engine: str

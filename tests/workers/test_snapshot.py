@@ -222,11 +222,6 @@ def test_the_place_in_a_part_of_the_data_is_no_place_in_another_world():
         training.ring.restore(at(2))
 
 
-def test_whether_batches_are_kept_is_known():
-    assert Training(data=once).ring.keeps_batches
-    assert not Training().ring.keeps_batches
-
-
 def test_what_can_not_be_copied_is_named():
     odd = Odd()
     odd.state["lock"] = threading.Lock()

@@ -152,8 +152,17 @@ def trains_alone(target: Engine | Ranks, call: str) -> None:
 def interval(call: str, every: object, name: str = "every") -> int:
     """See that a handler's interval is one.
 
+    Args:
+        call: name of the handler's class, for the error.
+        every: iterations between two looks, as the user gave it.
+        name: of that argument, for the error.
+
     Raises:
         ValueError: it is no whole number of at least 1.
+
+    Example:
+        >>> interval("CheckDivergence", 500)
+        500
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ValueError(
