@@ -20,6 +20,7 @@ __all__ = [
     "FencedError",
     "GateMismatchError",
     "HandlerError",
+    "HeadLostError",
     "NotFiniteError",
     "RankfireError",
     "RecoveryError",
@@ -137,6 +138,23 @@ class WorkerLostError(SystemFailure):
         """Compose the error from the rank, its process id, its node's name and how the loss was seen."""
         process = "pid unknown" if pid is None else f"pid {pid}"
         return cls(f"rank {rank} ({process} on node {node}) was lost: {cause}")
+
+
+class HeadLostError(SystemFailure):
+    """The head of the cluster (GCS) is gone, without which nothing can be started or ended there."""
+
+    @classmethod
+    def at(cls, address: str, *, seconds: float) -> HeadLostError:
+        """Compose the error from the head's address, and for how long it did not answer."""
+        return cls(
+            explain(
+                "cluster",
+                expected=f"its head (GCS) to answer at {address}",
+                received=f"nothing for {seconds:.0f} s",
+                mend="start the cluster anew; for a head that comes back give it a storage (RAY_gcs_storage), and "
+                "raise RAY_gcs_rpc_server_reconnect_timeout_s on all nodes and here to three times what that takes",
+            )
+        )
 
 
 class RecoveryError(SystemFailure):

@@ -15,7 +15,7 @@ from typing import Protocol
 from workers.messages import Message
 from workers.orders import Order
 
-__all__ = ["Group", "Inbox", "Incoming", "Interrupt", "LeaseLost", "Lost"]
+__all__ = ["Group", "HeadLost", "Inbox", "Incoming", "Interrupt", "LeaseLost", "Lost"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,22 @@ class LeaseLost:
     text: str
 
 
-Incoming = Message | Lost | Interrupt | LeaseLost
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadLost:
+    """The head of the cluster does not answer any more.
+
+    Args:
+        address: where it was.
+        silence: seconds since its last answer.
+        left: seconds in which the run should have ended.
+    """
+
+    address: str
+    silence: float
+    left: float
+
+
+Incoming = Message | Lost | Interrupt | LeaseLost | HeadLost
 
 
 class Group(Protocol):

@@ -25,7 +25,8 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.capacity import bundle_of
-from orchestrator.exchange import Inbox, Incoming, Interrupt, Lost
+from orchestrator.clerk import Clerk
+from orchestrator.exchange import HeadLost, Inbox, Incoming, Interrupt, Lost
 from orchestrator.nodes import Nodes
 from orchestrator.placement import Cluster, Places
 from orchestrator.spec import ClusterSpec, WorkersSpec
@@ -82,7 +83,7 @@ class RayGroup:
         self.size = workers.count + workers.spares
         self._cluster = Cluster(cluster, workers)
         self._places: Places | None = None
-        self._nodes = Nodes(died=self._node_died)
+        self._nodes = Nodes(died=self._node_died, lost=self._head_lost)
         self._roots = roots
         self._environment = dict(environment or {})
         self._lease = lease
@@ -90,7 +91,7 @@ class RayGroup:
         self._streams = Streams(
             self._inbox, beat=lease / BEATS, may_return=(ActorUnavailableError,), home=self._nodes.port
         )
-        self._clerk: ThreadPoolExecutor | None = None  # its one thread waits for the cluster, in the order of asking
+        self._clerk = Clerk("rankfire-places")  # waits for the cluster
         self._members: dict[int, Member] = {}
         self._known: set[int] = set()  # ids of all workers that there ever were
         self._here = ""
@@ -103,7 +104,7 @@ class RayGroup:
         self._places = Places(self._workers, one_node=self._cluster.one_node)
         self._nodes.start()
         self._streams.start()
-        self._clerk = ThreadPoolExecutor(1, thread_name_prefix="rankfire-places")
+        self._clerk.start()
         self._members = {worker: Member() for worker in range(self.size)}
         self._known.update(self._members)
         self._ask(self._members, lambda places: places.lay_out(self._launch))
@@ -115,7 +116,7 @@ class RayGroup:
     def shortage(self) -> str | None:
         """If the places are not there yet: what is free, in words."""
         ready = self._places is not None and self._places.ready()
-        return None if ready else self._cluster.shortage()
+        return None if ready or self._headless() else self._cluster.shortage()
 
     def order(self, worker: int, order: Order) -> None:
         """Send an order; numbered, since a threaded actor may take two at once."""
@@ -188,17 +189,20 @@ class RayGroup:
                     self.order(worker, Leave())
             self._wait_ended(grace)
         self._stopping = True
-        if self._places is not None and self._clerk is not None:
+        if self._places is not None:
             self._places.stopping.set()
-            self._clerk.shutdown(wait=True, cancel_futures=True)  # nobody starts anything any more
+        self._clerk.drop()
+        self._clerk.wait(give_up=self._headless)  # nobody starts anything any more
         for member in self._members.values():
             _end(member)
         left = self._wait_gone()
         self._streams.stop()
-        self._nodes.stop()
         self._members.clear()
         if self._places is not None:
-            self._places.stop()
+            self._clerk.submit(self._places.stop)
+            self._clerk.wait(give_up=self._headless)
+        self._clerk.stop()
+        self._nodes.stop()
         self._cluster.stop()
         return left
 
@@ -207,7 +211,6 @@ class RayGroup:
         """Have the clerk do something; if it fails, these workers are lost."""
         places = self._places
         assert places is not None, "the group is not started"
-        assert self._clerk is not None, "the group is not started"
 
         def run() -> None:
             try:
@@ -254,6 +257,13 @@ class RayGroup:
         self._ask([worker], partial(self._place, worker))
         return True
 
+    def _head_lost(self, address: str, silence: float, left: float) -> None:
+        self._inbox.put(HeadLost(address=address, silence=silence, left=left))
+
+    def _headless(self) -> bool:
+        """Whether what is asked of the cluster may never be done."""
+        return self._nodes.head_is_away
+
     def _node_died(self, node: str) -> None:
         """Whoever was to live there would wait for ever; ended now, it never ran, and is started elsewhere."""
         for worker, member in list(self._members.items()):
@@ -274,15 +284,16 @@ class RayGroup:
         """Wait for the processes on this machine to be gone; those elsewhere are their raylet's to end."""
         until = time.monotonic() + GONE
         here = [place for place in self._streams.places.values() if place.node == self._here]
-        for place in here:
-            self._end_stopped(place)
         while (here := [place for place in here if _lives(place)]) and time.monotonic() < until:
+            for place in here:
+                self._end_stopped(place)
             time.sleep(0.001)
         return [str(place) for place in here]
 
     def _end_stopped(self, place: Place) -> None:
-        """A stopped process does not hear that it shall end, and Ray gives it 5 s; on this node nobody need wait."""
-        if place.node == self._here and state_of(place.pid) == "T" and _lives(place):
+        """On this node: a stopped process does not hear that it shall end, and without a head nobody is told to."""
+        deaf = place.node == self._here and (self._headless() or state_of(place.pid) == "T")
+        if deaf and _lives(place):
             with contextlib.suppress(OSError):
                 os.kill(place.pid, signal.SIGKILL)
 

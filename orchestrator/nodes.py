@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -18,12 +19,14 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.contact import Contact, limit_of
 from workers.stacks import stacks_of_all
 
 __all__ = ["Nodes"]
 
 POLL = 0.5  # seconds between two looks for nodes that are draining
 ANSWER = 2.0  # seconds that the head has for one answer
+PATIENT = 5.0  # the same when it did not give the one before
 SELDOM = 6  # looks for draining nodes for one at all nodes, of which there may be many
 NEIGHBOURS = 1.0  # seconds that a node's workers have to look at each other
 ELSEWHERE = 3.0  # seconds for a process that is started on another node to look
@@ -36,10 +39,18 @@ class Nodes:
 
     Args:
         died: told the id of each node that the cluster has given up, in the thread that looks.
+        lost: told once that the head counts as lost, likewise: its address, the seconds of its silence, and in how
+            many the run should have ended.
     """
 
-    def __init__(self, died: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        died: Callable[[str], None] = lambda _: None,
+        lost: Callable[[str, float, float], None] = lambda *_: None,
+    ) -> None:
         self._died = died
+        self._lost = lost
+        self._contact: Contact | None = None
         self._dead: set[str] = set()
         self._deadlines: dict[str, float] = {}  # node id → on the wall clock, in seconds
         self._ports: dict[str, tuple[str, int]] = {}  # node id → where its raylet listens
@@ -58,6 +69,11 @@ class Nodes:
         A node stays here when it is gone, so that a loss can be told from a crash.
         """
         return {node: max(deadline - time.time(), 0.0) for node, deadline in list(self._deadlines.items())}
+
+    @property
+    def head_is_away(self) -> bool:
+        """Whether the head has not answered of late, so that what is asked of it may wait for ever."""
+        return self._contact is not None and self._contact.away(time.monotonic())
 
     def port(self, node: str) -> tuple[str, int] | None:
         """Where a node listens as long as it is one: address and port of its raylet, if they are known."""
@@ -82,7 +98,7 @@ class Nodes:
         """Look no more."""
         self._stopping.set()
         if self._thread is not None:
-            self._thread.join(ANSWER + 1.0)
+            self._thread.join(ANSWER + 1.0 if not self.head_is_away else POLL)
             self._thread = None
 
     def _look(self, node: str, pids: list[int], neighbours: Collection[Any], found: dict[int, str]) -> None:
@@ -109,18 +125,25 @@ class Nodes:
         except Exception as error:  # another version's
             _logger.warning("this Ray does not tell which nodes are draining", exc_info=error)
             return
+        contact = self._contact = Contact(limit_of(os.environ), time.monotonic())
         for look in itertools.count():
             try:
-                self._deadlines |= {
-                    node: deadline / 1000.0 if deadline else math.inf
-                    for node, deadline in client.get_draining_nodes(timeout=ANSWER).items()
-                }
-                if look % SELDOM == 0:
-                    self._take_in(client.get_all_node_info(timeout=ANSWER))
+                self._look_at_all(client, seldom=look % SELDOM == 0, timeout=PATIENT if self.head_is_away else ANSWER)
+                contact.answered(time.monotonic())
             except Exception as error:  # Ray has several for a head that is away
                 _logger.debug("the head did not answer", exc_info=error)
+                if contact.unanswered(now := time.monotonic()):
+                    self._lost(address, contact.silence(now), contact.left(now))
             if self._stopping.wait(POLL):
                 return
+
+    def _look_at_all(self, client: Any, *, seldom: bool, timeout: float) -> None:
+        self._deadlines |= {
+            node: deadline / 1000.0 if deadline else math.inf
+            for node, deadline in client.get_draining_nodes(timeout=timeout).items()
+        }
+        if seldom:
+            self._take_in(client.get_all_node_info(timeout=timeout))
 
     def _take_in(self, nodes: Mapping[Any, Any]) -> None:
         self._ports |= {node.hex(): (info.node_manager_address, info.node_manager_port) for node, info in nodes.items()}

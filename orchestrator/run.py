@@ -20,6 +20,7 @@ from orchestrator.episode import Way
 from orchestrator.errors import FencedError, RankfireError, RunInterrupted, SpecError, TrainingError, no_engine
 from orchestrator.exchange import Group, Interrupt, LeaseLost
 from orchestrator.gatekeeper import Gatekeeper
+from orchestrator.headless import Headless
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.limits import Limits
@@ -104,6 +105,7 @@ class Run:
         self.ranks.tell = self.tell
         self.gates.at_cut = self._at_cut
         self.loop.handle({Interrupt: self._interrupt, LeaseLost: self._fenced})
+        self._headless = Headless(self.loop, journal, lambda: self._interrupt(Interrupt()))
 
     def _outlive_faults(self, settings: Settings) -> None:
         """Have lost ranks replaced, hangs found, and the world moved and resized."""
@@ -119,13 +121,9 @@ class Run:
             tell=self.tell,
         )
         timeouts = self._timeouts
+        patience, silence = self._limits.start_timeout, timeouts.first
         self.reserves = Reserves(
-            self.loop,
-            self.ranks,
-            self.journal,
-            settings.workers,
-            patience=self._limits.start_timeout,
-            silence=timeouts.first,
+            self.loop, self.ranks, self.journal, settings.workers, patience=patience, silence=silence
         )
         regrouping = Regrouping(
             self.loop,
@@ -216,6 +214,7 @@ class Run:
             self.loop.pump()
         self.gates.clock(runs=False)
         self._pause()
+        self._headless.check()
         self.life.enter(Phase.FINISHING)
         self.gates.note_dropped()
         state, last = self._buses[TRAINER].state, self.gates.finished[0]

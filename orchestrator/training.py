@@ -17,6 +17,7 @@ from orchestrator.bus import EventBus, expressions_of
 from orchestrator.checkpoints.registry import Committed
 from orchestrator.errors import (
     FencedError,
+    HeadLostError,
     RunInterrupted,
     SystemFailure,
     TrainingError,
@@ -186,7 +187,7 @@ def _ended_badly(parts: Parts, run: Run, error: BaseException) -> BaseException:
         parts.journal.write("RUN_INTERRUPTED")
         return RunInterrupted(f"{name} was interrupted before it trained; {then}")
     run.life.enter(Phase.FAILED)
-    if isinstance(error, WorkerLostError):
+    if isinstance(error, WorkerLostError | HeadLostError):
         error.args = (f"{error}; {then}",)
     with contextlib.suppress(FencedError):
         parts.journal.write("RUN_FAILED", error=type(error).__name__, text=str(error))

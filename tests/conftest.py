@@ -7,6 +7,7 @@ environment on import), so that no test sees, or touches, another Ray on this ma
 from __future__ import annotations
 
 import builtins
+import contextlib
 import itertools
 import shutil
 import tempfile
@@ -33,6 +34,8 @@ hypothesis.settings.load_profile("strict")
 PRIVATE = pytest.StashKey[Path]()
 ENVIRONMENT = pytest.StashKey[pytest.MonkeyPatch]()
 CLUSTER_NUMBERS = itertools.count()
+AGENTS = ("ray::RuntimeEnvAgent", "ray::DashboardAgent")
+"""Ray's own, which wait for a minute before they end with a raylet, if the head was killed before."""
 FAST_HEALTH_CHECK = {
     "initial_delay_ms": "1000", "period_ms": "500", "timeout_ms": "1000", "failure_threshold": "3",
 }  # fmt: skip
@@ -115,11 +118,25 @@ def ray_nodes(private_root: Path) -> Iterator[RayNodes]:
 
     The head has 4 CPUs; a test adds nodes and may kill them. What the head takes for a dead node it knows in a second.
     """
+    with nodes_of_ray(private_root) as nodes:
+        yield nodes
+
+
+@contextlib.contextmanager
+def nodes_of_ray(private_root: Path, **environment: str) -> Iterator[RayNodes]:
+    """A Ray of several nodes as above, for a test that does worse things to it.
+
+    Args:
+        private_root: the session's own folder.
+        environment: further variables for all that is started meanwhile.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builtins, "print", print)
         patch.setenv("RAY_TMPDIR", str(private_root / f"r{next(CLUSTER_NUMBERS)}"))
         for name, value in FAST_HEALTH_CHECK.items():
             patch.setenv(f"RAY_health_check_{name}", value)
+        for name, value in environment.items():
+            patch.setenv(name, value)
         older = session_processes(private_root / "tmp")
         nodes = RayNodes()
         try:
@@ -127,6 +144,10 @@ def ray_nodes(private_root: Path) -> Iterator[RayNodes]:
         finally:
             processes = session_processes(private_root / "tmp") - older
             nodes.stop()
+            for process in processes:
+                with contextlib.suppress(psutil.Error):
+                    if process.name() in AGENTS:
+                        process.kill()
             _, alive = psutil.wait_procs(processes, timeout=15)
     assert not alive, f"processes of Ray that outlived their cluster: {alive}"
 

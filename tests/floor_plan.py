@@ -55,7 +55,7 @@ ORCHESTRATOR = (
     ("moving.py", "watching.py"),
     ("regrouping.py",),
     ("reserves.py",),
-    ("guard.py", "refused.py", "registrations.py", "resume.py", "saving.py"),
+    ("guard.py", "headless.py", "refused.py", "registrations.py", "resume.py", "saving.py"),
     ("asking.py",),
     ("gatekeeper.py", "handlers/*", "loggers/*"),
     ("checkpoints/export.py", "driver.py", "mishaps.py", "ranks.py", "shipping.py", "splits.py"),
@@ -66,6 +66,7 @@ ORCHESTRATOR = (
     ("checkpoints/plan.py", "checkpoints/registry.py"),
     ("streams.py",),
     (
+        "clerk.py",
         "exchange.py",
         "killed.py",
         "launch/*",
@@ -82,7 +83,7 @@ ORCHESTRATOR = (
     ("journal.py", "lease.py", "lifecycle.py", "limits.py", "spec.py", "yaml_text.py"),
     ("spec_recovery.py",),
     ("cluster_events.py", "errors.py", "notice.py", "samples.py", "spec_values.py", "timeouts.py"),
-    ("causes.py", "wording.py"),
+    ("causes.py", "contact.py", "wording.py"),
 )
 
 FLOORS = {

@@ -39,10 +39,11 @@ class Points(torch.utils.data.Dataset):
 
 
 def build(worker: Worker) -> Program:
-    """The program; `worker.config`: loader_workers, kill (iteration at which this process ends), log (a folder)."""
+    """The program; `worker.config`: loader_workers, kill (iteration at which the driver ends), log (a folder), width."""
     config = worker.config
+    width = config.get("width", 16)
     model = worker.prepare(
-        nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 1))
+        nn.Sequential(nn.Linear(5, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.3), nn.Linear(width, 1))
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.9)

@@ -6,84 +6,19 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from orchestrator import Checkpoint, ClusterEvents, Evaluate, Orchestrator
-from orchestrator.cluster_events import Recovered, WorkerLost
-from orchestrator.journal import read_journal
-from tests.journeys import stochastic
+from orchestrator import ClusterEvents, Orchestrator
+from tests.journeys.ray_job import EPOCHS, Job, assert_equal
 from workers import Events, Worker
-
-EPOCHS = 6
-
-
-class Job:
-    """One run of the stochastic program on a cluster, and what its handlers saw."""
-
-    def __init__(self, folder: Path, cluster: str, run: str, **options: Any) -> None:
-        workers = {"count": 2, "cpus": 0.5, **options.pop("workers", {})}
-        self.folder = folder
-        self.orchestrator = Orchestrator(
-            stochastic.build,
-            run=run,
-            workers=workers,
-            cluster={"address": cluster},
-            storage=folder / "runs",
-            **options,
-        )
-        self.orchestrator.attach(Evaluate("evaluator"))
-        self.orchestrator.attach(Checkpoint(every=1))
-        self.epochs: list[int] = []
-        self.metrics: list[dict[str, float]] = []
-        self.digests: list[str] = []
-        self.lost: list[WorkerLost] = []
-        self.recovered: list[Recovered] = []
-        self.orchestrator.on(Events.EPOCH_COMPLETED)(self._epoch)
-        self.orchestrator.on(Events.COMPLETED)(self._end)
-        self.orchestrator.on(ClusterEvents.WORKER_LOST)(lambda run, lost: self.lost.append(lost))
-        self.orchestrator.on(ClusterEvents.RECOVERED)(lambda run, recovered: self.recovered.append(recovered))
-
-    def run(self) -> Job:
-        assert self.orchestrator.run(max_epochs=EPOCHS).status == "completed"
-        return self
-
-    def kill_at(self, iteration: int, rank: int) -> Job:
-        """Have a rank's process killed when all ranks have reported an iteration."""
-
-        @self.orchestrator.on(Events.ITERATION_COMPLETED(once=iteration))
-        def kill(run: Orchestrator) -> None:
-            os.kill(self.pids[rank], signal.SIGKILL)
-
-        return self
-
-    @property
-    def pids(self) -> dict[int, int]:
-        """Rank → the process that holds it now."""
-        journal = read_journal(self.folder / "runs" / self.orchestrator.settings.run / "journal.jsonl")
-        return {line["rank"]: line["pid"] for line in journal if line["event"] == "WORKER_JOINED"}
-
-    def _epoch(self, run: Orchestrator) -> None:
-        self.epochs.append(run.state.epoch)
-        self.metrics.append(dict(run.metrics))
-
-    def _end(self, run: Orchestrator) -> None:
-        self.digests = run.call(stochastic.digest)
 
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Job:
     """The run in which nothing happens."""
     return Job(tmp_path_factory.mktemp("calm"), ray_cluster, "calm").run()
-
-
-def assert_equal(job: Job, calm: Job) -> None:
-    """Bit by bit, rank by rank; and every handler of an epoch ran once."""
-    assert job.digests == calm.digests
-    assert job.metrics == calm.metrics
-    assert job.epochs == list(range(1, EPOCHS + 1))
 
 
 @pytest.mark.timeout(300)

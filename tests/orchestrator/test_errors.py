@@ -11,6 +11,7 @@ from orchestrator.errors import (
     FencedError,
     GateMismatchError,
     HandlerError,
+    HeadLostError,
     NotFiniteError,
     RankfireError,
     RecoveryError,
@@ -57,6 +58,13 @@ EXAMPLES = [
         WorkerLostError.of(1, pid=4242, node="10.0.0.5", cause="killed by signal 9"),
         3,
         "rank 1 (pid 4242 on node 10.0.0.5) was lost: killed by signal 9",
+    ),
+    (
+        HeadLostError.at("10.0.0.1:6379", seconds=26.3),
+        3,
+        "cluster: expected its head (GCS) to answer at 10.0.0.1:6379, received nothing for 26 s; start the cluster "
+        "anew; for a head that comes back give it a storage (RAY_gcs_storage), and raise "
+        "RAY_gcs_rpc_server_reconnect_timeout_s on all nodes and here to three times what that takes",
     ),
     (
         WorkerLostError.of(1, pid=None, node="10.0.0.5", cause="its stream broke"),
