@@ -29,6 +29,8 @@ class Timeouts:
         unacknowledged: bytes that a peer's kernel does not acknowledge for so long mean that the network is cut. A
             stopped process does not count: its kernel answers.
         stacks: so long is waited for the stacks of a rank that hangs.
+        saving: a save in flight with which a rank does not come on for so long is given up. Longer than `silence`,
+            since a rank that stands still as a whole does not write either.
 
     Example:
         >>> Timeouts.of(300.0).first
@@ -45,6 +47,7 @@ class Timeouts:
     keepalive: float
     unacknowledged: float
     stacks: float
+    saving: float
 
     @classmethod
     def of(cls, hang_timeout: float) -> Timeouts:
@@ -65,6 +68,7 @@ class Timeouts:
             keepalive=lease / 10,
             unacknowledged=_between(3.0, hang_timeout / 20, 15.0),
             stacks=_between(2.0, hang_timeout / 10, 10.0),
+            saving=max(2.0 * hang_timeout, 5.0),
         )
 
 

@@ -22,6 +22,7 @@ def test_the_table_of_the_default() -> None:
         "keepalive": 30.0,
         "unacknowledged": 15.0,
         "stacks": 10.0,
+        "saving": 600.0,
     }
 
 
@@ -30,6 +31,7 @@ def test_who_knows_more_is_asked_first(hang_timeout: float) -> None:
     table = Timeouts.of(hang_timeout)
     assert table.hang < table.first < table.collective  # the watch names a rank before a collective blames all
     assert table.silence >= max(table.hang, 5 * PULSE)
+    assert table.saving > table.silence  # who hangs as a whole is found as that
     assert 5 * table.keepalive < table.lease  # several words of the driver may be late
     assert table.lease >= table.hang  # a rank that waits for a hung driver is not quicker than the driver with ranks
 
