@@ -95,9 +95,9 @@ class Run:
         )
         self.gates = Gatekeeper(self.loop, self.ranks, buses, self.life, journal)
         self.asking = Asking(self.loop, self.ranks, self.gates)
-        self.saver = Saver(self.loop, self.asking, registry, self.ranks)
-        self._store: tuple[str, int] | None = None
         self._timeouts = Timeouts.of(settings.recovery.hang_timeout)
+        self.saver = Saver(self.loop, self.asking, registry, self.ranks, patience=self._timeouts.saving)
+        self._store: tuple[str, int] | None = None
         self.moving: Moving | None = None
         self.watching: Watching | None = None
         if group.needs_store:

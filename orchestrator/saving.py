@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import platform
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from orchestrator.asking import Asking, RegroupedError
 from orchestrator.checkpoints.manifest import Manifest
 from orchestrator.checkpoints.registry import Committed, Registry, Staging
 from orchestrator.errors import CheckpointError, RankfireError, SpecError, explain, name_ranks
+from orchestrator.flight import Flight
 from orchestrator.loop import Loop
+from orchestrator.notice import notice
 from orchestrator.ranks import Ranks
 from workers.failpoints import failpoint
 from workers.messages import Saved
@@ -27,25 +30,10 @@ from workers.parcels import Failure, LoadPoint, Planned, SnapshotLabel
 from workers.retry import retrying
 from workers.state import State
 
-if TYPE_CHECKING:
-    from orchestrator.checkpoints.plan import GlobalPlan  # a second of imports, at the first save
-
 __all__ = ["OnSaveError", "Saver", "manifest_of", "states_of", "versions"]
 
 OnSaveError = Literal["stop", "continue"]
-
-
-@dataclass(slots=True, kw_only=True)
-class _Flight:
-    """A save that the ranks are writing."""
-
-    staging: Staging
-    manifest: Manifest
-    plan: GlobalPlan
-    writers: dict[int, int]  # worker → its rank when the save began
-    label: SnapshotLabel  # where it was begun
-    told: dict[int, Saved] = field(default_factory=dict)  # rank → its word
-    doomed: bool = False  # a rank was lost before it had written its share
+REMOVING = 10.0  # seconds in which a storage must have removed what was given up
 
 
 class Saver:
@@ -56,6 +44,7 @@ class Saver:
         asking: how to reach the ranks, which wait at a gate when a save begins.
         registry: where checkpoints go.
         ranks: who writes.
+        patience: seconds without progress after which a save in flight is given up.
 
     Attributes:
         again: set when a save was lost with a rank: it is to be made anew at the next gate.
@@ -64,7 +53,9 @@ class Saver:
         on_error: what an error means for the run.
     """
 
-    def __init__(self, loop: Loop, asking: Asking, registry: Registry, ranks: Ranks) -> None:
+    def __init__(
+        self, loop: Loop, asking: Asking, registry: Registry, ranks: Ranks, *, patience: float = float("inf")
+    ) -> None:
         self.committed: Callable[[Committed], None] = lambda _: None
         self.failed: Callable[[CheckpointError], None] = lambda _: None
         self.on_error: OnSaveError = "stop"
@@ -72,10 +63,13 @@ class Saver:
         self._asking = asking
         self._registry = registry
         self._ranks = ranks
+        self._patience = patience
         self._labels: dict[str, SnapshotLabel] = {}  # URL → where this run made it
         self._stale: list[Staging] = []  # given up; somebody may still be writing there
         self.again = False
-        self._flight: _Flight | None = None
+        self._flight: Flight | None = None
+        self._given_up: list[str] = []  # staging folders in which ranks may write for ever
+        loop.on_tick.append(self._tick)
         loop.handle({Saved: self._on_saved})
 
     def begin(self, manifest: Manifest) -> str | None:
@@ -118,10 +112,12 @@ class Saver:
         label = SnapshotLabel(iteration=manifest.iteration, gate=gate.key, order=gate.reached)
         whole = replace(manifest, world_size=len(planned), cursor=first.cursor, data=first.data, state=first.state)
         writers = {worker: rank for rank, worker in enumerate(self._ranks.members)}
-        self._flight = _Flight(staging=staging, manifest=whole, plan=plan, writers=writers, label=label)
+        self._flight = Flight(staging=staging, manifest=whole, plan=plan, writers=writers, label=label)
         self._asking.ask(
             "checkpoint",
-            lambda number, rank: FreezeSave(order=number, url=staging.storage.url, plan=plan.part(rank)),
+            lambda number, rank: FreezeSave(
+                order=number, url=staging.storage.url, plan=plan.part(rank), given_up=tuple(self._given_up)
+            ),
             once=True,
         )
         self.again = False
@@ -180,8 +176,29 @@ class Saver:
         if self._flight is not None:
             self._stale.append(self._flight.staging)
             self._flight = None
-        while self._stale:
-            self._registry.abandon(self._stale.pop())
+        for staging in self._stale:
+            if staging.storage.url not in self._given_up:
+                self._registry.abandon(staging)
+                continue
+            thread = threading.Thread(target=self._registry.abandon, args=(staging,), daemon=True)
+            thread.start()
+            thread.join(REMOVING)
+            if thread.is_alive():
+                notice(f"{staging.storage.url} can't be removed: the storage does not answer; a later start does it")
+        self._stale.clear()
+
+    def _tick(self) -> None:
+        """See whether what is in flight comes on; give it up if it does not."""
+        flight = self._flight
+        if flight is None:
+            return
+        flight.look(self._loop.pulses.values(), time.monotonic())
+        if (stuck := flight.stuck(self._patience)) is not None:
+            self._flight = None
+            self._stale.append(flight.staging)  # somebody may yet write there
+            self._given_up.append(flight.staging.storage.url)
+            folder = flight.staging.folder
+            self._give_up(None, CheckpointError.at(folder, f"was given up: {stuck}; the checkpoints before it stand"))
 
     def _on_saved(self, message: Saved) -> None:
         flight = self._flight
@@ -190,7 +207,7 @@ class Saver:
         flight.told[flight.writers[message.worker]] = message
         self._close(flight)
 
-    def _close(self, flight: _Flight) -> None:
+    def _close(self, flight: Flight) -> None:
         """Once all who can have said what they wrote: commit it, or remove what is there of one that was lost."""
         if len(flight.told) < len(flight.writers):
             return
@@ -209,7 +226,7 @@ class Saver:
         except RankfireError as error:  # the run is lost, or a listener raised
             raise self._loop.end(error) from error
 
-    def _commit(self, flight: _Flight) -> Committed:
+    def _commit(self, flight: Flight) -> Committed:
         folder = flight.staging.folder
         _check(folder, {rank: word.failure for rank, word in flight.told.items() if word.failure is not None})
         written: dict[int, Any] = {rank: word.written for rank, word in flight.told.items()}

@@ -25,6 +25,8 @@ class Timeouts:
             longer than `first`, or ranks that wait for a slow one would fail before it is found.
         forming: a process group forms, or the attempt has failed.
         unwind: after `Abort`, a rank that still moves has let go of its generation; who has not is ended.
+        saving: a save in flight with which a rank does not come on for so long is given up. Longer than `silence`,
+            since a rank that stands still as a whole does not write either.
 
     Example:
         >>> Timeouts.of(300.0).first
@@ -37,6 +39,7 @@ class Timeouts:
     collective: float
     forming: float
     unwind: float
+    saving: float
 
     @classmethod
     def of(cls, hang_timeout: float) -> Timeouts:
@@ -52,6 +55,7 @@ class Timeouts:
             collective=max(6.0 * hang_timeout, 10.0),
             forming=_between(5.0, hang_timeout / 10, 60.0),
             unwind=_between(2.0, hang_timeout / 10, 60.0),
+            saving=max(2.0 * hang_timeout, 5.0),
         )
 
 

@@ -63,6 +63,7 @@ ORCHESTRATOR = (
         *("bus.py", "checkpoints/reading.py", "checkpoints/references.py", "group.py", "local.py", "loop.py"),
         *("signals.py",),
     ),
+    ("flight.py",),
     ("checkpoints/plan.py", "checkpoints/registry.py"),
     ("streams.py",),
     (

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workers.parcels import Failure, FaultKind, GateKey, Number, Pack, SnapshotLabel
+from workers.parcels import Failure, FaultKind, GateKey, Number, Pack, SnapshotLabel, Writing
 from workers.rank import Place
 
 __all__ = [
@@ -192,6 +192,7 @@ class Pulse(Message):
         samples: samples that this rank has consumed in training; 0 if the data does not say.
         drops: observations lost because the driver was slower than they came.
         kills: processes that the kernel of this machine has killed for lack of memory since it was started.
+        writing: how far it is with its share of a checkpoint; None: it does not write.
     """
 
     phase: str
@@ -204,6 +205,7 @@ class Pulse(Message):
     drops: int
     output: Mapping[str, Number]
     kills: int = 0
+    writing: Writing | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

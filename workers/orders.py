@@ -110,11 +110,14 @@ class FreezeSave(Order):
     Args:
         url: the staging folder.
         plan: this rank's part of torch's global plan.
+        given_up: staging folders of saves that nobody waits for any more. A rank whose storage has not let go of one
+            of these yet does not begin another.
     """
 
     order: int
     url: str
     plan: Any
+    given_up: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,7 @@ __all__ = [
     "SnapshotLabel",
     "Then",
     "Where",
+    "Writing",
 ]
 
 TRAINER = "trainer"  # name of the engine that trains
@@ -107,6 +108,19 @@ class MetricPack:
 
 
 Pack = Number | MetricPack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """How far a rank is with its share of a checkpoint.
+
+    Args:
+        path: of the file that it writes, in the staging folder.
+        bytes: of that file that the storage has taken.
+    """
+
+    path: str
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ Made by `serving.py` at the first save; what is in a checkpoint is said in `chec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch.distributed.checkpoint.planner import SavePlan
@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.planner import SavePlan
 from workers.apart import spread_entries
 from workers.checkpointing import cursor_of, shards_of
 from workers.failpoints import failpoint
-from workers.parcels import Planned
+from workers.parcels import Failure, Planned, Writing
 from workers.program import Program
 from workers.shards import Shards
 from workers.worker import Worker
@@ -34,6 +34,7 @@ class RankSaver:
     """
 
     def __init__(self, worker: Worker, program: Program, told: Callable[..., None]) -> None:
+        self._told = told
         self._worker = worker
         self._program = program
         self._shards: Shards | None = None  # between the plan and the copy
@@ -54,14 +55,26 @@ class RankSaver:
         failpoint("save.planned", self._worker.rank)
         return planned
 
-    def freeze(self, plan: SavePlan, url: str) -> None:
+    @property
+    def writing(self) -> Writing | None:
+        """How far it is with what is being written; from any thread."""
+        return self._writer.writing
+
+    def freeze(self, plan: SavePlan, url: str, given_up: Collection[str] = ()) -> None:
         """Copy what the driver gave this rank to write, and begin to write it.
 
         Args:
             plan: this rank's part of the global plan.
             url: the staging folder.
+            given_up: folders of saves for which nobody waits. As long as the storage holds on to a share for one of
+                these, nothing else is written: the copies are in use, and another thread would be held as well.
         """
         assert self._shards is not None, "a share is planned before it is copied"
+        if self._writer.held_by(*given_up):
+            self._shards = None
+            text = f"the storage still holds on to {_tell(self.writing)} of a save that was given up"
+            self._told(url=url, written=None, failure=Failure(type_name="TimeoutError", text=text, traceback=""))
+            return
         self._writer.join()  # the driver lets one save be in flight: this is only for its thread to end
         shards, self._shards = self._shards, None
         frozen = shards.freeze(plan, self._buffers)
@@ -71,3 +84,7 @@ class RankSaver:
     def end(self) -> None:
         """The rank leaves."""
         self._writer.join(ENDING)
+
+
+def _tell(writing: Writing | None) -> str:
+    return "a file" if writing is None else writing.path

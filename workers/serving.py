@@ -16,7 +16,7 @@ from workers.evaluating import evaluate
 from workers.mailbox import Mailbox, Outbox
 from workers.messages import Answer, Saved
 from workers.orders import Call, Evaluate, FreezeSave, PlanSave
-from workers.parcels import Failure
+from workers.parcels import Failure, Writing
 from workers.rank import Place
 from workers.speaking import Speaking
 
@@ -33,6 +33,9 @@ class Serving(Speaking):
         super().__init__(worker_id=worker_id, place=place, outbox=outbox, mailbox=mailbox)
         self._visits: dict[str, int] = {}
         self._saver: RankSaver | None = None  # from the first save on
+
+    def _writing(self) -> Writing | None:
+        return None if self._saver is None else self._saver.writing
 
     def _evaluate(self, order: Evaluate) -> None:
         before = self._note(f"evaluating with {order.engine}")
@@ -65,6 +68,6 @@ class Serving(Speaking):
     def _freeze_save(self, order: FreezeSave) -> None:
         assert self._saver is not None, "FreezeSave came before PlanSave"
         before = self._note("copying the state for a checkpoint")
-        self._saver.freeze(order.plan, order.url)
+        self._saver.freeze(order.plan, order.url, order.given_up)
         self.send(Answer, order=order.order)
         self._note(before)

@@ -13,7 +13,7 @@ from workers.engine import Engine
 from workers.mailbox import Mailbox, Outbox
 from workers.memory import kernel_kills
 from workers.messages import Message, Pulse
-from workers.parcels import TRAINER
+from workers.parcels import TRAINER, Writing
 from workers.program import Program
 from workers.rank import Membership, Place
 from workers.reports import Reports
@@ -50,7 +50,14 @@ class Speaking:
     def pulse(self) -> Pulse:
         """What this rank is doing right now."""
         progress = self._reports.progress(self._engine(), self._worker, self._engines())
-        return Pulse(**self._stamp(), phase=self.phase, drops=self.outbox.drops, kills=kernel_kills(), **progress)
+        return Pulse(
+            **self._stamp(),
+            phase=self.phase,
+            drops=self.outbox.drops,
+            kills=kernel_kills(),
+            writing=self._writing(),
+            **progress,
+        )
 
     @property
     def worker(self) -> Worker:
@@ -77,6 +84,10 @@ class Speaking:
     def _engine(self) -> Engine | None:
         """The trainer, once it is built."""
         return self.trainer if self._worker is not None and self._worker.program is not None else None
+
+    def _writing(self) -> Writing | None:
+        """How far this rank is with its share of a checkpoint; `serving.py` knows."""
+        return None
 
     def _note(self, phase: str) -> str:
         """Set the phase that pulses tell; returns the one before."""

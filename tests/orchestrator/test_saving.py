@@ -17,8 +17,9 @@ from orchestrator.saving import manifest_of, states_of, versions
 from tests.orchestrator.conftest import MakeRun
 from tests.orchestrator.fake_group import FakeGroup, gate
 from workers import failpoints
+from workers.messages import Pulse
 from workers.orders import FreezeSave, PlanSave, Release
-from workers.parcels import Failure
+from workers.parcels import Failure, Writing
 from workers.state import State
 
 FULL = Failure(type_name="OSError", text="No space left on device", traceback="")
@@ -141,6 +142,54 @@ def test_to_wait_is_to_have_it_committed_at_the_gate(make_run: MakeRun) -> None:
     saves.at_gate = lambda: (saves.saver.wait(), counts.append(len(saves.committed)))[0]
     saves.execute()
     assert counts == [1]
+
+
+# ---------------------------------------------------------------- a storage that does not answer
+def hold_on(group: FakeGroup, worker: int) -> None:
+    """This rank copies, begins to write, and never comes to an end; its pulses say so whenever nothing else comes."""
+    take, freeze = group.take, group.scripts[FreezeSave]
+
+    def never(to: int, order: FreezeSave) -> None:
+        if to != worker or order.given_up:
+            freeze(to, order)
+        else:
+            group.answer(to, order, None)
+
+    def beat(timeout: float) -> Any:
+        if not group.inbox:
+            fields = {"iteration": 3, "epoch": 1, "moves": 0, "idle": 0.0, "busy": 0.0, "samples": 0, "drops": 0}
+            writing = Writing(path="data/__1_0.distcp", bytes=12)
+            group.send(Pulse, worker, phase="training", output={}, writing=writing, **fields)
+        return take(timeout)
+
+    group.scripts[FreezeSave], group.take = never, beat  # type: ignore[method-assign]
+
+
+def test_a_save_that_does_not_come_on_is_given_up_with_rank_and_file(make_run: MakeRun) -> None:
+    hold_on(group := FakeGroup(2, gates(1)), 1)
+    saves = Saves(make_run, group)
+    saves.saver._patience = 0.05
+    with pytest.raises(CheckpointError, match=r"was given up: rank 1 has not come on .* with data/__1_0\.distcp"):
+        saves.execute()
+    assert (saves.committed, len(saves.failed)) == ([], 1)
+    saves.saver.abandon()
+    assert saves.left() == []
+
+
+def test_the_next_save_tells_ranks_what_was_given_up(make_run: MakeRun) -> None:
+    hold_on(group := FakeGroup(2, gates(2)), 1)
+    saves = Saves(make_run, group, on_error="continue")
+
+    def have_patience(error: CheckpointError) -> None:
+        saves.failed.append(str(error))
+        saves.saver._patience = 60.0
+
+    saves.saver._patience, saves.saver.failed = 0.05, have_patience
+    saves.execute()
+    assert [made.manifest.iteration for made in saves.committed] == [20]
+    assert len(saves.failed) == 1
+    first, second = group.ordered(FreezeSave, 1)
+    assert (first.given_up, second.given_up) == ((), (first.url,))
 
 
 # ---------------------------------------------------------------- what goes wrong

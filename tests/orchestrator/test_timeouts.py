@@ -18,6 +18,7 @@ def test_the_table_of_the_default() -> None:
         "collective": 1800.0,
         "forming": 30.0,
         "unwind": 30.0,
+        "saving": 600.0,
     }
 
 
@@ -26,6 +27,7 @@ def test_who_knows_more_is_asked_first(hang_timeout: float) -> None:
     table = Timeouts.of(hang_timeout)
     assert table.hang < table.first < table.collective  # the watch names a rank before a collective blames all
     assert table.silence >= max(table.hang, 5 * PULSE)
+    assert table.saving > table.silence  # who hangs as a whole is found as that
 
 
 @given(st.floats(0.01, 1e6), st.floats(0.01, 1e6))

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -62,6 +62,7 @@ class Job:
         config: of the program, beside the faults.
         recovery: the section of a job file.
         checkpoints: whether there are any.
+        on_save_error: what one that could not be written means.
         at_gate: epoch → what happens at its end, before the ranks are asked for anything.
         after_call: the same, when they have been asked, while they wait still.
         at_end: the same, when training is completed.
@@ -77,6 +78,7 @@ class Job:
     config: Mapping[str, Any] = field(default_factory=dict)
     recovery: Mapping[str, Any] = field(default_factory=dict)
     checkpoints: bool = True
+    on_save_error: Literal["stop", "continue"] = "stop"
     at_gate: Mapping[int, Moment] = field(default_factory=dict)
     after_call: Mapping[int, Moment] = field(default_factory=dict)
     at_end: Moment | None = None
@@ -185,7 +187,7 @@ def _orchestrator(job: Job, ended: Ended) -> Orchestrator:
     )
     orchestrator.attach(Evaluate("evaluator"))
     if job.checkpoints:
-        orchestrator.attach(Checkpoint(every=1))
+        orchestrator.attach(Checkpoint(every=1, on_save_error=job.on_save_error))
 
     @orchestrator.on(Events.EPOCH_COMPLETED)
     def note(run: Orchestrator) -> None:

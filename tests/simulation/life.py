@@ -102,6 +102,8 @@ class Life:
         self._poked = False
         self._kept: list[Callable[[], None]] = []  # what happened to it while it was silent
         self.writing = False
+        self.storage_hangs = False  # it does not return from the next write
+        self.held_by: str | None = None  # the staging folder of a share that the storage does not let go of
         self._life = self.run()
         self._waits = next(self._life)
         self.poke()

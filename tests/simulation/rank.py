@@ -194,6 +194,12 @@ class Rank(Trainer):
 
     def _freeze_save(self, order: FreezeSave) -> Steps:
         before = self.note("copying the state for a checkpoint")
+        if self.writing and self.held_by in order.given_up:
+            failure = Failure(type_name="TimeoutError", text="the storage still holds on to a file", traceback="")
+            self.send(Answer, order=order.order)
+            self.send(Saved, url=order.url, failure=failure)
+            self.note(before)
+            return
         yield "writer"
         content = self.state.to_json()
         yield self.busy("freeze", 0.0, 0.02)
@@ -205,6 +211,9 @@ class Rank(Trainer):
     def _write(self, url: str, content: bytes) -> None:
         """What the writing thread does, in two steps: between them the file is there, and nobody knows."""
         self.world.strike(self, "write")
+        if self.storage_hangs:
+            self.storage_hangs, self.held_by = False, url
+            return
         if self.silent:
             self.happen(lambda: self._write(url, content))
         if self.silent or not self.alive:

@@ -45,6 +45,7 @@ class Striker:
             "stick": self._stick,
             "part": self._part,
             "call": self._call,
+            "hang write": self._hang_write,
             "refuse": lambda rank: self._refuse_writes(errno.ENOSPC, world.rng.choice((1, 2, 1000))),
             "stumble": lambda rank: self._refuse_writes(errno.EIO, world.rng.choice((1, 2, 3, 4, 9))),
             "interrupt": self._interrupt,
@@ -143,6 +144,10 @@ class Striker:
     def _call(self, rank: Rank) -> str:
         rank.call_fails = True
         return "the next call on it"
+
+    def _hang_write(self, rank: Rank) -> str:
+        rank.storage_hangs = True
+        return "the storage, for ever"
 
     def _interrupt(self, rank: Rank) -> str:
         self._world.interrupt()

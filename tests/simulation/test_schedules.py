@@ -102,3 +102,18 @@ def test_a_rank_that_is_killed_before_training_ends_the_run() -> None:
     outcome = play(Config.draw(0), "early", [strike], undisturbed(0))
     assert outcome.wrong is None
     assert outcome.ended == "WorkerLostError"
+
+
+def test_a_storage_that_never_returns_from_a_write_holds_nobody_up_for_ever() -> None:
+    struck: Counter[str] = Counter()
+    for number in range(CLASSES):
+        config = Config.draw(number)
+        strike = Strike(kind="hang write", step="write", count=2)
+        outcome = play(config, f"hanging storage {number}", [strike], undisturbed(number))
+        assert outcome.wrong is None, report([outcome])
+        if strike.struck is not None:
+            stops = config.saves is None or config.saves["on_save_error"] == "stop"
+            assert outcome.ended in (("CheckpointError",) if stops else ("completed", "terminated")), report([outcome])
+            assert any(b"was given up: rank" in content for content in outcome.world.disk.files.values())
+            struck[outcome.ended] += 1
+    assert set(struck) >= {"CheckpointError", "completed"}

@@ -55,7 +55,7 @@ def _ends(world: World) -> tuple[set[str], set[str]]:
         may.add("FencedError")
     if _happened(world, "call"):
         may.add("TrainingError")
-    if _happened(world, "refuse", "stumble"):
+    if _happened(world, "refuse", "stumble", "hang write"):
         may |= {"CheckpointError"}
     return may, {"TrainingError"} if world.users else set()
 

@@ -21,6 +21,7 @@ from workers.parcels import (
     Receipt,
     Rewind,
     SnapshotLabel,
+    Writing,
 )  # fmt: skip
 from workers.rank import Membership, Place
 from workers.shards import Written
@@ -85,6 +86,9 @@ EXAMPLES = {
     "moves": 12,
     "busy": 0.3,
     "cut": 8,
+    "kills": 1,
+    "writing": Writing(path="data/__0_0.distcp", bytes=7),
+    "given_up": ("s3://b/other",),
     "rewind": Rewind(label=LABEL, donor=0, newcomers=(1,), own=b"random numbers"),
 }
 STAMP = {"generation": 2, "worker": 3, "rank": 1, "seq": 7}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.waiting import wait_until
-from workers.parcels import Failure
+from workers.parcels import Failure, Writing
 from workers.shards import Written
 from workers.storage import Storage
 from workers.writer import ShardWriter
@@ -103,6 +103,26 @@ def test_to_start_is_to_return_at_once_and_the_next_share_waits(
     starter.join(30)
     writer.join(30)
     assert [Path(url).name for url, _, _ in told] == ["first", "second"]
+
+
+def test_how_far_it_is_can_be_seen_from_outside(writer: ShardWriter, told: list[Any], tmp_path: Path) -> None:
+    class Slow(Share):
+        def write(self, storage: Storage) -> Written:
+            with storage.create("data/x") as file:
+                file.write(b"123")
+                return super().write(storage)
+
+    hold = threading.Event()
+    share: Any = Slow(hold=hold)
+    assert writer.writing is None
+    writer.start(share, str(tmp_path))
+    wait_until(lambda: share.places, what="the share")
+    assert writer.writing == Writing(path="data/x", bytes=3)
+    assert (writer.held_by(str(tmp_path)), writer.held_by("another")) == (True, False)
+    hold.set()
+    writer.join(30)
+    assert (writer.writing, writer.held_by(str(tmp_path)), len(told)) == (None, False, 1)
+    assert (tmp_path / "data/x").read_bytes() == b"123"
 
 
 def test_there_is_nothing_to_wait_for_before_the_first_share(writer: ShardWriter) -> None:

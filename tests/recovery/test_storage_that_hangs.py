@@ -1,0 +1,55 @@
+"""A storage that never comes back from a write: told with rank and file, given up, and nobody waits for it for ever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.recovery.jobs import PER_EPOCH, Job, checkpoints_hold, run
+
+FOR_EVER = 10_000  # seconds
+HANGS = {"hang_timeout": 2.0}  # a save is given up after 5 s
+WORDS = "was given up: rank 1 has not come on for 5 s with data/__1_0.distcp, of which it has"
+
+
+def job(seconds: float, **options: Any) -> Job:
+    """The second save of rank 1 hangs for so long, as by a server that is away."""
+    return Job(points=f"shard.half=sleep:{seconds:g}@1#2!", recovery=HANGS, **options)
+
+
+def saved(ended: Any) -> list[int]:
+    """The iterations of the checkpoints that there are."""
+    return [one.manifest.iteration for one in ended.registry.committed()]
+
+
+def test_training_goes_on_and_ends_without_what_could_not_be_saved(tmp_path: Path, calm: Any) -> None:
+    hangs = job(FOR_EVER, on_save_error="continue")
+    ended = run(hangs, tmp_path / "job")
+    assert ended.error is None
+    assert ended.fired == ["shard.half sleep 1"]
+    first, *later = [line["text"] for line in ended.told("CHECKPOINT_FAILED")]
+    assert first.startswith(f"checkpoint step-{2 * PER_EPOCH:08d}.attempt-")
+    assert WORDS in first
+    assert later  # the next one that was due, and the one at the end
+    assert all("rank 1: TimeoutError: the storage still holds on to data/__1_0.distcp" in text for text in later)
+    assert ended.digests == calm(hangs).digests
+    assert (ended.told("WORKER_LOST"), ended.told("HANG_DETECTED")) == ([], [])
+    assert saved(ended) == [PER_EPOCH]
+    checkpoints_hold(ended)
+
+
+def test_a_storage_that_comes_back_is_written_to_again(tmp_path: Path) -> None:
+    """What it was held up with stays given up; the next save goes well."""
+
+    def wait(orchestrator: Any, group: Any) -> None:
+        driver = orchestrator._run
+        while not driver.saver.idle or any(pulse.writing is not None for pulse in driver.loop.pulses.values()):
+            driver.loop.pump(timeout=0.1)
+
+    ended = run(job(7.0, on_save_error="continue", at_gate={3: wait}), tmp_path / "job")
+    assert ended.error is None
+    assert ended.fired == ["shard.half sleep 1"]
+    (told,) = [line["text"] for line in ended.told("CHECKPOINT_FAILED")]
+    assert WORDS in told
+    assert saved(ended) == [PER_EPOCH, 3 * PER_EPOCH]
+    checkpoints_hold(ended, 3 * PER_EPOCH)
