@@ -18,8 +18,8 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("handlers/*",),
     ("parameters.py",),
     ("cut.py", "metrics/*", "pace.py", "shards.py", "strategy.py"),
-    ("data/opening.py",),
-    ("data/loader.py", "engine.py"),
+    ("data/opening.py", "replicating.py"),
+    ("data/loader.py", "engine.py", "handle.py", "sharding.py"),
     ("resumable.py",),
     ("saved.py", "steering.py"),
     ("cursor.py", "dispatch.py", "faults.py", "mailbox.py"),
@@ -35,7 +35,8 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ),
     (
         *("buckets.py", "collectives.py", "copies.py", "data/randomness.py", "digests.py", "expressions.py"),
-        *("finite.py", "folder.py", "links.py", "microbatches.py", "objects.py", "rng.py", "structure.py"),
+        *("finite.py", "folder.py", "links.py", "microbatches.py", "objects.py", "recomputing.py", "rng.py"),
+        *("structure.py",),
     ),
     (
         *("data/carried.py", "data/fingerprint.py", "data/permutation.py"),

@@ -1,28 +1,30 @@
-"""How a model is spread over ranks: a stable handle around a DDP wrapper that is made anew at every join.
+"""How models are spread over ranks: replicated with DDP, sharded with FSDP2, or not at all; behind a stable handle.
 
-The handle *is* the user's module (same class tree, same `__dict__`, hence parameters, hooks, `state_dict`, `train()`);
-only calling it is routed: through the wrapper while training with gradients, to the module itself otherwise. So an
-optimizer made from it, and every reference a user keeps, stays good over all generations.
+A replicated model is wrapped anew at every join. A sharded one is made in its process group, so its program is built
+anew there. What a handle is, is in `handle.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar, cast
+from functools import partial
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 from torch import nn
-from torch.distributed import _broadcast_coalesced  # type: ignore[attr-defined]  # what DDP itself uses
 from torch.nn.parallel import DistributedDataParallel
 
-from workers.buckets import Layout, layout_of, starting_with
+from workers.buckets import Layout, layout_of
+from workers.errors import ProgramError
+from workers.handle import Handle, Route, Strategy, handle_of, no_sync
+from workers.recomputing import recompute
+from workers.replicating import check_options, replicate
+from workers.sharding import Fsdp, broadcast, shard
 
-__all__ = ["DataParallel", "no_sync"]
+__all__ = ["DataParallel", "Module", "Strategy", "no_sync"]
 
 Module = TypeVar("Module", bound=nn.Module)
-_BUCKET = 250 << 20  # bytes that are broadcast in one go, as DDP does it
 
 
 class DataParallel:
@@ -30,37 +32,54 @@ class DataParallel:
 
     Args:
         device: where the models live.
+        alone: whether this rank has no others beside it.
+        formed: whether the process group is there already, so that models can be sharded.
+
+    Attributes:
+        shards: whether a model is to be sharded: then its program is built anew in each process group.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, alone: bool = True, formed: bool = False) -> None:
         self.device = device
-        self._routes: list[_Route] = []
+        self.alone = alone
+        self.formed = formed
+        self.shards = False
+        self._routes: list[Route] = []
 
-    def prepare(self, module: Module, **options: object) -> Module:
-        """Move a module to the device and give the handle to train it with.
-
-        Args:
-            module: the user's model; must have parameters that need gradients to be wrapped.
-            options: for `DistributedDataParallel`: `find_unused_parameters`, `bucket_cap_mb`, `static_graph` …
+    def prepare(
+        self,
+        module: Module,
+        *,
+        strategy: Strategy = "ddp",
+        activation_checkpointing: Sequence[type[nn.Module]] = (),
+        compile: bool | dict[str, Any] = False,  # the name that torch gives it
+        sync_batchnorm: bool = False,
+        **options: Any,
+    ) -> Module:
+        """Move a module to the device and give the handle to train it with; see `Worker.prepare`.
 
         Raises:
             TypeError: it is no module, or it is a handle or a wrapper already.
+            ProgramError: an option can't be.
         """
-        if isinstance(module, _Handle | DistributedDataParallel):
-            raise TypeError(
-                f"worker.prepare: expected a plain module, received {type(module).__name__} that is prepared already; "
-                "pass the module you built"
-            )
-        if not isinstance(module, nn.Module):
-            raise TypeError(
-                f"worker.prepare: expected a torch.nn.Module, received {type(module).__name__}; pass the model itself"
-            )
-        route = _Route(module.to(self.device), options)
+        self._check(module, strategy, options, bool(compile))
+        if sync_batchnorm:
+            module = self._synchronized(module)
+        if activation_checkpointing:
+            recompute(module, activation_checkpointing)
+        kind = type(module)  # torch makes another one of a module that it shards
+        route = Route(module, strategy, options)
+        if strategy == "fsdp":
+            self._shard(route)
+        else:
+            module.to(self.device)
+        if compile:
+            route.compiled = torch.compile(module, **(compile if isinstance(compile, dict) else {}))
         self._routes.append(route)
-        return cast(Module, _handle_of(route))
+        return cast(Module, handle_of(route, kind))
 
     def wrap(self, *, first: bool, layouts: Sequence[Layout | None] | None = None) -> None:
-        """Wrap every model for the process group that was just formed.
+        """Wrap every model that is replicated for the process group that was just formed.
 
         Args:
             first: copy rank 0's parameters to all ranks. Later generations restore a state that is equal already.
@@ -70,16 +89,8 @@ class DataParallel:
         self.unwrap()
         known = layouts or ()
         for route, layout in zip(self._routes, [*known, *[None] * len(self._routes)], strict=False):
-            if any(parameter.requires_grad for parameter in route.module.parameters()):
-                ids = [self.device.index] if self.device.type == "cuda" else None
-                with starting_with(layout):
-                    route.wrapper = DistributedDataParallel(
-                        route.module,
-                        device_ids=ids,
-                        init_sync=first,
-                        **route.options,  # type: ignore[arg-type]
-                    )
-                route.given, route.rebuilt = layout, None
+            if route.strategy == "ddp" and _trains(route.module):
+                replicate(route, self.device, first=first, layout=layout)
 
     def layouts(self) -> list[Layout | None]:
         """In which buckets the gradients of each model are summed from the next iteration on; a collective.
@@ -114,19 +125,19 @@ class DataParallel:
         Its gradients are averaged; its buffers are rank 0's if the wrapper broadcasts them, else each rank has its own.
         """
         for route in self._routes:
-            if module.__dict__ is route.module.__dict__:
-                shares = route.wrapper is not None and route.wrapper.broadcast_buffers
-                return shares or next(route.module.buffers(), None) is None
+            if module.__dict__ is route.module.__dict__ and route.strategy != "none":
+                return _shares_buffers(route) or next(route.module.buffers(), None) is None
         return False
 
     @property
     def trained(self) -> list[nn.Module]:
-        """The models that have something to train, in the order in which they were prepared."""
-        return [r.module for r in self._routes if any(p.requires_grad for p in r.module.parameters())]
+        """The models that are trained and the same on all ranks, in the order in which they were prepared."""
+        return [route.module for route in self._routes if route.strategy == "ddp" and _trains(route.module)]
 
     def hold(self, parameters: Iterable[nn.Parameter]) -> bool:
-        """Whether all parameters are in these models."""
-        known = {id(parameter) for route in self._routes for parameter in route.module.parameters()}
+        """Whether all parameters are in these models, and trained by all ranks together."""
+        together = [route.module for route in self._routes if route.strategy != "none"]
+        known = {id(parameter) for module in together for parameter in module.parameters()}
         return all(id(parameter) in known for parameter in parameters)
 
     def unprepared(self, module: nn.Module) -> str | None:
@@ -145,10 +156,8 @@ class DataParallel:
         what is evaluated or saved in between is then one model, not one for each rank.
         """
         for route in self._routes:
-            buffers = [buffer for buffer in route.module.buffers() if buffer.numel()]
-            if route.wrapper is not None and route.wrapper.broadcast_buffers and buffers:
-                with torch.no_grad():
-                    _broadcast_coalesced(route.wrapper.process_group, [b.detach() for b in buffers], _BUCKET, 0)
+            if _shares_buffers(route):
+                broadcast(route.module.buffers())
 
     def bypassed(self) -> list[str]:
         """Models that were last called with gradients but around their wrapper: those would stay on this rank."""
@@ -161,65 +170,67 @@ class DataParallel:
                 route.module.zero_grad(set_to_none=True)  # gradients may be views into the wrapper's buckets
             route.wrapper = route.given = route.rebuilt = None
 
+    # ---------------------------------------------------------------- making one
+    def _check(self, module: object, strategy: str, options: dict[str, Any], compiled: bool) -> None:
+        if isinstance(module, Handle | DistributedDataParallel):
+            raise TypeError(
+                f"worker.prepare: expected a plain module, received {type(module).__name__} that is prepared already; "
+                "pass the module you built"
+            )
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"worker.prepare: expected a torch.nn.Module, received {type(module).__name__}; pass the model itself"
+            )
+        if strategy not in get_args(Strategy):
+            raise ProgramError(
+                f"worker.prepare: strategy: expected 'ddp', 'fsdp' or 'none', received {strategy!r}; leave it out for "
+                "'ddp'"
+            )
+        if strategy == "none" and options:
+            raise ProgramError(
+                f"worker.prepare(strategy='none'): expected no options, received {', '.join(sorted(options))}; leave "
+                "them out"
+            )
+        if strategy == "fsdp" and compiled:
+            raise ProgramError(
+                "worker.prepare(strategy='fsdp'): compile: expected none, since a whole model can't be gathered part "
+                "by part, received one; call compile() of its blocks before worker.prepare"
+            )
+        if strategy == "ddp":
+            check_options(options)
 
-def no_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Accumulate gradients without an all-reduce inside this context; for a prepared model, else nothing happens.
+    def _shard(self, route: Route) -> None:
+        """Shard a model if the ranks have met; until then it stays whole, and is not yet brought to the device."""
+        how = Fsdp.of(route.options, self.device)
+        self.shards = True
+        if self.alone:
+            route.module.to(self.device)
+        elif self.formed:
+            shard(route.module, self.device, how)
+            route.sharded = True
+            if how.broadcast_buffers and next(route.module.buffers(), None) is not None:
+                route.refresh = partial(_refresh, route.module)
 
-    Example:
-        >>> with no_sync(model):  # doctest: +SKIP
-        ...     worker.backward(loss)
-    """
-    if isinstance(model, _Handle):
-        wrapper = model._route.wrapper
-        if wrapper is not None:
-            return cast("contextlib.AbstractContextManager[None]", wrapper.no_sync())
-    return contextlib.nullcontext()
-
-
-class _Route:
-    """A module and what its handle calls at the moment."""
-
-    def __init__(self, module: nn.Module, options: dict[str, object]) -> None:
-        self.module = module
-        self.options = options
-        self.wrapper: DistributedDataParallel | None = None
-        self.given: Layout | None = None  # buckets that the wrapper began with
-        self.rebuilt: Layout | None = None  # and that it has made since
-        self.bypassed = False  # last called with gradients, in evaluation mode
-
-
-class _Handle:
-    """What makes a handle of a module class; mixed in by `_handle_of`."""
-
-    _route: _Route
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        route = self._route
-        wrapper = route.wrapper
-        if wrapper is not None and torch.is_grad_enabled():
-            route.bypassed = not route.module.training
-            if not route.bypassed:
-                return wrapper(*args, **kwargs)
-        return route.module(*args, **kwargs)
-
-    def __deepcopy__(self, memo: dict[int, object]) -> nn.Module:
-        return copy.deepcopy(self._route.module, memo)
-
-    def __copy__(self) -> nn.Module:
-        return copy.copy(self._route.module)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:  # a pickled handle comes back as the plain module
-        return _itself, (self._route.module,)
-
-
-def _itself(module: nn.Module) -> nn.Module:
-    return module
+    def _synchronized(self, module: Module) -> Module:
+        if not self.alone and self.device.type == "cpu":
+            raise ProgramError(
+                "worker.prepare: sync_batchnorm: expected ranks on accelerators, received ranks on the CPU, where "
+                "torch's SyncBatchNorm does not run; leave it out there, as in sync_batchnorm=worker.device.type != "
+                "'cpu'"
+            )
+        return cast(Module, nn.SyncBatchNorm.convert_sync_batchnorm(module))  # type: ignore[no-untyped-call]
 
 
-def _handle_of(route: _Route) -> nn.Module:
-    """A handle of the route's module: an object of a subclass of its class that shares its `__dict__`."""
-    kind = type(route.module)
-    handle_kind = type(kind.__name__, (_Handle, kind), {"__module__": kind.__module__, "_route": route})
-    handle: nn.Module = object.__new__(handle_kind)
-    object.__setattr__(handle, "__dict__", route.module.__dict__)
-    return handle
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _shares_buffers(route: Route) -> bool:
+    """Whether rank 0's buffers are everybody's in training."""
+    if route.sharded:
+        return route.refresh is not None
+    return route.wrapper is not None and bool(route.wrapper.broadcast_buffers)
+
+
+def _refresh(module: nn.Module) -> None:
+    broadcast(module.buffers())

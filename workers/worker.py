@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from time import perf_counter
 from typing import Any, overload
 
@@ -23,7 +23,7 @@ from workers.data.sources import HandedOut, RankBatches, TorchBatches
 from workers.errors import ProgramError
 from workers.program import Program, hint
 from workers.rank import Membership
-from workers.strategy import DataParallel, Module, no_sync
+from workers.strategy import DataParallel, Module, Strategy, no_sync
 
 __all__ = ["Worker"]
 
@@ -40,6 +40,7 @@ class Worker:
         device: what this rank computes on; default: the accelerator of this process, else the CPU.
         membership: this rank's place; default: a world of one.
         datasets: this rank's part of the data sets that were registered at the driver, by name.
+        formed: whether the process group is there already.
 
     Example:
         >>> worker = Worker(config={"lr": 0.1})
@@ -55,13 +56,14 @@ class Worker:
         device: torch.device | None = None,
         membership: Membership = _ALONE,
         datasets: Mapping[str, TorchBatches] | None = None,
+        formed: bool = False,
     ) -> None:
         self.config: dict[str, Any] = dict(config or {})
         self.seed = seed
         self.device = device if device is not None else _own_device()
         self.membership = membership
         self.datasets = dict(datasets or {})
-        self.models = DataParallel(self.device)
+        self.models = DataParallel(self.device, alone=membership.world_size == 1, formed=formed)
         self.program: Program | None = None  # set when build() has returned
         self.samples = 0  # handed out by this rank's loaders
         self.batch_size = 1  # samples of this rank in the batch that was handed out last
@@ -94,17 +96,44 @@ class Worker:
         return self.membership.generation
 
     # ---------------------------------------------------------------- models and data
-    def prepare(self, model: Module, **options: object) -> Module:
-        """Move a model to this rank's device and spread it over the ranks with DistributedDataParallel.
+    def prepare(
+        self,
+        model: Module,
+        strategy: Strategy = "ddp",
+        *,
+        activation_checkpointing: Sequence[type[nn.Module]] = (),
+        compile: bool | dict[str, Any] = False,  # the name that torch gives it
+        sync_batchnorm: bool = False,
+        **options: Any,
+    ) -> Module:
+        """Move a model to this rank's device and spread it over the ranks.
 
         Args:
             model: a plain module. Make its optimizer from what this returns, or from the module: they share all.
-            options: for DistributedDataParallel, e.g. `find_unused_parameters=True`.
+            strategy: "ddp": every rank holds all of it, and gradients are averaged. "fsdp": its parameters are shared
+                out with torch's FSDP2; `build` is then called again when the ranks have met, and each time that they
+                meet anew. "none": each rank has its own.
+            activation_checkpointing: classes of its parts whose activations are computed again in the backward pass.
+            compile: run it through `torch.compile`, with these arguments if it is a dictionary; not with "fsdp".
+            sync_batchnorm: have BatchNorm see the batches of all ranks; not on the CPU.
+            options: for "ddp" those of DistributedDataParallel, such as `find_unused_parameters=True`, `static_graph`
+                or `bucket_cap_mb`, and `compression="bf16"` for what gradients are sent in; for "fsdp" see `Fsdp`:
+                `shard_each`, `mixed_precision`, `offload`, `reshard_after_forward`, `broadcast_buffers`.
 
         Returns:
             A handle that is used like the module, also after ranks were replaced.
+
+        Raises:
+            ProgramError: an option can't be.
         """
-        return self.models.prepare(model, **options)
+        return self.models.prepare(
+            model,
+            strategy=strategy,
+            activation_checkpointing=activation_checkpointing,
+            compile=compile,
+            sync_batchnorm=sync_batchnorm,
+            **options,
+        )
 
     @overload
     def loader(

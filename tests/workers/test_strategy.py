@@ -6,8 +6,10 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from tests.processes import joined, ranks
+from workers.errors import ProgramError
 from workers.rank import Membership
 from workers.strategy import DataParallel, no_sync
 
@@ -30,6 +32,8 @@ class Net(nn.Module):
 
 class FakeWrapper:
     """Stands where DDP would, and tells when it was called."""
+
+    require_backward_grad_sync = True
 
     def __init__(self, module):
         self.module = module
@@ -167,3 +171,136 @@ def test_a_handle_trains_on_over_generations_as_one_process_would():
         momentum = 0.9 * momentum + 2 * torch.tensor([[1.5, generation]])
         weight -= 0.1 * momentum
     assert torch.allclose(first[1], weight)
+
+
+# ---------------------------------------------------------------- options
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return x + torch.tanh(self.layer(x))
+
+
+class Counted(Block):
+    ran = 0
+
+    def forward(self, x):
+        self.ran += 1
+        return super().forward(x)
+
+
+class Tower(nn.Module):
+    def __init__(self, kind=Block):
+        super().__init__()
+        self.blocks = nn.ModuleList(kind() for _ in range(3))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+OPTIONS = {
+    "plain": {},
+    "bf16 gradients": {"compression": "bf16"},
+    "a hook of the user's": {"compression": allreduce_hook},
+    "static graph": {"static_graph": True},
+    "small buckets": {"bucket_cap_mb": 0.0001, "gradient_as_bucket_view": True},
+    "unused parameters": {"find_unused_parameters": True},
+    "activation checkpointing": {"activation_checkpointing": [Block]},
+    "compiled": {"compile": {"backend": "eager"}},
+}
+
+
+def trained_with(membership, store, names):
+    """Parameters after two generations of accumulated steps with each set of options."""
+    found = {}
+    for number, name in enumerate(names):
+        torch.manual_seed(1)
+        models = DataParallel(CPU, alone=False)
+        net = models.prepare(Tower(), **OPTIONS[name])
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+        for generation in range(2):
+            member = Membership(generation=2 * number + generation, rank=membership.rank, world_size=2)
+            with joined(member, store):
+                models.wrap(first=generation == 0)
+                for step in range(3):
+                    x = torch.full((2, 4), 0.1 * (1 + step + membership.rank))
+                    with no_sync(net):
+                        net(x).square().sum().backward()
+                    net(x + 1).square().sum().backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                models.unwrap()
+        found[name] = torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+    return found
+
+
+def test_options_change_how_it_is_done_and_not_what_comes_of_it():
+    with ranks(2) as world:
+        first, second = world.run(trained_with, list(OPTIONS))
+    for name, found in first.items():
+        assert torch.equal(found, second[name]), name
+        close = 1e-2 if name == "bf16 gradients" else 1e-6
+        assert torch.allclose(found, first["plain"], atol=close), name
+    assert not torch.equal(first["bf16 gradients"], first["plain"])
+
+
+def test_parts_are_computed_again_in_the_backward_pass_alone(models):
+    net = models.prepare(Tower(Counted), activation_checkpointing=[Block])
+    assert list(net.state_dict()) == list(Tower().state_dict())
+    net(torch.ones(1, 4)).sum().backward()
+    with torch.no_grad():
+        net(torch.ones(1, 4))
+    assert [block.ran for block in net.blocks] == [3, 3, 3]
+    assert copy.deepcopy(net).blocks[0].forward.forward.__self__ is not net.blocks[0]
+
+
+def test_a_compiled_model_keeps_its_names(models):
+    calls = []
+
+    def backend(graph, inputs):
+        calls.append(len(inputs))
+        return graph.forward
+
+    net = models.prepare(Tower(), compile={"backend": backend})
+    net(torch.ones(1, 4)).sum().backward()
+    assert len(calls) == 1
+    assert list(net.state_dict()) == list(Tower().state_dict())
+
+
+def test_a_model_that_is_not_spread_is_this_ranks_own(models):
+    own, shared = models.prepare(Tower(), strategy="none"), models.prepare(Tower())
+    assert models.unprepared(own) is None
+    assert not models.hold(own.parameters())
+    assert not models.equal(own)
+    assert models.hold(shared.parameters())
+    assert models.trained == [models.modules()[1]]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"strategy": "tp"}, "worker.prepare: strategy: expected 'ddp', 'fsdp' or 'none', received 'tp'; leave it out"),
+        (
+            {"strategy": "none", "static_graph": True},
+            "worker.prepare(strategy='none'): expected no options, received st",
+        ),
+        ({"strategy": "fsdp", "static_graph": True}, "worker.prepare(strategy='fsdp'): expected options among shard_e"),
+        ({"strategy": "fsdp", "compile": True}, "worker.prepare(strategy='fsdp'): compile: expected none, since"),
+        ({"strategy": "fsdp", "offload": True}, "worker.prepare(strategy='fsdp'): offload: expected an accelerator"),
+        ({"compression": "int8"}, "worker.prepare: compression: expected 'bf16', 'fp16' or a communication hook, rece"),
+        (
+            {"activation_checkpointing": [nn.LSTM]},
+            "worker.prepare: activation_checkpointing: expected classes of parts",
+        ),
+        ({"sync_batchnorm": True}, "worker.prepare: sync_batchnorm: expected ranks on accelerators, received ranks on"),
+    ],
+)
+def test_options_that_can_not_be_are_refused(options, text):
+    with pytest.raises(ProgramError) as error:
+        DataParallel(CPU, alone=False).prepare(Tower(), **options)
+    assert str(error.value).startswith(text)
