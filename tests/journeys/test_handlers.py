@@ -19,8 +19,10 @@ from tests.process_ranks import ProcessGroup
 from workers import Engine, Events, Program, Worker
 from workers.handlers import (
     EMA,
+    BatchSizeFinder,
     EarlyStopping,
     GarbageCollection,
+    LRFinder,
     LRSchedule,
     Memory,
     Norms,
@@ -51,6 +53,20 @@ def build(worker: Worker) -> Program:
 
     if "kill" in worker.config:
         program.engines["trainer"].add_event_handler(Events.ITERATION_COMPLETED(once=worker.config["kill"]), die)
+    return program
+
+
+def crowded(worker: Worker) -> Program:
+    """The linear program; on rank 1 no more than 20 samples fit into memory."""
+    program = programs.linear(worker)
+    trainer, step = program.engines["trainer"], program.engines["trainer"].process_function
+
+    def train(engine: Engine, batch: Any) -> Any:
+        if worker.rank == 1 and len(batch[0]) > 20:
+            torch.empty(1 << 62, dtype=torch.uint8)
+        return step(engine, batch)
+
+    trainer.process_function = train
     return program
 
 
@@ -176,3 +192,22 @@ def test_a_run_that_is_gone_on_with_ends_the_same_and_one_that_was_stopped_stays
     again = Trained(tmp_path).run(max_epochs=9)
     assert again.result.state.epoch == calm.result.state.epoch
     assert again.result.reason == calm.result.reason
+
+
+def test_finders_ask_all_ranks_find_one_answer_and_leave_nothing_behind(tmp_path: Path) -> None:
+    found: dict[bool, Any] = {}
+    sizes, rates = BatchSizeFinder(), LRFinder(1e-4, 10.0, iterations=30, apply=False)
+    for searched in (True, False):
+        orchestrator = Orchestrator(crowded, run=f"searched-{searched}", workers=2, storage=tmp_path)
+        if searched:
+            orchestrator.attach(sizes)
+            orchestrator.attach(rates)
+        orchestrator.on(Events.COMPLETED)(
+            lambda run, searched=searched: found.setdefault(searched, run.call(stochastic.digest))
+        )
+        orchestrator.run(max_epochs=1)
+    assert found[True] == found[False]
+    assert sizes.size == 16
+    assert len(rates.rates) == len(rates.losses) < 30  # the loss diverged
+    assert rates.suggestion is not None
+    assert 1e-4 < rates.suggestion < 1.0
