@@ -32,6 +32,7 @@ from orchestrator.placement import Cluster, Places
 from orchestrator.spec import ClusterSpec, WorkersSpec
 from orchestrator.streams import Line, Streams
 from workers.actor import RankActor
+from workers.logs import LogPlace
 from workers.orders import Leave, Order, acts_at_once
 from workers.rank import Place
 from workers.stacks import stacks_of_all, state_of
@@ -66,6 +67,7 @@ class RayGroup:
         roots: folders that go to the front of the ranks' `sys.path`.
         environment: variables for the ranks.
         lease: seconds without a word of the driver after which a worker ends itself.
+        logs: where the lines go that the ranks print.
     """
 
     needs_store = True
@@ -78,6 +80,7 @@ class RayGroup:
         roots: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
         lease: float = LEASE,
+        logs: LogPlace | None = None,
     ) -> None:
         self._workers = workers
         self.size = workers.count + workers.spares
@@ -87,6 +90,7 @@ class RayGroup:
         self._roots = roots
         self._environment = dict(environment or {})
         self._lease = lease
+        self._logs = logs
         self._inbox = Inbox()
         self._streams = Streams(
             self._inbox, beat=lease / BEATS, may_return=(ActorUnavailableError,), home=self._nodes.port
@@ -240,7 +244,7 @@ class RayGroup:
             num_gpus=bundle.get("GPU", 0),
             resources={name: amount for name, amount in bundle.items() if name not in {"CPU", "GPU"}},
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0),
-        ).remote(worker, self._roots, self._environment, self._lease, member.gives_way)
+        ).remote(worker, self._roots, self._environment, self._lease, member.gives_way, self._logs)
         actor.run.remote()
         member.actor, member.home = actor, home
         again = partial(self._again, worker)

@@ -24,7 +24,7 @@ from orchestrator.errors import FencedError, RunHeldError
 from workers.failpoints import failpoint
 from workers.storage import Storage
 
-__all__ = ["TTL", "Lease", "Owner", "standing"]
+__all__ = ["TTL", "Lease", "Owner", "owner_of", "standing"]
 
 TTL = 15.0  # seconds without a renewal after which an owner of whom nothing else is known counts as gone
 RENEWALS = 4  # in so many seconds as the TTL
@@ -112,6 +112,21 @@ def standing(
     if born != owner.born or state in ("Z", "X"):
         return "free"
     return "watch" if state in ("T", "t") else "held"
+
+
+def owner_of(storage: Storage) -> tuple[int, Owner | None, Literal["free", "held", "watch"]]:
+    """Look at who owns a run, without touching it.
+
+    Args:
+        storage: the run's folder.
+
+    Returns:
+        The newest fencing token (0: nobody ever owned it), its owner if that can be read, and how that one stands.
+    """
+    lease = Lease(storage, "")
+    token = lease._newest()
+    owner = lease._read(token) if token else None
+    return token, owner, standing(owner, lease._me.machine, _status)
 
 
 class Lease:

@@ -15,7 +15,7 @@ from workers.storage import Storage
 
 __all__ = ["nothing_left_if_refused"]
 
-_BEGUN = {FOLDER, "spec.yaml", "journal", "journal.jsonl"}  # what a run has that has not trained
+_BEGUN = {FOLDER, "spec.yaml", "journal", "journal.jsonl", "logs", "stop"}  # what a run has that has not trained
 
 
 @contextlib.contextmanager

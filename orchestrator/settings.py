@@ -18,6 +18,7 @@ from orchestrator.spec_problems import make_spec
 from orchestrator.spec_values import Section
 from orchestrator.specfile import dump_spec
 from workers.locations import storage_at
+from workers.logs import Form, LogPlace
 from workers.storage import Storage
 
 __all__ = ["Settings", "pickled"]
@@ -39,6 +40,7 @@ class Settings:
         roots: folders that go to the front of the ranks' `sys.path`.
         train: how long to train, if a job file says so.
         text: the job file, for the run's folder; None for a Python caller.
+        form: of the lines in the run's logs.
     """
 
     run: str
@@ -53,6 +55,7 @@ class Settings:
     roots: tuple[str, ...]
     train: TrainSpec | None = None
     text: str | None = None
+    form: Form = "plain"
 
     @property
     def root(self) -> Storage:
@@ -63,6 +66,11 @@ class Settings:
     def home(self) -> Storage:
         """The run's folder."""
         return self.root.child(self.run)
+
+    @property
+    def logs(self) -> LogPlace:
+        """Where what its processes print is logged."""
+        return LogPlace(home=self.home.url, form=self.form)
 
     @property
     def digest(self) -> str:
@@ -90,6 +98,7 @@ class Settings:
             roots=_roots(roots),
             train=spec.train,
             text=dump_spec(spec),
+            form=spec.logs,
         )
 
     @classmethod

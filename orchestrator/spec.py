@@ -256,6 +256,8 @@ class JobSpec(Section):
     """Folder (or URL) under which each run has its folder."""
     cluster: ClusterSpec = ClusterSpec()
     """Where the workers live."""
+    logs: Literal["plain", "json"] = "plain"
+    """Form of the lines in the run's logs: plain for people, json for machines, one object a line."""
 
     @field_validator("storage")
     @classmethod

@@ -31,6 +31,7 @@ from orchestrator.limits import Limits
 from orchestrator.mishaps import note_mishaps
 from orchestrator.notice import notice
 from orchestrator.parts import Parts
+from orchestrator.recording import driver_log
 from orchestrator.refused import nothing_left_if_refused
 from orchestrator.resume import (
     Resume,
@@ -48,6 +49,7 @@ from orchestrator.run import Run
 from orchestrator.saving import versions
 from orchestrator.signals import Signals
 from orchestrator.splits import Splits
+from orchestrator.stopping import Heeding
 from workers.failpoints import TRACE, VARIABLE, failpoint
 from workers.orders import Build
 from workers.parcels import TRAINER, LoadPoint
@@ -93,6 +95,7 @@ def train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
         stack.enter_context(nothing_left_if_refused(root, run, parts.lease, lambda: journal.iteration > 0))
         stack.callback(_close, journal)
         _own(parts, resume)
+        stack.enter_context(driver_log(parts.settings.logs))
         return _train(parts, limits, resume)
 
 
@@ -133,7 +136,8 @@ def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
         run = _begin(parts, _make_run(parts, limits, splits), point, load)
     try:
         with contextlib.closing(splits):
-            _execute(run, load, None if point is None else point.manifest.data)
+            heeding = Heeding(parts.settings.home, parts.lease.token, run.group.interrupt)
+            _execute(run, load, None if point is None else point.manifest.data, heeding)
     except BaseException as error:  # however it ends, the record says so
         ended = _ended_badly(parts, run, error)
         if ended is error:
@@ -157,6 +161,7 @@ def _begin(parts: Parts, run: Run, point: Committed | None, load: LoadPoint | No
     journal.write(
         "RUN_STARTED", run=settings.run, world_size=settings.world_size, pid=os.getpid(),
         host=socket.gethostname(), program=settings.program_name, versions=versions(), token=parts.lease.token,
+        roots=settings.roots,
     )  # fmt: skip
     parts.started(run)
     note_mishaps(run.loop, journal)
@@ -196,7 +201,7 @@ def _ended_badly(parts: Parts, run: Run, error: BaseException) -> BaseException:
     return error
 
 
-def _execute(run: Run, load: LoadPoint | None, data: Mapping[str, Any] | None) -> None:
+def _execute(run: Run, load: LoadPoint | None, data: Mapping[str, Any] | None, heeding: Heeding) -> None:
     """Run, and end the workers in every case: gently if all went well, else at once."""
     grace = 0.0
     with Signals(run.group) as signals, contextlib.ExitStack() as stack:
@@ -204,6 +209,7 @@ def _execute(run: Run, load: LoadPoint | None, data: Mapping[str, Any] | None) -
         stack.callback(lambda: _stop(run, grace))
         stack.callback(run.saver.salvage, SALVAGE)
         stack.callback(signals.stopping)
+        stack.enter_context(heeding)
         run.execute(load, data)
         grace = 2.0
 
@@ -223,7 +229,13 @@ def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:
 
         group = LocalGroup(turn=lambda: run.loop.pump(), tick=lambda: run.loop.tick())
     else:
-        group = RayGroup(settings.workers, settings.cluster, roots=settings.roots, environment=_environment())
+        group = RayGroup(
+            settings.workers,
+            settings.cluster,
+            roots=settings.roots,
+            environment=_environment(),
+            logs=settings.logs,
+        )
     gates = expressions_of(parts.buses, EventBus.gates)
     watches = expressions_of(parts.buses, EventBus.watches)
 

@@ -17,7 +17,7 @@ from orchestrator.errors import CheckpointError, SpecError, explain
 from workers.locations import storage_at
 from workers.storage import Storage
 
-__all__ = ["best_in", "find", "readable", "registry_of", "storage_named"]
+__all__ = ["best_in", "find", "folder_of", "readable", "registry_of", "storage_named"]
 
 _OF_A_RUN = {"checkpoints", "journal", "journal.jsonl", "spec.yaml"}  # a run's folder has one of these
 _FORMS = "RUN, RUN@latest, RUN@best, RUN@STEP, or the path or URL of a checkpoint"
@@ -63,7 +63,12 @@ def find(reference: str, root: Storage) -> Committed:
 
 
 def registry_of(run: str, root: Storage) -> Registry:
-    """The checkpoints of a run, to look at.
+    """The checkpoints of a run, to look at; see `folder_of`."""
+    return Registry(folder_of(run, root).child("checkpoints"))
+
+
+def folder_of(run: str, root: Storage) -> Storage:
+    """The folder of a run, to look at.
 
     Args:
         run: its id, or the path or URL of its folder.
@@ -77,7 +82,7 @@ def registry_of(run: str, root: Storage) -> Registry:
     folder = storage_named(run) if "/" in run else root.child(run)
     with readable(folder.url):
         if run and not _OF_A_RUN.isdisjoint(folder.names()):
-            return Registry(folder.child("checkpoints"))
+            return folder
         beside = storage_named(above or "/") if slash else root
         near = difflib.get_close_matches(name, beside.names(), n=1)
     raise SpecError(

@@ -43,7 +43,13 @@ class Line:
     unfinished: bool = False
 
 
-@click.command()
+EPILOG = """\b
+Examples:
+  rankfire checkpoints digits
+  rankfire checkpoints digits --verify --json"""
+
+
+@click.command(epilog=EPILOG)
 @click.argument("run")
 @storage_option
 @click.option("--verify", is_flag=True, help="Read every byte and say what is damaged; if anything is, the code is 3.")

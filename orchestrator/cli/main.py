@@ -17,22 +17,35 @@ import click
 
 from orchestrator.cli.checkpoints import checkpoints
 from orchestrator.cli.export import export
+from orchestrator.cli.init import init
+from orchestrator.cli.list import list_runs
+from orchestrator.cli.logs import logs
+from orchestrator.cli.resume import resume
 from orchestrator.cli.run import run
+from orchestrator.cli.show import show
+from orchestrator.cli.status import status
+from orchestrator.cli.stop import stop
 from orchestrator.cli.validate import validate
 from orchestrator.cli.version import version
 from orchestrator.errors import RankfireError, RunInterrupted, SystemFailure, TrainingError, exit_code_of
+from workers.redaction import redact
 
 __all__ = ["main"]
 
 EPILOG = """\b
 Examples:
+  rankfire init my-project
   rankfire validate job.yaml
   rankfire run job.yaml
   rankfire run job.yaml --set train.max_epochs=3 --workers 2
-  rankfire run job.yaml --resume never
+  rankfire list
+  rankfire logs digits --rank 1 --follow
+  rankfire stop digits
+  rankfire resume digits
   rankfire checkpoints digits --verify
   rankfire export digits@best digits.safetensors
   rankfire validate --schema > job.schema.json
+  eval "$(_RANKFIRE_COMPLETE=bash_source rankfire)"     # completion; also zsh_source, fish_source
 
 \b
 Exit codes:
@@ -48,7 +61,7 @@ def rankfire() -> None:
     """Training as events, on every rank of a Ray cluster."""
 
 
-for command in (checkpoints, export, run, validate, version):
+for command in (checkpoints, export, init, list_runs, logs, resume, run, show, status, stop, validate, version):
     rankfire.add_command(command)
 
 
@@ -78,7 +91,7 @@ def exit_code(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `rankfire validate --schema | head`
         return SystemFailure.exit_code
     except Exception:  # a defect of ours: its traceback is wanted, and no code that blames the user
-        traceback.print_exc()
+        click.echo(redact(traceback.format_exc()), err=True, nl=False)
         return SystemFailure.exit_code
     return 0
 
@@ -87,8 +100,8 @@ def tell(error: RankfireError) -> int:
     """Print an error, after the user's own traceback if their code raised it, and give its exit code."""
     with contextlib.suppress(OSError):  # nobody may be there to read it; the exit code tells too
         if isinstance(error, TrainingError) and error.traceback:
-            click.echo(error.traceback.rstrip("\n"), err=True)
-        for line in str(error).splitlines() or [type(error).__name__]:
+            click.echo(redact(error.traceback.rstrip("\n")), err=True)
+        for line in redact(str(error)).splitlines() or [type(error).__name__]:
             click.echo(f"error: {line}", err=True)
     return exit_code_of(error)
 

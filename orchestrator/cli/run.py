@@ -6,22 +6,31 @@ Reads the file, makes the orchestrator of it, runs it. Errors become exit codes 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.cli.job import roots_of, set_option
+from orchestrator.cli.storage import json_option, print_json
 from orchestrator.notice import Steady
 
 if TYPE_CHECKING:
     from orchestrator.orchestrator import RunResult
+    from orchestrator.spec import JobSpec
 
-__all__ = ["run"]
+__all__ = ["run", "run_to_its_end"]
 
 MAX_SHOWN = 60  # characters of a metric
 
+EPILOG = """\b
+Examples:
+  rankfire run job.yaml
+  rankfire run job.yaml --set train.max_epochs=3 --workers 2
+  rankfire run job.yaml --resume never"""
 
-@click.command()
+
+@click.command(epilog=EPILOG)
 @click.argument("job", type=click.Path())
 @set_option
 @click.option("--workers", type=click.IntRange(min=0), help="Number of ranks, instead of the job file's.")
@@ -34,7 +43,16 @@ MAX_SHOWN = 60  # characters of a metric
 )
 @click.option("--fresh", is_flag=True, help="Move what the run has aside, as RUN.old-1, and start anew.")
 @click.option("--strict", is_flag=True, help="Refuse a damaged checkpoint instead of taking the one before it.")
-def run(job: str, sets: tuple[str, ...], workers: int | None, resume: str, fresh: bool, strict: bool) -> None:
+@json_option
+def run(
+    job: str,
+    sets: tuple[str, ...],
+    workers: int | None,
+    resume: str,
+    fresh: bool,
+    strict: bool,
+    as_json: bool,
+) -> None:
     """Run JOB, a YAML job file, to its end.
 
     Without cluster.address and without RAY_ADDRESS, Ray is started on this machine; with 0 workers the job runs in
@@ -44,15 +62,49 @@ def run(job: str, sets: tuple[str, ...], workers: int | None, resume: str, fresh
 
     roots = roots_of(job)
     spec = load_spec(job, sets=sets, workers=workers, roots=roots)
-    from orchestrator.orchestrator import (
-        Orchestrator,
-    )  # after the check: a bad job file need not wait for torch
+    run_to_its_end(spec, roots, resume=resume, fresh=fresh, strict=strict, as_json=as_json)
 
-    orchestrator = Orchestrator.from_spec(spec, roots=roots)
+
+def run_to_its_end(
+    spec: JobSpec,
+    roots: Sequence[str],
+    *,
+    resume: str = "auto",
+    fresh: bool = False,
+    strict: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Run what a job asks for, print what came out, and raise what its training ended with.
+
+    Args:
+        spec: the job.
+        roots: folders in which its functions are searched.
+        resume, fresh, strict: see `Orchestrator.run`.
+        as_json: whether to print JSON.
+    """
+    from orchestrator.orchestrator import Orchestrator  # only now: a bad job file need not wait for torch
+
+    orchestrator = Orchestrator.from_spec(spec, roots=list(roots))
     result = orchestrator.run(resume=resume, fresh=fresh, strict=strict)  # type: ignore[arg-type]  # click.Choice knows no Literal
-    show_result(spec.run, result)
+    if as_json:
+        print_json(document(spec.run, result))
+    else:
+        show_result(spec.run, result)
     if result.failure is not None:
         raise result.failure
+
+
+def document(name: str, result: RunResult) -> dict[str, object]:
+    """What came out, as JSON."""
+    return {
+        "run": name,
+        "status": result.status,
+        "reason": result.reason,
+        "epoch": result.state.epoch,
+        "iteration": result.state.iteration,
+        "metrics": dict(result.metrics),
+        "checkpoint": result.checkpoint,
+    }
 
 
 def show_result(name: str, result: RunResult) -> None:

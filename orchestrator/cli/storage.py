@@ -1,16 +1,22 @@
-"""What the commands that look at runs share: the option --storage, and sizes in words.
+"""What the commands that look at runs share: their options, JSON, and sizes and times in words.
 
-Called by `checkpoints.py` and `export.py`.
+Called by every command that names a run.
 """
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-__all__ = ["size_in_words", "storage_option"]
+if TYPE_CHECKING:
+    from orchestrator.runs import RunState
+    from workers.storage import Storage
+
+__all__ = ["folder_named", "json_option", "print_json", "shown", "size_in_words", "storage_option", "time_in_words"]
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -24,6 +30,41 @@ def storage_option(command: Command) -> Command:
         metavar="FOLDER",
         help="Path or URL of the folder in which runs have theirs.",
     )(command)
+
+
+def json_option(command: Command) -> Command:
+    """Give a command the option --json."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")(command)
+
+
+def print_json(content: object) -> None:
+    """Print one JSON document, without secrets."""
+    from workers.redaction import redact
+
+    click.echo(redact(json.dumps(content, indent=2, default=str)))
+
+
+def folder_named(run: str, storage: str) -> Storage:
+    """The folder of a run that the command line names.
+
+    Raises:
+        SpecError: there is none of that name.
+    """
+    from orchestrator.checkpoints.references import folder_of, storage_named
+
+    return folder_of(run, storage_named(storage))
+
+
+def shown(state: RunState) -> dict[str, object]:
+    """How a run stands, as JSON."""
+    from dataclasses import asdict
+
+    return asdict(state)
+
+
+def time_in_words(seconds: float | None) -> str:
+    """A moment, in seconds since 1970, in local time."""
+    return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def size_in_words(size: float) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli.job import roots_of, set_option
+from orchestrator.cli.storage import json_option, print_json
 
 if TYPE_CHECKING:
     from orchestrator.spec import JobSpec
@@ -18,11 +19,18 @@ if TYPE_CHECKING:
 __all__ = ["validate"]
 
 
-@click.command()
+EPILOG = """\b
+Examples:
+  rankfire validate job.yaml --set workers=8
+  rankfire validate --schema > job.schema.json"""
+
+
+@click.command(epilog=EPILOG)
 @click.argument("job", type=click.Path(), required=False)
 @set_option
 @click.option("--schema", is_flag=True, help="Print the JSON schema of job files, for editors.")
-def validate(job: str | None, sets: tuple[str, ...], schema: bool) -> None:
+@json_option
+def validate(job: str | None, sets: tuple[str, ...], schema: bool, as_json: bool) -> None:
     """Check JOB, a YAML job file, without starting anything.
 
     Says in one line what the job asks for. All problems are reported together, each with its line; the exit
@@ -36,7 +44,11 @@ def validate(job: str | None, sets: tuple[str, ...], schema: bool) -> None:
     if job is None:
         click.echo(json.dumps(JobSpec.model_json_schema(), indent=2))
         return
-    click.echo(f"{job}: ok: {summarize(load_spec(job, sets=sets, roots=roots_of(job)))}")
+    spec = load_spec(job, sets=sets, roots=roots_of(job))
+    if as_json:
+        print_json(spec.model_dump())
+    else:
+        click.echo(f"{job}: ok: {summarize(spec)}")
 
 
 def summarize(spec: JobSpec) -> str:

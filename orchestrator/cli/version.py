@@ -10,16 +10,22 @@ from importlib import metadata
 
 import click
 
+from orchestrator.cli.storage import json_option, print_json
+
 __all__ = ["version"]
 
 
 @click.command()
-def version() -> None:
+@json_option
+def version(as_json: bool) -> None:
     """Print the versions of Rankfire, Python, torch and Ray."""
-    click.echo(f"rankfire {version_of('rankfire')}")
-    click.echo(f"python {platform.python_version()}")
-    for package in ("torch", "ray"):
-        click.echo(f"{package} {version_of(package)}")
+    found = {"rankfire": version_of("rankfire"), "python": platform.python_version()}
+    found |= {package: version_of(package) for package in ("torch", "ray")}
+    if as_json:
+        print_json(found)
+        return
+    for name, number in found.items():
+        click.echo(f"{name} {number}")
 
 
 def version_of(package: str) -> str:

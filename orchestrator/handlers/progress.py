@@ -44,7 +44,8 @@ class Progress:
     def __init__(self, max_epochs: int | None, max_iters: int | None, *, console: Console | None = None) -> None:
         self.max_epochs = max_epochs
         self.max_iters = max_iters
-        self.console = console if console is not None else Console(file=Steady(sys.stderr), highlight=False)  # type: ignore[arg-type]  # a text stream
+        self._given = console
+        self.console = console if console is not None else _console()
         self._bars: Bars | None = None
         self._task: TaskID | None = None
         self._run: _Measured | None = None
@@ -59,6 +60,8 @@ class Progress:
     def begin(self, run: _Measured) -> None:
         """Training is about to start."""
         self._run = run
+        if self._given is None:
+            self.console = _console()  # the stream of now, which the run may have put in place of the one before
         if self.console.is_terminal:
             self._bars = Bars(
                 TextColumn("{task.description}", markup=False),
@@ -125,6 +128,10 @@ class Progress:
         if now - since >= 1.0 or samples < before:
             self._speed = max(samples - before, 0) / max(now - since, 1e-9)
             self._pulsed = (now, samples)
+
+
+def _console() -> Console:
+    return Console(file=Steady(sys.stderr), highlight=False)  # type: ignore[arg-type]  # a text stream
 
 
 def _numbers(output: Mapping[str, Number]) -> str:
