@@ -47,14 +47,13 @@ GONE = 6.0  # seconds for processes to be gone: Ray gives a killed worker 5 s
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One worker: its actor, once it has one; the node of its place, if it is known; where it shall not live;
-    whether others train while it starts."""
+    """One worker: its actor, once it has one; the node of its place, if it is known; where it shall not live."""
 
     actor: Any = None
     home: str | None = None
     numbers: Iterator[int] = field(default_factory=itertools.count)
     avoid: set[str] = field(default_factory=set)
-    gives_way: bool = False
+    gives_way: bool = False  # whether others train while it starts
     tries: int = 1
 
 

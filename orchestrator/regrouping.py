@@ -303,9 +303,8 @@ class Regrouping:
         self._tell(episode, len(before), seconds, label)
 
     def _tell(self, episode: Episode, before: int, seconds: float, label: SnapshotLabel | None) -> None:
-        generation, world = self._ranks.generation, self._ranks.world_size
-        if world != before:
-            self._way.tell(WorldResized(before=before, after=world, generation=generation))
+        if (world := self._ranks.world_size) != before:
+            self._way.tell(WorldResized(before=before, after=world, generation=self._ranks.generation))
         if episode.lost or label is None:
             iteration = 0 if label is None else label.iteration
             self._way.tell(
@@ -316,6 +315,6 @@ class Regrouping:
                     iteration=iteration,
                     replayed=max(0, episode.reached - iteration),
                     source="checkpoint" if label is None else "snapshot",
-                    generation=generation,
+                    generation=self._ranks.generation,
                 )
             )

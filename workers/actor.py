@@ -14,15 +14,10 @@ from collections.abc import Iterator, Mapping
 
 import ray
 
-<<<<<<< HEAD
 from workers.giving_way import GivingWay
-from workers.mailbox import Mailbox, Numbered, Outbox
-from workers.orders import Join, Order
-=======
 from workers.logs import LineLog, LogPlace, Tee
 from workers.mailbox import Mailbox, Numbered, Outbox
 from workers.orders import Build, Join, Order
->>>>>>> l
 from workers.rank import Place
 from workers.stacks import offer, stacks_of_all
 from workers.watchdog import Watchdog
@@ -46,13 +41,7 @@ class RankActor:
         roots: folders for the front of `sys.path`.
         environment: variables set before anything of the user's is imported.
         lease: seconds without a word of the driver after which this process ends itself.
-<<<<<<< HEAD
         gives_way: whether it starts while others train, who need the machine more.
-    """
-
-    def __init__(
-        self, worker_id: int, roots: tuple[str, ...], environment: Mapping[str, str], lease: float, gives_way: bool
-=======
         logs: where the lines go that this process prints; None: nowhere but where Ray puts them.
     """
 
@@ -62,8 +51,8 @@ class RankActor:
         roots: tuple[str, ...],
         environment: Mapping[str, str],
         lease: float,
+        gives_way: bool = False,
         logs: LogPlace | None = None,
->>>>>>> l
     ) -> None:
         offer()
         self._giving_way = GivingWay()
@@ -93,17 +82,13 @@ class RankActor:
     @ray.method(concurrency_group="run")
     def run(self) -> None:
         """The training thread; returns when the rank has left."""
-<<<<<<< HEAD
         self._giving_way.join()
-        self._session.run()
-=======
         try:
             self._session.run()
         finally:
             for stream in (sys.stdout, sys.stderr):
                 if isinstance(stream, Tee):
                     stream.finish()
->>>>>>> l
 
     @ray.method(concurrency_group="events", num_returns="streaming")
     def events(self, epoch: int, heard: int) -> Iterator[list[Numbered]]:
@@ -133,15 +118,12 @@ class RankActor:
     def control(self, number: int, order: Order) -> None:
         """Take order `number` (they count from 0); what can't wait is done at once."""
         self._watchdog.hear()
-<<<<<<< HEAD
         if isinstance(order, Join):
             self._giving_way.end()
-=======
         if self._log is not None and isinstance(order, Build | Join):
             member = order.membership
             kind = "rank" if member.rank < member.world_size else "spare"
             self._log.belong_to(f"{kind}-{member.rank:04d}", f"{kind} {member.rank}")
->>>>>>> l
         if not self._session.control(order):
             self._session.mailbox.put(number, order)
 

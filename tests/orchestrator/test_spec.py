@@ -228,8 +228,8 @@ def workers(**changes: object) -> dict[str, object]:
         (
             {"lr": 5},
             "lr: expected one of the keys run, program, handlers, config, train, workers, evaluate, checkpoint, "
-            "recovery, guard, start_from, seed, storage, cluster, logs, received an unknown key; leave it out; settings "
-            "of the program stand under config",
+            "recovery, guard, start_from, seed, storage, cluster, logs, received an unknown key; leave it out; "
+            "settings of the program stand under config",
         ),
         (
             {"workers": "two"},
