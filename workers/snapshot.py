@@ -240,7 +240,6 @@ class _Slot:
         self.shared = b""
         self.own = b""
         self.of_donor = False  # `own` is that of the rank which gave it
-        self.metrics: dict[str, Any] | None = (
-            None  # engines' metrics as they were here: the driver's are known by identity
-        )
+        # Engines' metrics as they were here, not unpickled ones: those that the driver gave are known by identity.
+        self.metrics: dict[str, Any] | None = None
         self.read: dict[str, int] = {}  # batches that iterators had given
