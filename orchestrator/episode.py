@@ -50,6 +50,7 @@ class Episode:
     reached: int = 0  # the farthest iteration in which a rank was
     lost: dict[int, tuple[int, str]] = field(default_factory=dict)  # worker → the rank that it was, and how it went
     causes: list[Cause] = field(default_factory=list)
+    attempts: int = 0  # generations that were begun
     late: bool = False  # whether it was begun anew since they did not join
     untaken: dict[int, dict[SnapshotLabel, bytes]] = field(
         default_factory=dict

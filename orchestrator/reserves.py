@@ -6,11 +6,12 @@ Called by `regrouping.py`, which decides when ranks are dealt anew; the ranks th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from orchestrator.causes import cause_of
 from orchestrator.cluster_events import WorkerLost
+from orchestrator.errors import name_ranks
 from orchestrator.journal import Journal
 from orchestrator.loop import Loop
 from orchestrator.notice import notice
@@ -87,10 +88,33 @@ class Reserves:
             self._loop.recover()
         return len(builds) > len(silent)
 
-    def want(self, number: int) -> None:
-        """See that so many workers are there, or on their way."""
+    def want(self, number: int, *, avoid: Collection[str] = ()) -> None:
+        """See that so many workers are there, or on their way.
+
+        Args:
+            number: of workers.
+            avoid: ids of nodes on which those that are started now shall not be, beside those that are suspected.
+        """
         while self.ready + len(self._ranks.coming) < number:
-            self._ranks.add(avoid=self._suspects())
+            self._ranks.add(avoid=sorted(self._loop.suspects | set(avoid)))
+
+    def instead_of_one(self, workers: Collection[int]) -> int | None:
+        """Which member is given up where these live, but could not meet: the last one, if there is somebody instead.
+
+        Else somebody is asked for, on another node, so that one can be given up if they do not meet the next time.
+
+        Returns:
+            The worker; None: all shall try once more.
+        """
+        facts = self._loop.facts
+        last = max(workers, key=lambda worker: facts.ranks[worker])
+        names = name_ranks(sorted(facts.ranks[worker] for worker in workers))
+        if self.ready or self.suffice(self._ranks.world_size - 1):
+            notice(f"{names} can't reach each other: rank {facts.ranks[last]} is given up")
+            return last
+        notice(f"{names} can't reach each other: another worker is asked for, and they try once more")
+        self.want(1, avoid=[facts.places[last].node])
+        return None
 
     def refill(self) -> None:
         """After a change: start what is missing to the full number, in the background."""
@@ -131,7 +155,3 @@ class Reserves:
         moving = any(member in facts.draining for member in self._ranks.members)
         if moving or (self._workers.elastic and self.usable):
             self.grow()
-
-    def _suspects(self) -> list[str]:
-        """Nodes on which workers were lost of late, or that are about to go."""
-        return sorted(self._loop.suspects)

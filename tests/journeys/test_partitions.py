@@ -101,8 +101,12 @@ class Training:
         said, _ = self.process.communicate(timeout=timeout)
         return self.process.returncode, said
 
-    def must_equal(self, calm: list[str]) -> None:
-        """It ends well, with the bits of the run in which nothing happened; all that it committed is whole."""
+    def must_equal(self, calm: list[str]) -> str:
+        """It ends well, with the bits of the run in which nothing happened; all that it committed is whole.
+
+        Returns:
+            What it said.
+        """
         code, said = self.end()
         assert code == 0, said
         assert json.loads((self.folder / "digest.json").read_text())["digests"] == calm
@@ -112,6 +116,7 @@ class Training:
         assert [one.name for one in kept] == told[-len(kept) :]
         assert [wrong for one in kept for wrong in problems(one.storage, one.manifest)] == []
         assert len({line["token"] for line in self.lines("RUN_STARTED")}) == 1
+        return said
 
     def _alive(self) -> bool:
         assert self.process.poll() is None, f"it has ended: {self.process.communicate()[0]}"
@@ -239,8 +244,8 @@ def test_of_ranks_that_can_not_reach_each_other_one_is_replaced(
         run.say("cut")
         run.until("RECOVERED")
         run.say("end")
-        run.must_equal(calm())
-        assert len(run.lines("WORKER_LOST")) == 1
+        assert "ranks 0-1 can't reach each other: rank 1 is given up" in run.must_equal(calm())
+        assert [line["rank"] for line in run.lines("WORKER_LOST")] == [1]
 
 
 @many
