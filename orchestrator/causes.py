@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-__all__ = ["Cause", "cause_of"]
+__all__ = ["APART", "Cause", "cause_of"]
 
 Cause = Literal["preemption", "crash", "oom", "hang", "network"]
 """Of a recovery: the node was taken away, the process died, memory ran out, a rank stood still, contact broke."""
 
+APART = "it lives, but it and others could not reach each other"
+"""How the loss of a worker is told that was given up since ranks did not meet."""
 _GUESSES = re.compile(r"Some common causes include|There are some potential root causes")
 _OOM = re.compile(
     r"OutOfMemoryError|OOM[- ]?kill|(killed|died|failed) (due to|because of|by) (the )?(OOM|memory)|low on memory"
@@ -32,7 +34,7 @@ def cause_of(text: str, *, draining: bool, hung: bool) -> Cause:
         hung: whether the process was ended because it stood still.
 
     Returns:
-        The cause; "network" never, since that loses no worker.
+        The cause; "network" only for a worker that was given up since ranks did not meet.
 
     Example:
         >>> cause_of("OutOfMemoryError: the node was running low on memory", draining=True, hung=False)
@@ -43,6 +45,8 @@ def cause_of(text: str, *, draining: bool, hung: bool) -> Cause:
     told = _GUESSES.split(text, maxsplit=1)[0]
     if hung:
         return "hang"
+    if told == APART:
+        return "network"
     if _OOM.search(told):
         return "oom"
     return "preemption" if draining or _PREEMPTED.search(told) else "crash"

@@ -51,6 +51,7 @@ class Episode:
         reached: the farthest iteration in which a rank was.
         lost: worker → the rank that it was, and how its loss was seen.
         causes: of those losses, in the order in which they came.
+        attempts: generations that were begun.
         late: whether it was begun anew since the ranks did not join in time.
         untaken: worker → what belonged to its rank alone at each snapshot, where nobody took its place.
     """
@@ -59,6 +60,7 @@ class Episode:
     reached: int = 0
     lost: dict[int, tuple[int, str]] = field(default_factory=dict)
     causes: list[Cause] = field(default_factory=list)
+    attempts: int = 0
     late: bool = False
     untaken: dict[int, dict[SnapshotLabel, bytes]] = field(default_factory=dict)
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import builtins
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -27,13 +29,14 @@ from ray.util.placement_group import (
 )
 
 from orchestrator.capacity import bundle_of, check_capacity, in_words, local_cpus, nodes_for
-from orchestrator.errors import StartError
+from orchestrator.errors import StartError, explain
 from orchestrator.spec import ClusterSpec, WorkersSpec
 
 __all__ = ["Cluster", "Places"]
 
 KNOCK = 5.0  # seconds to reach a cluster's port
 LOOK = 0.25  # seconds between two looks whether the run has ended while it waits for its places
+ROOM = 8 << 20  # bytes; what Ray writes in a short run
 OBJECT_STORE = 256 << 20  # bytes; messages are small, and tensors do not travel through it
 NODE_ID = "ray.io/node-id"  # the label that Ray gives every node
 
@@ -59,7 +62,8 @@ class Cluster:
 
         Raises:
             CapacityError: the cluster can't ever hold the workers.
-            StartError: there is no cluster at the address; names `cluster.address` or RAY_ADDRESS, as it was given.
+            StartError: this machine's disk is full, or there is no cluster at the address; names `cluster.address` or
+                RAY_ADDRESS, as it was given.
         """
         self._connect()
         nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
@@ -112,6 +116,7 @@ class Cluster:
                     f"that it runs and that this machine may reach it, or leave {where} out to use this machine"
                 ) from error
             return
+        _see_room()
         os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default, 15, is for work in the background
         ray.init(
             address="local",
@@ -209,6 +214,26 @@ def _wait_removed(group: PlacementGroup) -> None:
         if not table or table.get("state") == "REMOVED":
             return
         time.sleep(0.002)
+
+
+def _see_room() -> None:
+    """See that there is room for the files of a Ray that is started here: without, it waits for them half a minute.
+
+    Raises:
+        StartError: there is none.
+    """
+    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+    disk = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(disk).free
+    if free < ROOM:
+        raise StartError(
+            explain(
+                "cluster",
+                expected=f"room for Ray's own files (logs and sockets) in {folder}",
+                received=f"a full disk, with {free >> 10} kB free",
+                mend="free some, or let RAY_TMPDIR name a folder on another disk",
+            )
+        )
 
 
 def _knock(address: str) -> None:

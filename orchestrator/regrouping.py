@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from orchestrator.budgets import Budgets, Progress
-from orchestrator.causes import Cause
+from orchestrator.causes import APART, Cause
 from orchestrator.cluster_events import Recovered, WorkerLost, WorldResized
 from orchestrator.episode import Episode, Way, keep_newest
 from orchestrator.errors import RankfireError
@@ -129,6 +129,7 @@ class Regrouping:
         """Form another generation, whatever happens meanwhile; one that is lost while they join begins this anew."""
         if self._episode is None:
             self._episode = Episode(time.monotonic())
+        self._episode.attempts += 1
         generation = self._ranks.announce()
         self._life.enter(Phase.RECOVERING)
         self._way.pause()
@@ -175,8 +176,7 @@ class Regrouping:
             self._loop.pump(timeout=max(0.0, min(0.1, until - time.monotonic())))
             if time.monotonic() > until:
                 facts.hung.update(waiting)
-                words = f"it did not let go within {self._unblock:g} s of a fault elsewhere"
-                facts.lost.update(dict.fromkeys(waiting, words))
+                facts.lost.update(dict.fromkeys(waiting, f"it did not let go within {self._unblock:g} s of a fault"))
                 break
 
     def _settle(self) -> None:
@@ -193,13 +193,14 @@ class Regrouping:
         assert self._episode is not None, "a judgement without a fault"
         self._episode.reached = max(self._episode.reached, *seen, 0)
         again = self._judged == ranks.generation  # nothing was tried in between, so nothing has failed once more
+        apart = [fault.worker for fault in facts.faults] if self._episode.attempts > 1 and not facts.lost else []
         progress, self._judged = Progress() if again else self._progress, ranks.generation
         decision = judge(
             facts,
             budgets=self._budgets,
             progress=progress,
             now=time.monotonic(),
-            iteration=max(seen, default=None),
+            iteration=None if apart else max(seen, default=None),
             gate=self._way.gate(),
             on_loss=self._spec.on_loss,
             samples=self._way.samples,
@@ -207,6 +208,9 @@ class Regrouping:
         if isinstance(decision, Stop):
             raise self._loop.end(decision.error)
         causes, pause = (decision.lost, decision.pause) if isinstance(decision, Recover) else ({}, 0.0)
+        if apart and (given_up := self._reserves.instead_of_one(apart)) is not None:
+            facts.lost[given_up] = APART
+            causes = {**causes, facts.ranks[given_up]: "network"}
         self._bury(causes)
         until = time.monotonic() + pause
         while (left := until - time.monotonic()) > 0:
@@ -217,8 +221,7 @@ class Regrouping:
         facts, episode = self._loop.facts, self._episode
         assert episode is not None, "a burial without a fault"
         for worker in [worker for worker in self._ranks.members if worker in facts.lost]:
-            text, place = facts.lost.pop(worker), facts.places.get(worker)
-            rank = facts.ranks[worker]
+            text, place, rank = facts.lost.pop(worker), facts.places.get(worker), facts.ranks[worker]
             episode.lost[worker] = rank, text
             episode.causes.append(causes[rank])
             self._gone.add(worker)

@@ -6,11 +6,12 @@ Called by `regrouping.py` and `moving.py`, which decide when ranks are dealt ane
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from orchestrator.causes import cause_of
 from orchestrator.cluster_events import WorkerLost
+from orchestrator.errors import name_ranks
 from orchestrator.journal import Journal
 from orchestrator.loop import Loop
 from orchestrator.notice import notice
@@ -89,15 +90,34 @@ class Reserves:
             self._loop.facts.lost.update(dict.fromkeys(silent, words))
             self._loop.recover()
 
-    def want(self, number: int, *, gives_way: bool = False) -> None:
+    def want(self, number: int, *, avoid: Collection[str] = (), gives_way: bool = False) -> None:
         """See that so many workers are there, or on their way.
 
         Args:
-            number: how many.
+            number: of workers.
+            avoid: ids of nodes on which those that are started now shall not be, beside those that are suspected.
             gives_way: whether those that are started now give way to others, who train.
         """
         while self.ready + len(self._ranks.coming) < number:
-            self._ranks.add(avoid=self._suspects(), gives_way=gives_way)
+            self._ranks.add(avoid=sorted(self._loop.suspects | set(avoid)), gives_way=gives_way)
+
+    def instead_of_one(self, workers: Collection[int]) -> int | None:
+        """Which member is given up where these live, but could not meet: the last one, if there is somebody instead.
+
+        Else somebody is asked for, on another node, so that one can be given up if they do not meet the next time.
+
+        Returns:
+            The worker; None: all shall try once more.
+        """
+        facts = self._loop.facts
+        last = max(workers, key=lambda worker: facts.ranks[worker])
+        names = name_ranks(sorted(facts.ranks[worker] for worker in workers))
+        if self.ready or self.suffice(self._ranks.world_size - 1):
+            notice(f"{names} can't reach each other: rank {facts.ranks[last]} is given up")
+            return last
+        notice(f"{names} can't reach each other: another worker is asked for, and they try once more")
+        self.want(1, avoid=[facts.places[last].node])
+        return None
 
     def refill(self) -> None:
         """After a change: start what is missing to the full number, in the background."""
@@ -142,7 +162,3 @@ class Reserves:
         moving = any(member in facts.draining for member in self._ranks.members)
         if moving or (self._workers.elastic and self.usable):
             self.grow()
-
-    def _suspects(self) -> list[str]:
-        """Nodes on which workers were lost of late, or that are about to go."""
-        return sorted(self._loop.suspects)

@@ -39,7 +39,7 @@ class Points(torch.utils.data.Dataset):
 
 
 def build(worker: Worker) -> Program:
-    """The program; `worker.config`: loader_workers, kill (iteration at which the driver ends), log (folder), width."""
+    """The program; `worker.config`: loader_workers, width, log (a folder); kill is for `attach`."""
     config = worker.config
     width = config.get("width", 16)
     model = worker.prepare(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.causes import Cause, cause_of
+from orchestrator.causes import APART, Cause, cause_of
 
 GUESSES = (
     " Some common causes include: (1) the process was killed by the OOM killer due to high memory usage, (2) ray stop "
@@ -33,6 +33,7 @@ POTENTIAL = (
         ("ActorDiedError: killed due to memory pressure", "oom"),
         ("ActorDiedError: Actor died by preemption.", "preemption"),
         ("ActorDiedError: its node was Preempted by the cloud", "preemption"),
+        (APART, "network"),
     ],
 )
 def test_the_words_of_a_loss_name_its_cause(text: str, cause: Cause) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from orchestrator import Checkpoint, CheckpointError, Orchestrator
 from orchestrator.checkpoints.registry import Registry
-from orchestrator.errors import exit_code_of
+from orchestrator.errors import StartError, exit_code_of
 from orchestrator.journal import read_journal
 from workers import Engine, Events, Program, Worker
 from workers.locations import storage_at
@@ -166,3 +166,22 @@ def test_a_disk_that_is_full_at_the_start_is_told(disk: Path, filling: Filling) 
     filling.empty()
     orchestrator_on(disk, "r", "continue").run(max_epochs=1)
     assert newest(disk, "r")[0] == 5
+
+
+def test_a_full_disk_of_rays_own_files_is_said_to_be_that_before_anything_starts(
+    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filling = disk / "filling"
+    with contextlib.suppress(OSError), filling.open("wb") as file:
+        while True:
+            file.write(bytes(1 << 20))
+    monkeypatch.setenv("RAY_TMPDIR", str(disk / "ray"))
+    with pytest.raises(StartError) as refused:
+        Orchestrator(build, run="no-room", workers=2, storage=tmp_path).run(max_epochs=1)
+    assert exit_code_of(refused.value) == 3
+    assert str(refused.value) == (
+        f"cluster: expected room for Ray's own files (logs and sockets) in {disk}/ray, received a full disk, with 0 kB "
+        "free; free some, or let RAY_TMPDIR name a folder on another disk"
+    )
+    filling.unlink()
+    assert list(disk.iterdir()) == []
