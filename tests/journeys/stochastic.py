@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,11 @@ class Points(torch.utils.data.Dataset):
 
 
 def build(worker: Worker) -> Program:
-    """The program; `worker.config`: loader_workers, kill (iteration at which this process ends), log (a folder)."""
+    """The program.
+
+    `worker.config`: loader_workers, kill (iteration at which this process ends), log (a folder), pause (seconds that an
+    iteration takes at least).
+    """
     config = worker.config
     model = worker.prepare(
         nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 1))
@@ -49,6 +54,8 @@ def build(worker: Worker) -> Program:
 
     def train_step(engine: Engine, batch: Any) -> dict[str, torch.Tensor]:
         x, y, index = batch
+        if pause := config.get("pause"):
+            threading.Event().wait(pause)
         model.train()
         loss = ((model(x) - y) ** 2).mean()
         optimizer.zero_grad()
