@@ -35,10 +35,11 @@ lint: $(INSTALLED) ## Formatting and lint
 types: $(INSTALLED) ## Strict type check of workers and orchestrator
 	$(BIN)/mypy
 
-chaos: $(INSTALLED) ## Kill ranks a hundred times, their driver twenty times, break networks, and compare the results, bit by bit
+chaos: $(INSTALLED) ## Kill ranks a hundred times, their driver twenty times, nodes for ten minutes, break networks; compare, bit by bit
 	RANKFIRE_KILLS=100 RANKFIRE_FAULTS=all $(BIN)/python -m pytest tests/recovery
 	RANKFIRE_KILLS=20 $(BIN)/python -m pytest tests/journeys/test_resume_exact.py
 	RANKFIRE_FAULTS=all $(BIN)/python -m pytest tests/journeys/test_partitions.py
+	RANKFIRE_SOAK=600 $(BIN)/python -m pytest tests/journeys/test_soak_on_ray.py -s
 
 bench: $(INSTALLED) ## Run the benchmarks, each against its peer
 	@set -e; for script in tests/benchmarks/[a-z]*.py; do \

@@ -161,14 +161,17 @@ class RayNodes:
         self._addresses = itertools.count(2)
         self._given = {"include_dashboard": False, "object_store_memory": 80 * 2**20}
         self._cluster: Any = Cluster()
+        self.others: list[Any] = []  # the nodes that are up, beside the head
         self.head = self.add(4)
+        self.others.clear()
         self.address: str = self._cluster.address
 
     def add(self, cpus: int) -> Any:
         """One more node, with an address of its own, which Ray would not give it on one machine."""
         # Not 127.0.0.1, in whose place Ray puts that of a network card.
         address = f"127.0.0.{next(self._addresses)}"
-        return self._cluster.add_node(num_cpus=cpus, node_ip_address=address, **self._given)
+        self.others.append(self._cluster.add_node(num_cpus=cpus, node_ip_address=address, **self._given))
+        return self.others[-1]
 
     def kill(self, node: Any) -> Any:
         """SIGKILL to a node's raylet, as when a machine goes away; the process, defunct until it is awaited."""
@@ -178,6 +181,7 @@ class RayNodes:
 
     def remove(self, node: Any) -> None:
         """End what is left of a node."""
+        self.others.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
 
     def stop(self) -> None:

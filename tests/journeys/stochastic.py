@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,11 @@ class Points(torch.utils.data.Dataset):
 
 
 def build(worker: Worker) -> Program:
-    """The program; `worker.config`: loader_workers, width, log (a folder); kill is for `attach`."""
+    """The program.
+
+    `worker.config`: loader_workers, width, log (a folder), pause (seconds that an iteration takes at least); kill is for
+    `attach`.
+    """
     config = worker.config
     width = config.get("width", 16)
     model = worker.prepare(
@@ -50,6 +55,8 @@ def build(worker: Worker) -> Program:
 
     def train_step(engine: Engine, batch: Any) -> dict[str, torch.Tensor]:
         x, y, index = batch
+        if pause := config.get("pause"):
+            threading.Event().wait(pause)
         model.train()
         loss = ((model(x) - y) ** 2).mean()
         optimizer.zero_grad()

@@ -33,7 +33,7 @@ def wait_for_reserves(run: Orchestrator, number: int) -> None:
         driver.loop.pump(timeout=0.05)
         return len(driver.ranks.spares) >= number
 
-    wait_until(ready, timeout=60, what=f"{number} workers are ready", interval=0)
+    wait_until(ready, timeout=120, what=f"{number} workers are ready", interval=0)
 
 
 def worlds(ended: Ended) -> list[int]:
