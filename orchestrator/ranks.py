@@ -138,7 +138,7 @@ class Ranks:
             lambda: generation != self.generation or self._joined >= set(self._workers),
             "join",
             lambda: set(self._workers) - self._joined,
-            patient=load is not None,
+            patient=load is not None or any(self._built[worker].shards for worker in self._workers),
         )
 
     def tell_joined(self, workers: Collection[int] | None = None) -> None:

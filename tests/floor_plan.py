@@ -36,7 +36,7 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     (
         *("buckets.py", "collectives.py", "copies.py", "data/randomness.py", "digests.py", "expressions.py"),
         *("finite.py", "folder.py", "links.py", "microbatches.py", "objects.py", "recomputing.py", "rng.py"),
-        *("structure.py",),
+        *("sharded.py", "structure.py"),
     ),
     (
         *("data/carried.py", "data/fingerprint.py", "data/permutation.py"),

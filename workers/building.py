@@ -35,15 +35,26 @@ _logger = logging.getLogger(__name__)
 _WHOLE = {BatchSampler, RandomSampler, SequentialSampler, type(None)}  # torch's samplers of all that there is
 
 
-def make_worker(order: Build) -> Worker:
-    """Prepare the process for a job and make the `Worker` that `build` will receive."""
+def make_worker(order: Build, *, formed: bool = False) -> Worker:
+    """Prepare the process for a job and make the `Worker` that `build` will receive.
+
+    Args:
+        order: what to build.
+        formed: whether the process group is there already.
+    """
     for root in reversed(order.roots):
         if root not in sys.path:
             sys.path.insert(0, root)
     importlib.invalidate_caches()
     if order.threads is not None:
         torch.set_num_threads(order.threads)
-    worker = Worker(config=order.config, seed=order.seed, membership=order.membership, datasets=_parts(order.datasets))
+    worker = Worker(
+        config=order.config,
+        seed=order.seed,
+        membership=order.membership,
+        datasets=_parts(order.datasets),
+        formed=formed,
+    )
     if worker.device.type == "cuda":
         torch.cuda.set_device(worker.device)  # per thread: this is the one that trains
     return worker

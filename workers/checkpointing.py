@@ -20,6 +20,7 @@ from workers.locations import storage_at
 from workers.parcels import TRAINER, LoadPoint
 from workers.program import Program, Stateful
 from workers.rng import capture_rng, restore_rng
+from workers.sharded import shares_in
 from workers.shards import Shards, load_state, read_rank_file, read_structure
 from workers.worker import Worker
 
@@ -72,7 +73,8 @@ def restore(worker: Worker, program: Program, point: LoadPoint) -> list[Layout |
     stranger = worker.rank >= point.world_size  # this rank did not exist when the checkpoint was made
     with _readable(point.url):
         own = read_rank_file(storage, 0 if stranger else worker.rank)
-        shared, held = load_state(storage, program.state.__contains__), read_structure(storage)
+        shared = load_state(storage, program.state.__contains__, shares_in(program.state))
+        held = read_structure(storage)
     failpoint("load.read", worker.rank)
     _check_names("state", program.state, held)
     _check_names("engine", program.engines, own["engines"])
@@ -123,7 +125,7 @@ def _restore_entries(program: Program, point: LoadPoint, entries: tuple[str, ...
     """Only some entries of the state: the rest of the program starts afresh."""
     storage, mend = storage_at(point.url), "leave it out of start_from.state"
     with _readable(point.url):
-        held, states = read_structure(storage), load_state(storage, entries.__contains__)
+        held, states = read_structure(storage), load_state(storage, entries.__contains__, shares_in(program.state))
     _check_names("state", entries, held, mend=mend)
     _check_names("state", entries, program.state, where="the program", mend=mend)
     for name, state in states.items():

@@ -36,6 +36,11 @@ def evaluate(worker: Worker, program: Program, name: str) -> Engine:
         if isinstance(data, GlobalLoader):
             view = data.evaluation()
             engine.run(view, max_epochs=1, epoch_length=len(view), resume_from_iteration=0)
+            if (
+                worker.models.sharded
+            ):  # the others are in the middle of a forward pass, and this rank has its part of it
+                for batch in view.stand_ins():
+                    engine.process_function(engine, batch)
         else:
             engine.run(data, max_epochs=1, resume_from_iteration=0)
     return engine

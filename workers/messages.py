@@ -50,7 +50,7 @@ class Hello(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built(Message):
-    """`build()` returned a program that can be run.
+    """`build()` returned a program that can be run; if it `shards` models, it is built again when the ranks have met.
 
     `metrics` are empty copies of the attached metrics: what the driver needs to compute a reduced one. `data` is the
     fingerprint of the trainer's data; empty if it has no global order.
@@ -62,6 +62,7 @@ class Built(Message):
     state_bytes: Mapping[str, int]
     metrics: Mapping[str, Mapping[str, object]]
     data: Mapping[str, Any]
+    shards: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from workers.index import INDEX, from_json
 from workers.parcels import Receipt
+from workers.sharded import Share, Shares
 from workers.storage import Storage
 from workers.streams import EDGE, Stream, Sum, Window
 
@@ -26,7 +27,11 @@ __all__ = ["read_tensors"]
 
 
 def read_tensors(
-    storage: Storage, names: Callable[[str], bool] = lambda _: True, *, hashed: bool = False
+    storage: Storage,
+    names: Callable[[str], bool] = lambda _: True,
+    *,
+    hashed: bool = False,
+    shares: Shares = lambda name, size: None,
 ) -> tuple[dict[str, torch.Tensor], list[Receipt]]:
     """Read tensors of a checkpoint, several files at a time.
 
@@ -34,30 +39,42 @@ def read_tensors(
         storage: the checkpoint's folder.
         names: which ones.
         hashed: read the files in which they lie from the first byte to the last, and tell what was read.
+        shares: what of each falls to this rank; the rest of it takes no memory.
 
     Returns:
-        name → tensor on the CPU; and the receipts of those files, none if not `hashed`.
+        name → tensor on the CPU, or what a share makes of its part; and the receipts of those files, none if not
+        `hashed`.
 
     Raises:
         OSError: a file can't be read.
         ValueError: the index can't be used, or a file is not what it says.
     """
     index = from_json(storage.read(INDEX))
-    parts = _parts(index, names)
+    mine = {
+        name: share
+        for name, entry in index.state_dict_metadata.items()
+        if names(name) and (share := shares(name, cast(TensorStorageMetadata, entry).size)) is not None
+    }
+    parts = _parts(index, names, mine)
     tensors = {
-        part.name: torch.empty(part.whole, dtype=part.dtype)
+        part.name: torch.empty(part.whole if part.share is None else part.share.sizes, dtype=part.dtype)
         for file in parts.values()
         for part in file
         if part.wanted and not part.alone
     }
+    for name, share in mine.items():  # those of which nothing falls to this rank
+        dtype = cast(TensorStorageMetadata, index.state_dict_metadata[name]).properties.dtype
+        tensors.setdefault(name, torch.empty(share.sizes, dtype=dtype))
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="rankfire-read")
     try:
         reads = [pool.submit(_read, storage, path, file, tensors, hashed) for path, file in parts.items()]
         receipts = [read.result() for read in reads]
     finally:
         pool.shutdown(cancel_futures=True)
-    names_in_order = [name for name in index.state_dict_metadata if name in tensors]
-    return {name: tensors[name] for name in names_in_order}, [receipt for receipt in receipts if receipt is not None]
+    found = {name: tensors[name] for name in index.state_dict_metadata if name in tensors}
+    return {name: mine[name].whole(tensor) if name in mine else tensor for name, tensor in found.items()}, [
+        receipt for receipt in receipts if receipt is not None
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +89,14 @@ class _Part:
     start: int
     bytes: int
     wanted: bool
+    share: Share | None
 
     @property
     def alone(self) -> bool:
-        return self.sizes == self.whole
+        return self.sizes == self.whole and self.share is None
 
 
-def _parts(index: Metadata, names: Callable[[str], bool]) -> dict[str, list[_Part]]:
+def _parts(index: Metadata, names: Callable[[str], bool], mine: Mapping[str, Share]) -> dict[str, list[_Part]]:
     """By file, in the order in which they lie there; only of files in which there is something wanted."""
     sizes = {
         (name, tuple(chunk.offsets)): chunk.sizes
@@ -89,15 +107,17 @@ def _parts(index: Metadata, names: Callable[[str], bool]) -> dict[str, list[_Par
     for at, place in index.storage_data.items():
         entry = cast(TensorStorageMetadata, index.state_dict_metadata[at.fqn])
         offsets = torch.Size(at.offset or ())
+        share, size = mine.get(at.fqn), sizes[at.fqn, tuple(offsets)]
         part = _Part(
             name=at.fqn,
             dtype=entry.properties.dtype,
             whole=entry.size,
             offsets=offsets,
-            sizes=sizes[at.fqn, tuple(offsets)],
+            sizes=size,
             start=place.offset,
             bytes=place.length,
-            wanted=names(at.fqn),
+            wanted=names(at.fqn) and (share is None or _common(offsets, size, share) is not None),
+            share=share,
         )
         files.setdefault(f"data/{place.relative_path}", []).append(part)
     wanted = {path: file for path, file in files.items() if any(part.wanted for part in file)}
@@ -118,7 +138,7 @@ def _read(
                 if part.alone:
                     tensors[part.name] = found
                 else:
-                    _place(tensors[part.name], part).copy_(found)
+                    _place(tensors[part.name], part, found)
         if total is None:
             return None
         size = stream.skip_to_end()
@@ -153,7 +173,24 @@ def _checked(found: object, part: _Part) -> torch.Tensor:
     return found
 
 
-def _place(tensor: torch.Tensor, part: _Part) -> torch.Tensor:
-    for dim, (offset, size) in enumerate(zip(part.offsets, part.sizes, strict=True)):
-        tensor = tensor.narrow(dim, offset, size)
-    return tensor
+def _place(tensor: torch.Tensor, part: _Part, found: torch.Tensor) -> None:
+    """Copy a part, or what of it falls to this rank, to where it belongs."""
+    if part.share is None:
+        spans, origin = list(zip(part.offsets, part.sizes, strict=True)), torch.Size([0] * tensor.dim())
+    else:
+        spans, origin = _common(part.offsets, part.sizes, part.share) or [], part.share.offsets
+    for dim, (begin, size) in enumerate(spans):
+        tensor = tensor.narrow(dim, begin - origin[dim], size)
+        found = found.narrow(dim, begin - part.offsets[dim], size)
+    tensor.copy_(found)
+
+
+def _common(offsets: torch.Size, sizes: torch.Size, share: Share) -> list[tuple[int, int]] | None:
+    """Where a part and a share meet, in each dimension: begin and length. None: nowhere."""
+    spans = []
+    for at, length, begin, size in zip(offsets, sizes, share.offsets, share.sizes, strict=True):
+        first, last = max(at, begin), min(at + length, begin + size)
+        if last <= first:
+            return None
+        spans.append((first, last - first))
+    return spans

@@ -9,10 +9,11 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
+from workers.buckets import Layout
 from workers.engine import Engine
 from workers.events import Events
 from workers.failpoints import failpoint
@@ -107,7 +108,7 @@ class Rewinder:
         if not self.held or self.held[-1].iteration < iteration:
             self.take(SnapshotLabel(iteration=iteration))
 
-    def rewind(self, rewind: Rewind) -> Any:
+    def rewind(self, rewind: Rewind) -> list[Layout | None]:
         """Take up a snapshot, which newcomers get from a donor; a collective of the donor and the newcomers.
 
         Args:

@@ -8,6 +8,7 @@ cluster, and by the driver itself for `workers: 0`.
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from workers import process_group
+from workers.buckets import Layout
 from workers.building import build_program, fingerprint_of, make_worker, metrics_of, state_bytes
 from workers.cut import Cut
 from workers.engine import Engine
@@ -96,9 +98,12 @@ class Session(Surviving):
         self.send(Hello, place=self.place)
         try:
             while True:
+                alarmed = False
                 try:
                     self.serve(self.mailbox.get())
                 except Retreat:
+                    alarmed = True
+                if alarmed:  # only now: the exception and its frames, which hold the old group's models, are gone
                     self._stand_clear()
         except LeaveNow:
             pass
@@ -127,13 +132,13 @@ class Session(Surviving):
         return True
 
     # ---------------------------------------------------------------- orders, in the order of a life
-    def _build(self, order: Build) -> None:
+    def _build(self, order: Build, *, formed: bool = False) -> None:
         self._note("building the program")
         began = time.monotonic()
         self.membership = order.membership
         self._build_order = order
-        self._rewinder, self._shipped = None, Shipped()
-        self._worker = make_worker(order)
+        self._rewinder, self._shipped, self._saver = None, Shipped(), None
+        self._worker = make_worker(order, formed=formed)
         self._worker.told = self._tell_mended
         program = build_program(order, self._worker)
         for engine in program.engines.values():
@@ -148,6 +153,7 @@ class Session(Surviving):
             state_bytes=state_bytes(program),
             metrics=metrics_of(program),
             data=fingerprint_of(program),
+            shards=self._worker.models.shards,
         )
 
     def _join(self, order: Join) -> None:
@@ -158,32 +164,15 @@ class Session(Surviving):
         self._note("joining the process group")
         self.membership = self.worker.membership = order.membership
         self._wanted = order.membership.generation
-        if order.store is not None:
-            process_group.form(
-                order.membership,
-                order.store,
-                self.worker.device,
-                self.place.address,
-                timeout=order.timeout,
-                forming=order.forming,
-            )
+        self._meet(order, self._build_order)
         self._shipped.attach(self.program, self._build_order.handlers, order.membership)
-        several = order.membership.world_size > 1
         if order.store is not None and self._rewinder is None:
-            told, every = partial(self.send, SnapshotTaken), self._build_order.snapshots
+            told = partial(self.send, SnapshotTaken)
+            every = None if self.worker.models.shards else self._build_order.snapshots  # nobody else has a rank's part
             self._rewinder = Rewinder(self.worker, self.program, every, self._reports, told)
         afresh = order.rewind is None and (order.load is None or order.load.entries is not None)
-        layouts = None
-        if order.rewind is not None:
-            assert self._rewinder is not None, "a rank without others has no snapshot"
-            self._note(f"going back to {order.rewind.label}")
-            layouts = self._rewinder.rewind(order.rewind)
-        elif order.load is not None:
-            from workers.checkpointing import restore  # a second of imports that most starts can spare
-
-            self._note("loading the checkpoint")
-            layouts = restore(self.worker, self.program, order.load)
-        if several:
+        layouts = self._take_up(order)
+        if order.membership.world_size > 1:
             self.worker.models.wrap(first=afresh, layouts=layouts)
         if afresh:
             seed_rng(self.worker.seed, order.membership.rank)
@@ -193,6 +182,37 @@ class Session(Surviving):
             self.trainer.announced = self._rewinder.announced  # a cut must not be agreed on for where it was before
         self._out, self.error = False, None
         self.send(Joined)
+
+    def _meet(self, order: Join, build: Build) -> None:
+        """Form the process group; a program whose models are sharded is built in it, and again in each other one."""
+        models, several = self.worker.models, order.membership.world_size > 1
+        anew = models.shards and (several or models.formed or self.worker.program is None)
+        if anew:
+            self._forget_program()
+        if order.store is not None:
+            process_group.form(
+                order.membership,
+                order.store,
+                self.worker.device,
+                self.place.address,
+                timeout=order.timeout,
+                forming=order.forming,
+            )
+        if anew:
+            self._build(replace(build, membership=order.membership), formed=several)
+
+    def _take_up(self, order: Join) -> list[Layout | None] | None:
+        """The state with which all go on; gives the layouts with which models are wrapped."""
+        if order.rewind is not None:
+            assert self._rewinder is not None, "a rank without others has no snapshot"
+            self._note(f"going back to {order.rewind.label}")
+            return self._rewinder.rewind(order.rewind)
+        if order.load is not None:
+            from workers.checkpointing import restore  # a second of imports that most starts can spare
+
+            self._note("loading the checkpoint")
+            return restore(self.worker, self.program, order.load)
+        return None
 
     def _go(self, order: Go) -> None:
         self._note("training")
@@ -249,6 +269,13 @@ class Session(Surviving):
         held = () if self._rewinder is None else self._rewinder.held
         iteration = 0 if trainer is None else trainer.announced
         self.send(Stopped, held=held, iteration=iteration, kills=kernel_kills())
+
+    def _forget_program(self) -> None:
+        """Let go of the program before the next process group is formed: its models refer to the last one."""
+        self.worker.models.forget()
+        self.worker.program, self.error = None, None
+        self._rewinder, self._saver, self._shipped = None, None, Shipped()
+        gc.collect()
 
     # ---------------------------------------------------------------- gates
     def _arrive(self, name: str, engine: Engine, event: Event, count: int) -> None:

@@ -21,6 +21,7 @@ from workers.dcp import write_file, write_tensors
 from workers.failpoints import failpoint
 from workers.parcels import Receipt
 from workers.parts import read_tensors
+from workers.sharded import Part, Shares, part_of
 from workers.storage import Storage
 from workers.structure import TENSOR, compact, joined, plain, tensors_in
 
@@ -61,7 +62,7 @@ class Shards:
 
     def __init__(self, shared: Mapping[str, object], own: Mapping[str, object], rank: int) -> None:
         self.rank = rank
-        self.tensors: dict[str, torch.Tensor] = {}
+        self.tensors: dict[str, torch.Tensor | Part] = {}
         self._structure = self._split(shared, "")
         self._own = plain(own, "own", lambda tensor, _: compact(tensor.detach()))
         self._planner = _Planner()
@@ -107,11 +108,14 @@ class Shards:
 
     def _split(self, value: object, path: str) -> object:
         def keep(tensor: torch.Tensor, where: str) -> object:
-            if tensor.dim() == 0:  # an optimizer has thousands of these: they would drown the index
-                return tensor.detach().cpu().clone()  # alone, without the storage that it may be a part of
+            part = part_of(tensor, where)
+            if isinstance(part, torch.Tensor):
+                part = part.detach()
+                if part.dim() == 0:  # an optimizer has thousands of these: they would drown the index
+                    return part.cpu().clone()  # alone, without the storage that it may be a part of
             while where in self.tensors:  # {"a.b": {"c": …}, "a": {"b.c": …}} would meet
                 where += "'"
-            self.tensors[where] = tensor.detach()
+            self.tensors[where] = part
             return {TENSOR: where}
 
         return plain(value, path, keep)
@@ -165,12 +169,15 @@ def read_structure(storage: Storage) -> dict[str, Any]:
     return cast("dict[str, Any]", _loaded(storage.read(SHARED)))
 
 
-def load_state(storage: Storage, entries: Callable[[str], bool] = lambda _: True) -> dict[str, Any]:
+def load_state(
+    storage: Storage, entries: Callable[[str], bool] = lambda _: True, shares: Shares = lambda name, size: None
+) -> dict[str, Any]:
     """The shared state of a checkpoint that was verified, as the entries' `load_state_dict` want it.
 
     Args:
         storage: the checkpoint's folder.
         entries: which of them.
+        shares: what of each tensor falls to this rank.
 
     Returns:
         entry → its state. Mappings come back as dictionaries, named tuples as tuples, NumPy's numbers as Python's, its
@@ -180,7 +187,7 @@ def load_state(storage: Storage, entries: Callable[[str], bool] = lambda _: True
         OSError: a file can't be read.
         ValueError: the index can't be used, or a file is not what it says.
     """
-    return _load(storage, entries)[0]
+    return _load(storage, entries, shares=shares)[0]
 
 
 def load_hashed(
@@ -191,10 +198,14 @@ def load_hashed(
 
 
 def _load(
-    storage: Storage, entries: Callable[[str], bool], *, hashed: bool = False
+    storage: Storage,
+    entries: Callable[[str], bool],
+    *,
+    hashed: bool = False,
+    shares: Shares = lambda name, size: None,
 ) -> tuple[dict[str, Any], list[Receipt]]:
     structure = {name: entry for name, entry in read_structure(storage).items() if entries(name)}
-    tensors, receipts = read_tensors(storage, set(tensors_in(structure)).__contains__, hashed=hashed)
+    tensors, receipts = read_tensors(storage, set(tensors_in(structure)).__contains__, hashed=hashed, shares=shares)
     return cast("dict[str, Any]", joined(structure, tensors)), receipts
 
 
@@ -207,7 +218,8 @@ class _Planner(DefaultSavePlanner):
 
     def find(self, item: WriteItem) -> torch.Tensor:
         """The living part of a tensor that an item is about."""
-        return cast(torch.Tensor, super().lookup_object(item.index))
+        thing = self.state_dict[item.index.fqn]
+        return thing.local if isinstance(thing, Part) else cast(torch.Tensor, super().lookup_object(item.index))
 
     def freeze(self, frozen: Mapping[Any, torch.Tensor]) -> None:
         self._frozen = frozen

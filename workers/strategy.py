@@ -159,6 +159,15 @@ class DataParallel:
             if _shares_buffers(route):
                 broadcast(route.module.buffers())
 
+    @property
+    def sharded(self) -> bool:
+        """Whether there is one whose parameters are shared out: all ranks must call it as often as the others."""
+        return any(route.sharded for route in self._routes)
+
+    def forget(self) -> None:
+        """Forget all models."""
+        self._routes.clear()
+
     def bypassed(self) -> list[str]:
         """Models that were last called with gradients but around their wrapper: those would stay on this rank."""
         return [type(route.module).__name__ for route in self._routes if route.bypassed]

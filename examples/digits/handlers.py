@@ -15,7 +15,10 @@ def attach(orchestrator) -> None:
     @orchestrator.on(Events.EPOCH_COMPLETED(every=5), rank=0)  # inside rank 0's process
     def look_at_a_filter(engine):
         model = engine.worker.program.state["model"]
-        print(f"epoch {engine.state.epoch}: the first filter's norm is {model.features[0].weight[0].norm():.3f}")
+        filters = model.features[0].weight.detach()
+        if hasattr(filters, "to_local"):  # with FSDP2 rank 0 holds the first rows
+            filters = filters.to_local()
+        print(f"epoch {engine.state.epoch}: the first filter's norm is {filters[0].norm():.3f}")
 
     @orchestrator.on(Events.COMPLETED)
     def tell(run):

@@ -40,7 +40,7 @@ def digits():
 
 def build(worker: Worker) -> Program:
     train_set, test_set = digits()
-    model = worker.prepare(Net(worker.config["hidden"]))
+    model = worker.prepare(Net(worker.config["hidden"]), worker.config.get("strategy", "ddp"))
     optimizer = torch.optim.Adam(model.parameters(), lr=worker.config["lr"])
 
     def train_step(engine, batch):

@@ -42,13 +42,14 @@ class Points(torch.utils.data.Dataset):
 def build(worker: Worker) -> Program:
     """The program.
 
-    `worker.config`: loader_workers, width, log (a folder), pause (seconds that an iteration takes at least); kill is for
-    `attach`.
+    `worker.config`: loader_workers, width, log (a folder), pause (seconds that an iteration takes at least), strategy (of
+    the model); kill is for `attach`.
     """
     config = worker.config
     width = config.get("width", 16)
     model = worker.prepare(
-        nn.Sequential(nn.Linear(5, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.3), nn.Linear(width, 1))
+        nn.Sequential(nn.Linear(5, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.3), nn.Linear(width, 1)),
+        strategy=config.get("strategy", "ddp"),
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.9)
@@ -120,7 +121,7 @@ def attach(orchestrator: Any) -> None:
 
 
 def digest(worker: Worker) -> str:
-    """sha256 of the state of one rank, random numbers included."""
+    """sha256 of the state of one rank, random numbers included; a collective, where the model is sharded."""
     assert worker.program is not None
     found = hashlib.sha256()
     state = {name: entry.state_dict() for name, entry in worker.program.state.items()}
@@ -130,6 +131,7 @@ def digest(worker: Worker) -> str:
 
 def _feed(found: Any, value: object) -> None:
     if isinstance(value, torch.Tensor):
+        value = value.full_tensor() if hasattr(value, "full_tensor") else value
         found.update(value.detach().contiguous().numpy().tobytes())
     elif isinstance(value, dict):
         for key in value:

@@ -69,6 +69,7 @@ class Job:
         at_iteration: what the driver does when it hears of an iteration, without anybody waiting.
         blocking: whether all wait for it after all.
         group: the class of the workers.
+        strategy: how the model is spread.
     """
 
     workers: Mapping[str, Any] = field(default_factory=lambda: {"count": 2, "spares": 1})
@@ -85,16 +86,22 @@ class Job:
     at_iteration: Callable[[Orchestrator, ProcessGroup, int], None] | None = None
     blocking: bool = False
     group: type[ProcessGroup] = ProcessGroup
+    strategy: str = "ddp"
 
     def calm(self) -> Job:
         """The same, with nothing happening to it."""
-        workers = {**self.workers, "spares": 0}
-        return Job(workers=workers, epochs=self.epochs, config=self.config, checkpoints=self.checkpoints)
+        return Job(
+            workers={**self.workers, "spares": 0},
+            epochs=self.epochs,
+            config=self.config,
+            checkpoints=self.checkpoints,
+            strategy=self.strategy,
+        )
 
     @property
     def key(self) -> str:
         """What decides how a calm run ends."""
-        return json.dumps([self.workers["count"], self.epochs, self.config, self.checkpoints])
+        return json.dumps([self.workers["count"], self.epochs, self.config, self.checkpoints, self.strategy])
 
 
 @dataclass(kw_only=True)
@@ -162,8 +169,8 @@ class Ended:
 
 
 def run(job: Job, folder: Path) -> Ended:
-    """Train a job in a folder that does not exist yet."""
-    (folder / "marks").mkdir(parents=True)
+    """Train a job in a folder; where one was trained, it goes on."""
+    (folder / "marks").mkdir(parents=True, exist_ok=True)
     ended = Ended(folder=folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("orchestrator.training.RayGroup", job.group)
@@ -181,7 +188,13 @@ def run(job: Job, folder: Path) -> Ended:
 def _orchestrator(job: Job, ended: Ended) -> Orchestrator:
     folder = ended.folder
     faults = [asdict(fault) for fault in job.faults]
-    config = {**job.config, "log": str(folder), "marks": str(folder / "marks"), "faults": faults}
+    config = {
+        **job.config,
+        "log": str(folder),
+        "marks": str(folder / "marks"),
+        "faults": faults,
+        "strategy": job.strategy,
+    }
     orchestrator = Orchestrator(
         program.build, run="job", workers=job.workers, config=config, storage=folder / "runs", recovery=job.recovery
     )

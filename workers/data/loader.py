@@ -120,5 +120,10 @@ class EvaluationView:
                 self._of.consumed(size, 0)
             yield batch
 
+    def stand_ins(self) -> Iterator[object]:
+        """Batches for a rank that has none while others have one, where all compute together; they do not count."""
+        steps = self._of.batches.steps
+        return self._fetcher.fetch(range(len(self), steps), *self._of.membership())
+
     def _size(self, step: int) -> int:
         return self._of.batches.size(step, *self._of.membership())

@@ -1,0 +1,1 @@
+"""A GAN that draws digits: two networks, two optimizers, events of its own."""
