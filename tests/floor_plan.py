@@ -110,6 +110,7 @@ DOORS = {
     "torch": (
         "workers/*",
         "orchestrator/checkpoints/*",
+        "orchestrator/loggers/tensorboard.py",
         "orchestrator/reduce.py",
         "orchestrator/rendezvous.py",
     ),
