@@ -41,7 +41,7 @@ class _Lines(Logger):
         self._rows = [row for row in self._parsed(text) if row.get("iteration", 0) <= iteration]
         self._rewrite()
 
-    def log(self, values: Mapping[str, float], *, iteration: int, epoch: int) -> None:
+    def scalars(self, values: Mapping[str, float], iteration: int, epoch: int) -> None:
         self.add({"iteration": iteration, "epoch": epoch, "time": round(time.time(), 3), **values})
         if time.monotonic() - self._since >= FLUSH:
             self.flush()
@@ -50,22 +50,22 @@ class _Lines(Logger):
         super()._at_epoch(orchestrator)
         self._told("flush", self.flush)
 
-    def log_hyperparameters(self, values: Mapping[str, Any]) -> None:
+    def hyperparameters(self, values: Mapping[str, Any]) -> None:
         content = json.dumps(values, indent=1, default=str)
         self.run.home.replace("hyperparameters.json", content.encode())
 
-    def log_image(self, name: str, image: Any, *, iteration: int | None = None) -> None:
-        self.keep(name, self.at(iteration), "png", png_of(image))
+    def image(self, name: str, image: Any, iteration: int) -> None:
+        self.keep(name, iteration, "png", png_of(image))
 
-    def log_figure(self, name: str, figure: Any, *, iteration: int | None = None) -> None:
-        self.keep(name, self.at(iteration), "png", png_of_figure(figure))
+    def figure(self, name: str, figure: Any, iteration: int) -> None:
+        self.keep(name, iteration, "png", png_of_figure(figure))
 
-    def log_histogram(self, name: str, values: Any, *, bins: int = 64, iteration: int | None = None) -> None:
+    def histogram(self, name: str, values: Any, iteration: int, bins: int) -> None:
         counts, edges = histogram_of(values, bins)
         content = json.dumps({"counts": counts.tolist(), "edges": edges.tolist()})
-        self.keep(name, self.at(iteration), "json", content.encode())
+        self.keep(name, iteration, "json", content.encode())
 
-    def log_artifact(self, url: str, *, name: str) -> None:
+    def artifact(self, url: str, name: str) -> None:
         """Nothing is copied: checkpoints lie beside the file."""
 
     def close(self, status: str) -> None:

@@ -31,8 +31,8 @@ _logger = logging.getLogger(__name__)
 class Logger:
     """Tells the metrics of a run at the ends of epochs, and between them if asked; the base of the loggers.
 
-    A subclass has `open(iteration)`, which is called when training begins or goes on, after so many iterations, and
-    `log`; the others if it can keep such things. What a subclass raises is told, and training goes on.
+    Handlers of the driver may tell it more: `logger.log_image("samples", pixels)`. A subclass has `scalars`, and of the
+    other methods without `log_` those for which it can keep something. What they raise is told, and training goes on.
 
     Args:
         every: iterations between two lines of the step's output, as `step/NAME`; None: at the ends of epochs only.
@@ -62,31 +62,56 @@ class Logger:
         self._run: Driver | None = None
         self._opened = False
 
-    # ---------------------------------------------------------------- how a tracker keeps things
+    # ---------------------------------------------------------------- what a handler tells
+    def log(self, values: Mapping[str, float], *, iteration: int | None = None) -> None:
+        """Tell numbers, beside the metrics of the run."""
+        self._do("scalars", lambda: self.scalars(values, self.at(iteration), self.run.state.epoch))
+
+    def log_hyperparameters(self, values: Mapping[str, Any]) -> None:
+        """Tell settings, beside those of the run."""
+        self._do("hyperparameters", lambda: self.hyperparameters(values))
+
+    def log_image(self, name: str, image: Any, *, iteration: int | None = None) -> None:
+        """Tell an image: height x width, with 1, 3 or 4 channels before or behind; 0 to 255, or 0.0 to 1.0."""
+        self._do("image", lambda: self.image(name, image, self.at(iteration)))
+
+    def log_histogram(self, name: str, values: Any, *, bins: int = 64, iteration: int | None = None) -> None:
+        """Tell how often values fall into so many bins."""
+        self._do("histogram", lambda: self.histogram(name, values, self.at(iteration), bins))
+
+    def log_figure(self, name: str, figure: Any, *, iteration: int | None = None) -> None:
+        """Tell a figure of matplotlib."""
+        self._do("figure", lambda: self.figure(name, figure, self.at(iteration)))
+
+    def log_artifact(self, url: str, *, name: str) -> None:
+        """Tell of a folder, which is kept under that name."""
+        self._do("artifact", lambda: self.artifact(url, name))
+
+    # ---------------------------------------------------------------- how a tracker keeps it
     def open(self, iteration: int) -> None:
         """Begin, or go on after so many iterations: what was told of later ones is told again."""
 
-    def log(self, values: Mapping[str, float], *, iteration: int, epoch: int) -> None:
+    def scalars(self, values: Mapping[str, float], iteration: int, epoch: int) -> None:
         """Keep numbers."""
         raise NotImplementedError
 
-    def log_hyperparameters(self, values: Mapping[str, Any]) -> None:
-        """Keep the settings of the run."""
+    def hyperparameters(self, values: Mapping[str, Any]) -> None:
+        """Keep settings."""
 
-    def log_image(self, name: str, image: Any, *, iteration: int | None = None) -> None:
-        """Keep an image: height x width, with 1, 3 or 4 channels before or behind; 0 to 255, or 0.0 to 1.0."""
+    def image(self, name: str, image: Any, iteration: int) -> None:
+        """Keep an image."""
         raise NotImplementedError
 
-    def log_histogram(self, name: str, values: Any, *, bins: int = 64, iteration: int | None = None) -> None:
-        """Keep how often values fall into so many bins."""
+    def histogram(self, name: str, values: Any, iteration: int, bins: int) -> None:
+        """Keep a histogram."""
         raise NotImplementedError
 
-    def log_figure(self, name: str, figure: Any, *, iteration: int | None = None) -> None:
-        """Keep a figure of matplotlib."""
+    def figure(self, name: str, figure: Any, iteration: int) -> None:
+        """Keep a figure."""
         raise NotImplementedError
 
-    def log_artifact(self, url: str, *, name: str) -> None:
-        """Keep a file or folder."""
+    def artifact(self, url: str, name: str) -> None:
+        """Keep a folder."""
         raise NotImplementedError
 
     def close(self, status: str) -> None:
@@ -105,7 +130,7 @@ class Logger:
     def committed(self, orchestrator: Driver, checkpoint: Committed) -> None:
         """A checkpoint is there."""
         if self.checkpoints:
-            self._told("log_artifact", lambda: self.log_artifact(checkpoint.url, name=checkpoint.name))
+            self.log_artifact(checkpoint.url, name=checkpoint.name)
 
     def ended(self, status: str) -> None:
         """Called by the orchestrator when the run has ended, however it did."""
@@ -139,7 +164,7 @@ class Logger:
             self.open(state.iteration)
             self._opened = True
             known = {"run": settings.run, "seed": settings.seed, "world_size": settings.world_size}
-            self.log_hyperparameters({**known, **_flat(settings.config)})
+            self.hyperparameters({**known, **_flat(settings.config)})
 
         self._told("open", begin)
 
@@ -154,8 +179,14 @@ class Logger:
         self._tell({**beside, **output}, state.iteration, state.epoch)
 
     def _tell(self, values: Mapping[str, float], iteration: int, epoch: int) -> None:
-        if self._opened and values:
-            self._told("log", lambda: self.log(values, iteration=iteration, epoch=epoch))
+        if values:
+            self._do("scalars", lambda: self.scalars(values, iteration, epoch))
+
+    def _do(self, what: str, act: Callable[[], None]) -> None:
+        """Act, if the tracker is there; before training begins, and after a tracker refused to, nothing is kept."""
+        assert self.run is not None, "it raises where it is attached to nothing"
+        if self._opened:
+            self._told(what, act)
 
     def _told(self, what: str, act: Callable[[], None], *, raises: bool = True) -> None:
         """Act; that a tracker refuses is told once for each reason, and ends the run only if it shall."""

@@ -59,13 +59,13 @@ class MLflowLogger(Logger):
         self.run_id = kept_id(self.run.home, "mlflow", self._new_run)
         self._client.update_run(self.run_id, status="RUNNING")
 
-    def log(self, values: Mapping[str, float], *, iteration: int, epoch: int) -> None:  # noqa: D102
+    def scalars(self, values: Mapping[str, float], iteration: int, epoch: int) -> None:  # noqa: D102
         now = int(time.time() * 1000)
         kind = self._mlflow.entities.Metric
         told = [kind(name, value, now, iteration) for name, value in {**values, "epoch": epoch}.items()]
         self._client.log_batch(self.run_id, metrics=told)
 
-    def log_hyperparameters(self, values: Mapping[str, Any]) -> None:
+    def hyperparameters(self, values: Mapping[str, Any]) -> None:
         """Keep the settings; those of a resumed run that have changed become tags, since parameters can't change."""
         known = self._client.get_run(self.run_id).data.params
         kind = self._mlflow.entities.Param
@@ -76,20 +76,18 @@ class MLflowLogger(Logger):
             if known.get(name, value) != value:
                 self._client.set_tag(self.run_id, f"changed.{name}", value)
 
-    def log_image(self, name: str, image: Any, *, iteration: int | None = None) -> None:  # noqa: D102
-        self._keep(f"images/{name}-{self.at(iteration):08d}.png", png_of(image))
+    def image(self, name: str, image: Any, iteration: int) -> None:  # noqa: D102
+        self._keep(f"images/{name}-{iteration:08d}.png", png_of(image))
 
-    def log_histogram(  # noqa: D102
-        self, name: str, values: Any, *, bins: int = 64, iteration: int | None = None
-    ) -> None:
+    def histogram(self, name: str, values: Any, iteration: int, bins: int) -> None:  # noqa: D102
         counts, edges = histogram_of(values, bins)
         told = {"counts": counts.tolist(), "edges": edges.tolist()}
-        self._client.log_dict(self.run_id, told, f"histograms/{name}-{self.at(iteration):08d}.json")
+        self._client.log_dict(self.run_id, told, f"histograms/{name}-{iteration:08d}.json")
 
-    def log_figure(self, name: str, figure: Any, *, iteration: int | None = None) -> None:  # noqa: D102
-        self._keep(f"figures/{name}-{self.at(iteration):08d}.png", png_of_figure(figure))
+    def figure(self, name: str, figure: Any, iteration: int) -> None:  # noqa: D102
+        self._keep(f"figures/{name}-{iteration:08d}.png", png_of_figure(figure))
 
-    def log_artifact(self, url: str, *, name: str) -> None:
+    def artifact(self, url: str, name: str) -> None:
         """Copy a folder, file by file, wherever it is."""
         storage = storage_at(url)
         for path in storage.files():

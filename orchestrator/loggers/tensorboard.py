@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from orchestrator.errors import SpecError, explain
 from orchestrator.loggers.logger import Logger
 from orchestrator.loggers.pictures import pixels_of
@@ -59,12 +61,12 @@ class TensorBoardLogger(Logger):
         folder = self.folder or os.path.join(home.url, "tensorboard")
         self._writer = self._made(folder, purge_step=iteration + 1 if iteration else None)
 
-    def log(self, values: Mapping[str, float], *, iteration: int, epoch: int) -> None:  # noqa: D102
+    def scalars(self, values: Mapping[str, float], iteration: int, epoch: int) -> None:  # noqa: D102
         for name, value in {**values, "epoch": epoch}.items():
             self._writer.add_scalar(name, value, iteration)
         self._writer.flush()
 
-    def log_hyperparameters(self, values: Mapping[str, Any]) -> None:  # noqa: D102
+    def hyperparameters(self, values: Mapping[str, Any]) -> None:  # noqa: D102
         from torch.utils.tensorboard.summary import hparams
 
         plain = {
@@ -73,18 +75,17 @@ class TensorBoardLogger(Logger):
         for summary in hparams(plain, {}):  # type: ignore[no-untyped-call]
             self._writer._get_file_writer().add_summary(summary)  # add_hparams() would begin another run
 
-    def log_image(self, name: str, image: Any, *, iteration: int | None = None) -> None:  # noqa: D102
-        self._writer.add_image(name, pixels_of(image), self.at(iteration), dataformats="HWC")
+    def image(self, name: str, image: Any, iteration: int) -> None:  # noqa: D102
+        self._writer.add_image(name, pixels_of(image), iteration, dataformats="HWC")
 
-    def log_histogram(  # noqa: D102
-        self, name: str, values: Any, *, bins: int = 64, iteration: int | None = None
-    ) -> None:
-        self._writer.add_histogram(name, values, self.at(iteration), max_bins=bins)
+    def histogram(self, name: str, values: Any, iteration: int, bins: int) -> None:  # noqa: D102
+        array = values if hasattr(values, "detach") else np.asarray(values, dtype=np.float64)
+        self._writer.add_histogram(name, array, iteration, max_bins=bins)
 
-    def log_figure(self, name: str, figure: Any, *, iteration: int | None = None) -> None:  # noqa: D102
-        self._writer.add_figure(name, figure, self.at(iteration), close=False)
+    def figure(self, name: str, figure: Any, iteration: int) -> None:  # noqa: D102
+        self._writer.add_figure(name, figure, iteration, close=False)
 
-    def log_artifact(self, url: str, *, name: str) -> None:  # noqa: D102
+    def artifact(self, url: str, name: str) -> None:  # noqa: D102
         self._writer.add_text(f"checkpoints/{name}", url, self.run.state.iteration)
 
     def close(self, status: str) -> None:  # noqa: D102

@@ -49,27 +49,25 @@ class WandbLogger(Logger):
         self._there = self._wandb.init(id=self.run_id, resume="allow", **given)
         self._there.define_metric("*", step_metric="iteration")
 
-    def log(self, values: Mapping[str, float], *, iteration: int, epoch: int) -> None:  # noqa: D102
+    def scalars(self, values: Mapping[str, float], iteration: int, epoch: int) -> None:  # noqa: D102
         self._there.log({**values, "epoch": epoch, "iteration": iteration})
 
-    def log_hyperparameters(self, values: Mapping[str, Any]) -> None:  # noqa: D102
+    def hyperparameters(self, values: Mapping[str, Any]) -> None:  # noqa: D102
         self._there.config.update(dict(values), allow_val_change=True)
 
-    def log_image(self, name: str, image: Any, *, iteration: int | None = None) -> None:  # noqa: D102
+    def image(self, name: str, image: Any, iteration: int) -> None:  # noqa: D102
         pixels = pixels_of(image)
         picture = self._wandb.Image(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-        self._there.log({name: picture, "iteration": self.at(iteration)})
+        self._there.log({name: picture, "iteration": iteration})
 
-    def log_histogram(  # noqa: D102
-        self, name: str, values: Any, *, bins: int = 64, iteration: int | None = None
-    ) -> None:
+    def histogram(self, name: str, values: Any, iteration: int, bins: int) -> None:  # noqa: D102
         drawn = self._wandb.Histogram(np_histogram=histogram_of(values, bins))
-        self._there.log({name: drawn, "iteration": self.at(iteration)})
+        self._there.log({name: drawn, "iteration": iteration})
 
-    def log_figure(self, name: str, figure: Any, *, iteration: int | None = None) -> None:  # noqa: D102
-        self._there.log({name: self._wandb.Image(figure), "iteration": self.at(iteration)})
+    def figure(self, name: str, figure: Any, iteration: int) -> None:  # noqa: D102
+        self._there.log({name: self._wandb.Image(figure), "iteration": iteration})
 
-    def log_artifact(self, url: str, *, name: str) -> None:
+    def artifact(self, url: str, name: str) -> None:
         """Upload a folder of this machine; of another place the reference is kept."""
         artifact = self._wandb.Artifact(
             f"{self.run.settings.run}-checkpoint", type="checkpoint", metadata={"name": name}

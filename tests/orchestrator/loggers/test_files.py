@@ -132,7 +132,7 @@ class Down(Logger):
 
     status = ""
 
-    def log(self, values: Any, *, iteration: int, epoch: int) -> None:
+    def scalars(self, values: Any, iteration: int, epoch: int) -> None:
         raise ConnectionError("no route to host")
 
     def close(self, status: str) -> None:
@@ -146,7 +146,7 @@ def test_a_tracker_that_is_down_ends_no_training_and_is_told_once(
     with caplog.at_level(logging.WARNING):
         orchestrator = run(tmp_path, down)
     assert orchestrator.state.epoch == 3
-    assert caplog.messages == ["Down.log: ConnectionError: no route to host; training goes on without it"]
+    assert caplog.messages == ["Down.scalars: ConnectionError: no route to host; training goes on without it"]
     assert down.status == "completed"
 
 
