@@ -10,10 +10,11 @@ TORCH ?= $(shell sed -n 's/^\(torch==[^;]*\).*/\1/p' $(CONSTRAINTS))
 PIP := -m pip --disable-pip-version-check --quiet
 DEMO := build/demo
 LOCK := build/lock
+MLFLOW := build/mlflow
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check lint types chaos bench lock clean python
+.PHONY: help demo test check lint types trackers chaos bench lock clean python
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -34,6 +35,11 @@ lint: $(INSTALLED) ## Formatting and lint
 
 types: $(INSTALLED) ## Strict type check of workers and orchestrator
 	$(BIN)/mypy
+
+trackers: $(INSTALLED) ## Install MLflow and W&B as well, and test the loggers against the real ones
+	$(BIN)/python $(PIP) install -c $(CONSTRAINTS) -e '.[mlflow,wandb]' matplotlib
+	test -x $(MLFLOW)/bin/mlflow || { $(PYTHON) -m venv --clear $(MLFLOW) && $(MLFLOW)/bin/python $(PIP) install 'mlflow>=3'; }
+	RANKFIRE_MLFLOW=$(CURDIR)/$(MLFLOW)/bin/mlflow $(BIN)/python -m pytest tests/orchestrator/loggers
 
 chaos: $(INSTALLED) ## Kill ranks a hundred times, their driver twenty times, nodes for ten minutes, break networks; compare, bit by bit
 	RANKFIRE_KILLS=100 RANKFIRE_FAULTS=all $(BIN)/python -m pytest tests/recovery

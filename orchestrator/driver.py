@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from orchestrator.checkpoints.registry import Registry
+from orchestrator.settings import Settings
 from workers.events import EventExpression
 from workers.state import State
+from workers.storage import Storage
 
 __all__ = ["Driver"]
 
@@ -19,6 +21,12 @@ class Driver(Protocol):
     """The driver, as handlers see it."""
 
     registry: Registry
+    settings: Settings
+
+    @property
+    def home(self) -> Storage:
+        """The run's folder."""
+        ...
 
     @property
     def state(self) -> State:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.errors import RankfireError, SpecError, TrainingError, explain
+from orchestrator.errors import RankfireError, RunInterrupted, SpecError, TrainingError, explain
 from orchestrator.handlers.checkpoint import Best, Checkpoint
 from orchestrator.handlers.evaluate import Evaluate, refuse_slip
 from orchestrator.handlers.progress import Progress
@@ -199,15 +199,25 @@ class Orchestrator(Ordering):
             datasets=self.datasets,
             started=self._started,
             start_from=self._start_from,
+            evaluated=self.evaluated,
         )
         progress = Progress(limits.max_epochs, limits.max_iters)
         progress.attach(self)
         self._progress = progress
+        status = "failed"
         try:
-            return train(parts, limits, how)
+            result = train(parts, limits, how)
+            status = result.status
+        except RunInterrupted:
+            status = "interrupted"
+            raise
         finally:
             progress.close()
+            for handler in self._attached:
+                if (ended := getattr(handler, "ended", None)) is not None:
+                    ended(status)
             self._run = None
+        return result
 
     # ---------------------------------------------------------------- within
     def _limits(self, max_epochs: int | None, max_iters: int | None, epoch_length: int | None) -> Limits:

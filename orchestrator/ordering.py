@@ -118,7 +118,7 @@ class Ordering(Registrations):
         if not self._fit_to_save(run):
             self.note("CHECKPOINT_LEFT_OUT", text=str(run.failure))
             return None
-        driver = {"handlers": states_of(self.stateful)}
+        driver = {"handlers": states_of(self.stateful), "evaluated": dict(self.evaluated)}
         manifest = manifest_of(self.settings.run, run.ranks.world_size, self.state, driver)
         manifest = replace(manifest, metrics=self._of_now(manifest.metrics))
         rules = [handler.best for handler in self._attached if isinstance(handler, Checkpoint) and handler.best]

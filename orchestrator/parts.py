@@ -33,6 +33,7 @@ class Parts:
         datasets: Ray data sets by name, of which each rank gets a part.
         started: called with the run before it starts, so that its owner can give it orders.
         start_from: what a new run takes from another one.
+        evaluated: metric of an evaluation → iteration at which it was measured last.
     """
 
     settings: Settings
@@ -45,3 +46,4 @@ class Parts:
     datasets: Mapping[str, Any] = field(default_factory=dict)
     started: Callable[[Run], None]
     start_from: StartFrom | None = None
+    evaluated: dict[str, int] = field(default_factory=dict)

@@ -299,6 +299,7 @@ def _begin_at(parts: Parts, resume: Resume) -> tuple[Committed | None, LoadPoint
         manifest.epoch_length,
     )
     state.metrics.update(manifest.metrics)
+    parts.evaluated.update(manifest.driver.get("evaluated", {}))
     parts.journal.iteration, parts.journal.epoch = manifest.iteration, manifest.epoch
     for name, saved in manifest.driver.get("handlers", {}).items():
         if name in parts.stateful:

@@ -127,6 +127,7 @@ DOORS = {
     "torch": (
         "workers/*",
         "orchestrator/checkpoints/*",
+        "orchestrator/loggers/tensorboard.py",
         "orchestrator/reduce.py",
         "orchestrator/rendezvous.py",
     ),
