@@ -59,7 +59,7 @@ def test_the_smallest_job_has_these_defaults() -> None:
         "start_from": None,
         "seed": 0,
         "storage": "runs",
-        "cluster": {"address": None, "autoscale": False, "start_timeout": 60.0},
+        "cluster": {"address": None, "autoscale": False, "insecure": False, "start_timeout": 60.0},
         "logs": "plain",
     }
 
@@ -228,8 +228,8 @@ def workers(**changes: object) -> dict[str, object]:
         (
             {"lr": 5},
             "lr: expected one of the keys run, program, handlers, config, train, workers, evaluate, checkpoint, "
-            "recovery, guard, start_from, seed, storage, cluster, logs, received an unknown key; leave it out; settings "
-            "of the program stand under config",
+            "recovery, guard, start_from, seed, storage, cluster, logs, received an unknown key; leave it out; "
+            "settings of the program stand under config",
         ),
         (
             {"workers": "two"},
