@@ -72,7 +72,7 @@ ORCHESTRATOR = (
     ("budgets.py", "capacity.py", "spec_problems.py", "target.py"),
     ("journal.py", "lease.py", "lifecycle.py", "limits.py", "spec.py", "yaml_text.py"),
     ("spec_recovery.py",),
-    ("cluster_events.py", "errors.py", "notice.py", "samples.py", "spec_values.py", "timeouts.py"),
+    ("cluster_events.py", "errors.py", "interval.py", "notice.py", "samples.py", "spec_values.py", "timeouts.py"),
     ("causes.py", "wording.py"),
 )
 

@@ -16,6 +16,7 @@ from typing import NoReturn, TextIO
 import click
 
 from orchestrator.cli.checkpoints import checkpoints
+from orchestrator.cli.doctor import doctor
 from orchestrator.cli.export import export
 from orchestrator.cli.init import init
 from orchestrator.cli.list import list_runs
@@ -45,6 +46,7 @@ Examples:
   rankfire logs digits --rank 1 --follow
   rankfire stop digits
   rankfire resume digits
+  rankfire doctor job.yaml
   rankfire checkpoints digits --verify
   rankfire export digits@best digits.safetensors
   rankfire validate --schema > job.schema.json
@@ -65,7 +67,23 @@ def rankfire() -> None:
 
 
 COMMANDS = (
-    *(checkpoints, export, init, list_runs, logs, packed, resume, run, show, status, stop, submit, validate, version),
+    *(
+        checkpoints,
+        doctor,
+        export,
+        init,
+        list_runs,
+        logs,
+        packed,
+        resume,
+        run,
+        show,
+        status,
+        stop,
+        submit,
+        validate,
+        version,
+    ),
 )
 for command in COMMANDS:
     rankfire.add_command(command)
