@@ -22,6 +22,7 @@ from orchestrator.cli.init import init
 from orchestrator.cli.list import list_runs
 from orchestrator.cli.logs import logs
 from orchestrator.cli.packed import packed
+from orchestrator.cli.render import render
 from orchestrator.cli.resume import resume
 from orchestrator.cli.run import run
 from orchestrator.cli.show import show
@@ -47,6 +48,7 @@ Examples:
   rankfire stop digits
   rankfire resume digits
   rankfire doctor job.yaml
+  rankfire render slurm job.yaml > run.sbatch
   rankfire checkpoints digits --verify
   rankfire export digits@best digits.safetensors
   rankfire validate --schema > job.schema.json
@@ -67,23 +69,8 @@ def rankfire() -> None:
 
 
 COMMANDS = (
-    *(
-        checkpoints,
-        doctor,
-        export,
-        init,
-        list_runs,
-        logs,
-        packed,
-        resume,
-        run,
-        show,
-        status,
-        stop,
-        submit,
-        validate,
-        version,
-    ),
+    *(checkpoints, doctor, export, init, list_runs, logs, packed, render, resume),
+    *(run, show, status, stop, submit, validate, version),
 )
 for command in COMMANDS:
     rankfire.add_command(command)
