@@ -14,10 +14,10 @@ MLFLOW := build/mlflow
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check lint types trackers chaos bench lock clean python
+.PHONY: help demo test test-deploy check lint types trackers chaos bench lock clean python
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: $(INSTALLED) ## Run the main job: train on real digits on two ranks, results in build/demo
 	@rm -rf $(DEMO)
@@ -25,6 +25,13 @@ demo: $(INSTALLED) ## Run the main job: train on real digits on two ranks, resul
 
 test: $(INSTALLED) ## Run all tests (some of them: make test TESTS=tests/workers)
 	$(BIN)/python -m pytest $(TESTS) $(COVERAGE)
+
+test-deploy: $(INSTALLED) ## Run the job on a Ray cluster with a token and on a real Slurm, which it installs if it may
+	@command -v slurmctld > /dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null \
+	  && apt-get update -qq && apt-get install -y --no-install-recommends slurm-wlm munge; } \
+	  || echo "no Slurm here, and none can be installed: its test will be skipped"
+	$(BIN)/python $(PIP) install kubernetes-validate || echo "no kubernetes-validate here: its tests will be skipped"
+	RANKFIRE_DEPLOY=1 $(BIN)/python -m pytest tests/deploy
 
 check: COVERAGE := --cov
 check: lint types test ## Format, lint, types, then all tests (house rules too) with coverage

@@ -30,6 +30,7 @@ from ray.util.placement_group import (
 
 from orchestrator.capacity import bundle_of, check_capacity, in_words, local_cpus, nodes_for
 from orchestrator.errors import StartError, explain
+from orchestrator.launch.access import see_entry
 from orchestrator.spec import ClusterSpec, WorkersSpec
 
 __all__ = ["Cluster", "Places"]
@@ -108,7 +109,11 @@ class Cluster:
         if address is not None:
             try:
                 _knock(address)
+                self._see_entry(address, where)
                 ray.init(address=address, log_to_driver=True)
+            except StartError:
+                self._owned = False
+                raise
             except (OSError, ValueError, RuntimeError) as error:
                 self._owned = False
                 raise StartError(
@@ -126,6 +131,18 @@ class Cluster:
             configure_logging=False,
             log_to_driver=True,
         )
+
+    def _see_entry(self, address: str, where: str) -> None:
+        """See that the cluster lets this user in, and not everybody; a token that is wanted is shown.
+
+        Raises:
+            StartError: one of these is not so.
+        """
+        place = address.rpartition("//")[2]
+        if not place.rpartition(":")[2].isdigit():
+            return  # "auto" is a cluster of this machine, which its user has started
+        if see_entry(f"{where}: {address}", place, os.environ, insecure=self._cluster.insecure):
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray does not show one of its own accord
 
 
 class Places:

@@ -21,7 +21,7 @@ from workers.locations import storage_at
 from workers.logs import Form, LogPlace
 from workers.storage import Storage
 
-__all__ = ["Settings", "pickled"]
+__all__ = ["Settings", "absolute_storage", "pickled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ class Settings:
             cluster=spec.cluster,
             recovery=spec.recovery,
             seed=spec.seed,
-            storage=_folder(spec.storage),
+            storage=absolute_storage(spec.storage),
             roots=_roots(roots),
             train=spec.train,
             text=dump_spec(spec),
@@ -136,7 +136,7 @@ class Settings:
             cluster=spec.cluster,
             recovery=spec.recovery,
             seed=spec.seed,
-            storage=_folder(spec.storage),
+            storage=absolute_storage(spec.storage),
             roots=_roots(()),
         )
 
@@ -175,7 +175,12 @@ def _name(value: object) -> str:
     return str(getattr(subject, "__qualname__", None) or type(subject).__name__)
 
 
-def _folder(storage: str) -> str:
+def absolute_storage(storage: str) -> str:
+    """A storage as a path or URL that means the same from every folder.
+
+    Raises:
+        SpecError: no such file system is known, or what it needs is not installed.
+    """
     try:
         return storage_at(storage).url
     except ValueError as error:

@@ -221,6 +221,8 @@ class ClusterSpec(Section):
     """Address of a running Ray cluster; null: RAY_ADDRESS if it is set, else Ray is started on this machine."""
     autoscale: bool = False
     """Whether the cluster grows on demand, so that a run may wait for nodes that are not there yet."""
+    insecure: bool = False
+    """Whether a cluster that asks for no token is used, though others than this machine can reach it."""
     start_timeout: Seconds = 60.0
     """Seconds within which all workers must be up, and then joined; building and loading may take longer."""
 

@@ -16,7 +16,7 @@ __all__ = ["MASK", "learn", "redact", "sounds_secret"]
 MASK = "***"
 SHORTEST = 6  # characters: a shorter value, such as "1" or "yes", would blacken half of every text
 _NAME = re.compile(
-    r"(?:^|[_\W])(?:token|secret|passw(?:or)?d|passphrase|pwd|api_?key|access_?key|private_?key|secret_?key|credentials?)s?$",
+    r"(?:^|[_\W])(?:token|secret|passw(?:or)?d|passphrase|(?<=_)pwd|api_?key|access_?key|private_?key|secret_?key|credentials?)s?$",
     re.IGNORECASE,
 )
 _URL = re.compile(r"(?P<before>[a-z][a-z0-9+.-]*://[^\s/:@]*:)[^\s/@]+(?=@)", re.IGNORECASE)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator.cli.cluster import address_option, entered, insecure_option
 from orchestrator.cli.storage import folder_named, json_option, storage_option
 
 if TYPE_CHECKING:
+    from orchestrator.launch.jobs import Jobs
     from workers.logs import Line
     from workers.storage import Storage
 
@@ -20,7 +22,8 @@ EPILOG = """\b
 Examples:
   rankfire logs digits
   rankfire logs digits --rank 1 --follow
-  rankfire logs digits --driver --json"""
+  rankfire logs digits --driver --json
+  rankfire logs digits --follow --address http://127.0.0.1:8265"""
 PAUSE = 0.2  # seconds between two looks while following
 LIVES = 10  # looks between two at whether the run is still on
 
@@ -31,12 +34,26 @@ LIVES = 10  # looks between two at whether the run is still on
 @click.option("--driver", is_flag=True, help="Only what the driver printed.")
 @click.option("--follow", "-f", is_flag=True, help="Wait for further lines, until the run ends.")
 @storage_option
+@address_option("Read what the job's driver prints from this cluster, instead of the run's folder.")
+@insecure_option
 @json_option
-def logs(run: str, rank: int | None, driver: bool, follow: bool, storage: str, as_json: bool) -> None:
+def logs(
+    run: str,
+    rank: int | None,
+    driver: bool,
+    follow: bool,
+    storage: str,
+    address: str | None,
+    insecure: bool,
+    as_json: bool,
+) -> None:
     """Print the logs of RUN, each line with the rank that printed it.
 
     With --json each line is one JSON object.
     """
+    if address is not None:
+        from_cluster(run, entered(address, insecure), follow=follow, ranks=rank is not None or as_json)
+        return
     from orchestrator.checkpoints.references import readable
     from orchestrator.tailing import LogReader
 
@@ -55,6 +72,21 @@ def logs(run: str, rank: int | None, driver: bool, follow: bool, storage: str, a
                 return
             looks += 1
             time.sleep(PAUSE)
+
+
+def from_cluster(run: str, jobs: Jobs, *, follow: bool, ranks: bool) -> None:
+    """Print what the driver of a submitted run prints."""
+    from orchestrator.launch.submission import newest_job
+
+    if ranks:
+        raise click.UsageError("a cluster knows the driver's output only; for ranks and JSON give --storage instead")
+    job = newest_job(jobs, run)
+    if follow and not job.ended:
+        from orchestrator.launch.following import follow as follow_output
+
+        follow_output(jobs, job.id, lambda text: click.echo(text, nl=False))
+    else:
+        click.echo(jobs.logs(job.id), nl=False)
 
 
 def lives(home: Storage) -> bool:

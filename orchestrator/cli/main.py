@@ -16,15 +16,19 @@ from typing import NoReturn, TextIO
 import click
 
 from orchestrator.cli.checkpoints import checkpoints
+from orchestrator.cli.doctor import doctor
 from orchestrator.cli.export import export
 from orchestrator.cli.init import init
 from orchestrator.cli.list import list_runs
 from orchestrator.cli.logs import logs
+from orchestrator.cli.packed import packed
+from orchestrator.cli.render import render
 from orchestrator.cli.resume import resume
 from orchestrator.cli.run import run
 from orchestrator.cli.show import show
 from orchestrator.cli.status import status
 from orchestrator.cli.stop import stop
+from orchestrator.cli.submit import submit
 from orchestrator.cli.validate import validate
 from orchestrator.cli.version import version
 from orchestrator.errors import RankfireError, RunInterrupted, SystemFailure, TrainingError, exit_code_of
@@ -38,10 +42,13 @@ Examples:
   rankfire validate job.yaml
   rankfire run job.yaml
   rankfire run job.yaml --set train.max_epochs=3 --workers 2
+  rankfire submit job.yaml --address http://127.0.0.1:8265 --follow
   rankfire list
   rankfire logs digits --rank 1 --follow
   rankfire stop digits
   rankfire resume digits
+  rankfire doctor job.yaml
+  rankfire render slurm job.yaml > run.sbatch
   rankfire checkpoints digits --verify
   rankfire export digits@best digits.safetensors
   rankfire validate --schema > job.schema.json
@@ -61,7 +68,11 @@ def rankfire() -> None:
     """Training as events, on every rank of a Ray cluster."""
 
 
-for command in (checkpoints, export, init, list_runs, logs, resume, run, show, status, stop, validate, version):
+COMMANDS = (
+    *(checkpoints, doctor, export, init, list_runs, logs, packed, render, resume),
+    *(run, show, status, stop, submit, validate, version),
+)
+for command in COMMANDS:
     rankfire.add_command(command)
 
 

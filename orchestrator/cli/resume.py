@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator.cli.cluster import address_option, entered, insecure_option
 from orchestrator.cli.job import set_option
 from orchestrator.cli.run import run_to_its_end
 from orchestrator.cli.storage import folder_named, json_option, storage_option
+from orchestrator.cli.submit import hand_over, tell_and_wait
 
 if TYPE_CHECKING:
     from workers.storage import Storage
@@ -22,7 +24,8 @@ EPILOG = """\b
 Examples:
   rankfire resume digits
   rankfire resume digits --set train.max_epochs=20
-  rankfire resume digits --storage s3://bucket/runs"""
+  rankfire resume digits --storage s3://bucket/runs
+  rankfire resume digits --address http://127.0.0.1:8265"""
 
 
 @click.command(epilog=EPILOG)
@@ -30,8 +33,20 @@ Examples:
 @set_option
 @click.option("--strict", is_flag=True, help="Refuse a damaged checkpoint instead of taking the one before it.")
 @storage_option
+@address_option("Submit it to this cluster again, with the current folder, instead of running it here.")
+@insecure_option
+@click.option("--python", default="python", show_default=True, help="Interpreter on the cluster that has Rankfire.")
 @json_option
-def resume(run: str, sets: tuple[str, ...], strict: bool, storage: str, as_json: bool) -> None:
+def resume(
+    run: str,
+    sets: tuple[str, ...],
+    strict: bool,
+    storage: str,
+    address: str | None,
+    insecure: bool,
+    python: str,
+    as_json: bool,
+) -> None:
     """Go on with RUN from its newest checkpoint, by the job file in its folder.
 
     Its functions are searched in the current folder, and where they were when it was started.
@@ -43,6 +58,11 @@ def resume(run: str, sets: tuple[str, ...], strict: bool, storage: str, as_json:
     above = json.dumps(home.url.rstrip("/").rpartition("/")[0])  # the folder may have been moved since
     where = home.locate("spec.yaml")
     spec = parse_spec(job_of(home), where=where, sets=(*sets, f"storage={above}"), roots=roots)
+    if address is not None:
+        jobs = entered(address, insecure)
+        done = hand_over(jobs, spec, Path.cwd() / "job.yaml", insecure=insecure, python=python)
+        tell_and_wait(jobs, done, spec.run, wait=False, follow=False, as_json=as_json)
+        return
     run_to_its_end(spec, roots, strict=strict, as_json=as_json)
 
 

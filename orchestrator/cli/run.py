@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator.cli.cluster import insecure_option
 from orchestrator.cli.job import roots_of, set_option
 from orchestrator.cli.storage import json_option, print_json
 from orchestrator.notice import Steady
@@ -43,6 +44,7 @@ Examples:
 )
 @click.option("--fresh", is_flag=True, help="Move what the run has aside, as RUN.old-1, and start anew.")
 @click.option("--strict", is_flag=True, help="Refuse a damaged checkpoint instead of taking the one before it.")
+@insecure_option
 @json_option
 def run(
     job: str,
@@ -51,6 +53,7 @@ def run(
     resume: str,
     fresh: bool,
     strict: bool,
+    insecure: bool,
     as_json: bool,
 ) -> None:
     """Run JOB, a YAML job file, to its end.
@@ -61,6 +64,7 @@ def run(
     from orchestrator.specfile import load_spec
 
     roots = roots_of(job)
+    sets = (*sets, "cluster.insecure=true") if insecure else sets
     spec = load_spec(job, sets=sets, workers=workers, roots=roots)
     run_to_its_end(spec, roots, resume=resume, fresh=fresh, strict=strict, as_json=as_json)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator.cli.cluster import address_option, entered, insecure_option, job_as_json, job_in_words
 from orchestrator.cli.storage import folder_named, json_option, print_json, shown, storage_option, time_in_words
 
 if TYPE_CHECKING:
@@ -16,15 +17,27 @@ __all__ = ["in_words", "status"]
 EPILOG = """\b
 Examples:
   rankfire status digits
-  rankfire status digits --json"""
+  rankfire status digits --json
+  rankfire status digits --address http://127.0.0.1:8265"""
 
 
 @click.command(epilog=EPILOG)
 @click.argument("run")
 @storage_option
+@address_option("Ask this cluster about its job, instead of the run's folder.")
+@insecure_option
 @json_option
-def status(run: str, storage: str, as_json: bool) -> None:
+def status(run: str, storage: str, address: str | None, insecure: bool, as_json: bool) -> None:
     """Say how RUN stands: its id, or the path or URL of its folder."""
+    if address is not None:
+        from orchestrator.launch.submission import newest_job
+
+        job = newest_job(entered(address, insecure), run)
+        if as_json:
+            print_json(job_as_json(job))
+        else:
+            click.echo(job_in_words(job))
+        return
     from orchestrator.runs import look_at
 
     state = look_at(folder_named(run, storage))

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from orchestrator.cli.cluster import address_option, entered, insecure_option, job_as_json, job_in_words
 from orchestrator.cli.storage import folder_named, json_option, print_json, shown, storage_option
 
 if TYPE_CHECKING:
+    from orchestrator.launch.jobs import Job, Jobs
     from orchestrator.runs import RunState
     from workers.storage import Storage
 
@@ -19,6 +21,7 @@ EPILOG = """\b
 Examples:
   rankfire stop digits
   rankfire stop digits --no-wait
+  rankfire stop digits --address http://127.0.0.1:8265
   rankfire stop digits && rankfire resume digits
 
 \b
@@ -32,9 +35,20 @@ PAUSE = 0.2  # seconds between two looks
 @click.option("--no-wait", is_flag=True, help="Return when the request is written, not when the run has ended.")
 @click.option("--timeout", type=click.FloatRange(min=0), default=600.0, show_default=True, help="Seconds to wait.")
 @storage_option
+@address_option("Ask this cluster to stop its job, instead of writing into the run's folder.")
+@insecure_option
 @json_option
-def stop(run: str, no_wait: bool, timeout: float, storage: str, as_json: bool) -> None:
+def stop(
+    run: str, no_wait: bool, timeout: float, storage: str, address: str | None, insecure: bool, as_json: bool
+) -> None:
     """Stop RUN well: it saves, then ends; `rankfire resume` goes on from there."""
+    if address is not None:
+        job, said = stopped_there(entered(address, insecure), run, None if no_wait else timeout)
+        if as_json:
+            print_json({**job_as_json(job), "text": said})
+        else:
+            click.echo(said)
+        return
     home = folder_named(run, storage)
     state, text = asked(home)
     if state.lives and not no_wait:
@@ -46,6 +60,34 @@ def stop(run: str, no_wait: bool, timeout: float, storage: str, as_json: bool) -
         print_json({**shown(state), "text": text})
     else:
         click.echo(text)
+
+
+def stopped_there(jobs: Jobs, run: str, timeout: float | None) -> tuple[Job, str]:
+    """Have a cluster stop its job; gives how that stands, and what to tell the user.
+
+    Args:
+        jobs: of the cluster, entered.
+        run: which one.
+        timeout: seconds to wait for its end; None: no waiting.
+
+    Raises:
+        SystemFailure: it has not ended within the time.
+    """
+    from orchestrator.errors import SystemFailure, explain
+    from orchestrator.launch.following import until_ended
+    from orchestrator.launch.submission import newest_job
+
+    job = newest_job(jobs, run)
+    if job.ended:
+        return job, f"run {run} is not running ({job_in_words(job)}), so there is nothing to stop"
+    jobs.stop(job.id)
+    if timeout is None:
+        return job, f"run {run} is asked to stop: it ends at its next iteration"
+    ended = until_ended(jobs, job.id, timeout=timeout)
+    if ended is None:
+        expected, mend = f"{job.id} to end within {timeout:g} s", "look at its logs, or wait with a larger --timeout"
+        raise SystemFailure(explain("stop", expected=expected, received="it goes on", mend=mend))
+    return ended, f"run {run} has ended: {job_in_words(ended)}"
 
 
 def asked(home: Storage) -> tuple[RunState, str]:

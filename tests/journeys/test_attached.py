@@ -18,7 +18,7 @@ train: {{max_epochs: 2}}
 workers: {{count: 2, placement: STRICT_PACK}}
 checkpoint: {{every: 1}}
 storage: {storage}
-cluster: {{address: "{address}"}}
+cluster: {{address: "{address}", insecure: true}}
 """
 
 

@@ -12,7 +12,11 @@ from tests.journeys.test_resume_exact import job, result, run_command
 def test_a_driver_killed_while_it_saves_to_an_object_store_goes_on_from_there(
     tmp_path: Path, object_store: object, ray_cluster: str
 ) -> None:
-    common = {"workers": {"count": 2, "cpus": 0.5}, "cluster": {"address": ray_cluster}, "train": {"max_epochs": 2}}
+    common = {
+        "workers": {"count": 2, "cpus": 0.5},
+        "cluster": {"address": ray_cluster, "insecure": True},
+        "train": {"max_epochs": 2},
+    }
     calm = run_command(tmp_path, job(tmp_path, "calm", **common))
     assert calm.returncode == 0, calm.stderr
     common["storage"] = "s3://rankfire/journeys"

@@ -100,7 +100,7 @@ def run_command(folder: Path, given: dict[str, Any]) -> subprocess.CompletedProc
 
 @pytest.mark.timeout(120 + 60 * KILLS_ON_RAY)
 def test_kills_of_a_driver_of_two_ranks_change_nothing(tmp_path: Path, ray_cluster: str) -> None:
-    common = {"workers": {"count": 2, "cpus": 0.5}, "cluster": {"address": ray_cluster}}
+    common = {"workers": {"count": 2, "cpus": 0.5}, "cluster": {"address": ray_cluster, "insecure": True}}
     config = {"loader_workers": 1}
     calm = run_command(tmp_path, job(tmp_path, "calm", config=config, **common))
     assert calm.returncode == 0, calm.stderr
@@ -143,7 +143,7 @@ def test_four_three_five_and_two_ranks_share_one_epoch(tmp_path: Path, ray_clust
             workers={"count": workers, "cpus": 0.5},
             config={"log": str(tmp_path)},
             storage=tmp_path / "runs",
-            cluster={"address": ray_cluster},
+            cluster={"address": ray_cluster, "insecure": True},
         )
         orchestrator.attach(Checkpoint(every={"iterations": 2}))
 

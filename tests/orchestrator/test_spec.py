@@ -59,7 +59,7 @@ def test_the_smallest_job_has_these_defaults() -> None:
         "start_from": None,
         "seed": 0,
         "storage": "runs",
-        "cluster": {"address": None, "autoscale": False, "start_timeout": 60.0},
+        "cluster": {"address": None, "autoscale": False, "insecure": False, "start_timeout": 60.0},
         "logs": "plain",
     }
 

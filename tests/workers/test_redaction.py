@@ -13,13 +13,22 @@ def known_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "RAY_AUTH_TOKEN", "token", "hf_token", "credentials"],
+    [
+        "WANDB_API_KEY",
+        "AWS_SECRET_ACCESS_KEY",
+        "DB_PASSWORD",
+        "RAY_AUTH_TOKEN",
+        "token",
+        "hf_token",
+        "DB_PWD",
+        "credentials",
+    ],
 )
 def test_a_name_that_sounds_secret(name: str) -> None:
     assert sounds_secret(name)
 
 
-@pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN_PATH", "tokens_seen", "tokenizer", "KEYBOARD", "lr", "pwdless"])
+@pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN_PATH", "tokens_seen", "tokenizer", "KEYBOARD", "lr", "PWD", "OLDPWD"])
 def test_a_name_that_does_not(name: str) -> None:
     assert not sounds_secret(name)
 

@@ -1,0 +1,70 @@
+"""The user's token, and clusters that let everybody in."""
+
+import pytest
+
+from orchestrator.errors import StartError
+from orchestrator.launch.access import Token, demand_authentication, find_token, is_loopback, others_may_read, see_entry
+
+
+def test_the_token_is_sought_where_ray_seeks_it(tmp_path):
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("of-home\n")
+    (tmp_path / "named").write_text("of-path")
+    home = {"HOME": str(tmp_path)}
+    assert find_token({"HOME": "/nowhere"}) is None
+    assert find_token(home).value == "of-home"
+    assert find_token(home | {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "named")}).value == "of-path"
+    assert find_token(home | {"RAY_AUTH_TOKEN": "of-env", "RAY_AUTH_TOKEN_PATH": "x"}).source == "RAY_AUTH_TOKEN"
+
+
+def test_a_named_file_that_can_not_be_read_is_told():
+    with pytest.raises(StartError, match=r"RAY_AUTH_TOKEN_PATH=/nowhere: expected a file with the cluster's token"):
+        find_token({"RAY_AUTH_TOKEN_PATH": "/nowhere"})
+
+
+def test_a_token_does_not_show_itself():
+    assert "hunter2" not in repr(Token("hunter2", "RAY_AUTH_TOKEN"))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "localhost", "LOCALHOST.", "[::1]", "::1"])
+def test_hosts_that_only_this_machine_reaches(host):
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "10.0.0.1", "head", "localhost.evil.example", "127.0.0.1.evil.example", ""]
+)
+def test_hosts_that_others_reach(host):
+    assert not is_loopback(host)
+
+
+def test_an_open_cluster_that_others_reach_is_refused_and_named():
+    with pytest.raises(StartError) as caught:
+        demand_authentication("cluster at http://head:8265", "head", authenticated=False, insecure=False)
+    assert "lets everybody in" in str(caught.value)
+    assert "RAY_AUTH_MODE=token" in str(caught.value)
+    assert "--insecure" in str(caught.value)
+
+
+KNOWN = [("head", True, False), ("head", False, True), ("127.0.0.1", False, False)]
+
+
+@pytest.mark.parametrize(("host", "authenticated", "insecure"), KNOWN)
+def test_other_clusters_are_not(host, authenticated, insecure):
+    demand_authentication("x", host, authenticated=authenticated, insecure=insecure)
+
+
+def test_a_gcs_that_asks_nobody_for_a_token_is_open(ray_cluster):
+    host, _, port = ray_cluster.rpartition(":")
+    assert see_entry("cluster.address", ray_cluster, {}, insecure=True) is False
+    if is_loopback(host):
+        pytest.skip("this machine has no address that others reach")
+    with pytest.raises(StartError, match="lets everybody in"):
+        see_entry("cluster.address", f"{host}:{port}", {}, insecure=False)
+
+
+def test_a_file_that_others_may_read_is_seen(tmp_path):
+    (tmp_path / "token").touch(mode=0o600)
+    assert not others_may_read(tmp_path / "token")
+    (tmp_path / "token").chmod(0o640)
+    assert others_may_read(tmp_path / "token")
