@@ -24,7 +24,7 @@ class Way:
         regrouped: called when the ranks have joined, with the workers that were lost, and where training goes on.
         checkpoint: the newest valid checkpoint; None if there is none.
         go: have them train.
-        leave_behind: keep what a rank had measured whose place nobody takes.
+        leave_behind: keeps what a rank had measured whose place nobody takes.
         gate: at which the ranks stand; None: at none.
         samples: iteration → what it is given, in words.
         pause: called when the ranks stop.
@@ -44,16 +44,23 @@ class Way:
 
 @dataclass(slots=True)
 class Episode:
-    """One fault, and what came of it while it was being mended."""
+    """One fault, and what came of it while it was being mended.
+
+    Args:
+        began: when, in seconds on a monotonic clock.
+        reached: the farthest iteration in which a rank was.
+        lost: worker → the rank that it was, and how its loss was seen.
+        causes: of those losses, in the order in which they came.
+        late: whether it was begun anew since the ranks did not join in time.
+        untaken: worker → what belonged to its rank alone at each snapshot, where nobody took its place.
+    """
 
     began: float
-    reached: int = 0  # the farthest iteration in which a rank was
-    lost: dict[int, tuple[int, str]] = field(default_factory=dict)  # worker → the rank that it was, and how it went
+    reached: int = 0
+    lost: dict[int, tuple[int, str]] = field(default_factory=dict)
     causes: list[Cause] = field(default_factory=list)
-    late: bool = False  # whether it was begun anew since they did not join
-    untaken: dict[int, dict[SnapshotLabel, bytes]] = field(
-        default_factory=dict
-    )  # worker → its own, if nobody took over
+    late: bool = False
+    untaken: dict[int, dict[SnapshotLabel, bytes]] = field(default_factory=dict)
 
 
 def keep_newest(known: dict[SnapshotLabel, bytes], label: SnapshotLabel, own: bytes) -> None:

@@ -181,6 +181,8 @@ class Ranks:
         """
         self.world_size = len(workers)
         self.spares = [spare for spare in self.spares if spare not in workers]
+        for rank in [rank for rank in self._loop.pulses if rank >= self.world_size]:
+            del self._loop.pulses[rank]  # of a rank that there is no more: it would stand where it was for ever
         places = {worker: self._loop.facts.places[worker] for worker in workers}
         local = deal_ranks(places, generation=self.generation)
         self._workers = list(workers)

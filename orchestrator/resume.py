@@ -14,6 +14,7 @@ from orchestrator.checkpoints.references import find
 from orchestrator.checkpoints.registry import Committed, Registry
 from orchestrator.checkpoints.verify import damage
 from orchestrator.errors import CheckpointError, SpecError, explain
+from orchestrator.lease import FOLDER
 from orchestrator.limits import Limits
 from workers.data.fingerprint import fingerprint_mismatch
 from workers.parcels import LoadPoint
@@ -34,8 +35,7 @@ __all__ = [
     "way_on",
 ]
 
-EXISTING = {"checkpoints", "journal", "journal.jsonl"}  # what a run that has begun has
-OWN = "lease"  # stays where it is when a run is set aside: whoever owns the run's name goes on owning it
+_EXISTING = {"checkpoints", "journal", "journal.jsonl"}  # what a run that has begun has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +115,10 @@ def newest(registry: Registry, resume: Resume, tell: Callable[[str], None]) -> C
 def starting_point(start: StartFrom, root: Storage) -> LoadPoint:
     """The checkpoint of another run that a new run starts from, verified.
 
+    Args:
+        start: which one, and which entries of its state.
+        root: the storage in which runs have their folders.
+
     Raises:
         CheckpointError: it is damaged.
         SpecError: there is none of that name, or it lacks an entry.
@@ -145,7 +149,7 @@ def refuse_existing(home: Storage, run: str) -> None:
     Raises:
         SpecError: it has.
     """
-    if any(home.names(name) or _holds(home, name) for name in home.names() if name in EXISTING):
+    if any(home.names(name) or _holds(home, name) for name in home.names() if name in _EXISTING):
         raise SpecError(
             explain(
                 f"run {run!r}",
@@ -163,7 +167,7 @@ def set_aside(root: Storage, run: str) -> str | None:
         root: the storage in which runs have their folders.
         run: the run's id; the caller owns it.
     """
-    there = [name for name in root.child(run).names() if name != OWN]
+    there = [name for name in root.child(run).names() if name != FOLDER]  # who owns the run's name goes on owning it
     if not there:
         return None
     number, taken = 1, set(root.names())
@@ -177,7 +181,16 @@ def set_aside(root: Storage, run: str) -> str | None:
 
 
 def changed_versions(then: Mapping[str, str], now: Mapping[str, str]) -> str | None:
-    """What is not the version that made a checkpoint, in words; None if nothing is."""
+    """What is not the version that made a checkpoint, in words; None if all are.
+
+    Args:
+        then: name → version, of what made the checkpoint.
+        now: the same of what is installed.
+
+    Example:
+        >>> changed_versions({"torch": "2.10.0", "ray": "2.56.0"}, {"torch": "2.13.0", "ray": "2.56.0"})
+        'torch 2.10.0 → 2.13.0'
+    """
     changed = [f"{name} {then[name]} → {now[name]}" for name in sorted(then) if now.get(name, then[name]) != then[name]]
     return ", ".join(changed) or None
 
@@ -236,13 +249,6 @@ def way_on(registry: Registry, iteration: int) -> str:
     return f"the same command goes on from {newest.name}"
 
 
-def _holds(home: Storage, name: str) -> bool:
-    try:
-        return home.size(name) > 0
-    except FileNotFoundError:
-        return False
-
-
 def check_data(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
     """See that a position in the data means what it meant: it does only if the data is the same.
 
@@ -266,3 +272,10 @@ def check_data(then: Mapping[str, Any] | None, now: Mapping[str, Any]) -> None:
     wrong = fingerprint_mismatch(then, now)
     if wrong is not None:
         raise SpecError(f"run: {wrong}")
+
+
+def _holds(home: Storage, name: str) -> bool:
+    try:
+        return home.size(name) > 0
+    except FileNotFoundError:
+        return False

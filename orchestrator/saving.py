@@ -249,7 +249,14 @@ class Saver:
 
 
 def manifest_of(run_id: str, world_size: int, state: State, driver: Mapping[str, Any]) -> Manifest:
-    """The manifest of a checkpoint at the driver's present state, without files."""
+    """The manifest of a checkpoint at the driver's present state, without files.
+
+    Args:
+        run_id: of the run.
+        world_size: ranks that are to write it.
+        state: the trainer's, over all ranks; of its metrics the numbers are noted.
+        driver: states of the driver's handlers, which JSON can hold.
+    """
     return Manifest(
         run=run_id,
         epoch=state.epoch,
@@ -265,6 +272,9 @@ def manifest_of(run_id: str, world_size: int, state: State, driver: Mapping[str,
 
 def states_of(handlers: Mapping[str, Any]) -> dict[str, Any]:
     """The states of the driver's handlers, which go into the manifest.
+
+    Args:
+        handlers: name → handler with a `state_dict()`.
 
     Raises:
         SpecError: one of them is not what JSON can hold; names the handler.

@@ -41,7 +41,6 @@ class Beat:
         at: when it was received, in seconds on the driver's clock.
         busy: seconds in which the training thread has worked so far, without waiting for other ranks; None if the rank
             does not know. In lockstep only this tells a slow rank from those that wait for it.
-        in_collective: whether the training thread is known to wait for other ranks.
     """
 
     rank: int
@@ -51,7 +50,6 @@ class Beat:
     idle: float
     at: float
     busy: float | None = None
-    in_collective: bool = False
 
     @property
     def waits(self) -> bool:
@@ -256,7 +254,6 @@ class Watch:
         limit = self._timeouts.first if any(seen.warming_up for seen in at_work) else self._timeouts.hang
         behind = min(seen.beat.place for seen in at_work)
         last = [seen for seen in at_work if seen.beat.place == behind]
-        last = [seen for seen in last if not seen.beat.in_collective] or last
         last = [seen for seen in last if now - seen.heard > SEVERAL_PULSES] or last  # who is quiet does not wait
         sure = len(last) == 1
         return [_hang(seen, "stuck", now - seen.stands, sure=sure) for seen in last if now - seen.stands > limit]

@@ -31,7 +31,15 @@ def explain(where: str, *, expected: str, received: str, mend: str) -> str:
 
 
 def name_ranks(ranks: Iterable[int]) -> str:
-    """Name ranks in words: `rank 3`, `ranks 0-2, 5`."""
+    """Name ranks in words.
+
+    Args:
+        ranks: at least one, in any order.
+
+    Example:
+        >>> name_ranks([3]), name_ranks([5, 0, 2, 1])
+        ('rank 3', 'ranks 0-2, 5')
+    """
     spans: list[list[int]] = []
     for rank in sorted(set(ranks)):
         if spans and rank == spans[-1][1] + 1:
@@ -44,7 +52,17 @@ def name_ranks(ranks: Iterable[int]) -> str:
 
 
 def no_engine(where: str, name: str, known: Iterable[str]) -> str:
-    """Word the name of an engine that the program does not have."""
+    """Word the name of an engine that the program does not have.
+
+    Args:
+        where: the call that named it.
+        name: the engine that was named.
+        known: those that there are.
+
+    Example:
+        >>> no_engine("evaluate", "test", ["trainer"])
+        "evaluate: expected an engine of the program ('trainer'), received 'test'; name one of them"
+    """
     names = list(known)
     near = difflib.get_close_matches(str(name), names, n=1)
     mend = f"did you mean {near[0]!r}?" if near else "name one of them"

@@ -136,12 +136,25 @@ def packed(value: object, name: str = "") -> bytes:
 
 
 def unpacked(content: bytes) -> Any:
-    """What was packed; new every time, so that it may be kept and changed."""
+    """What was packed; new every time, so that it may be kept and changed.
+
+    Args:
+        content: what `packed` gave, in this process or another one of the same run.
+
+    Example:
+        >>> unpacked(packed({"bias": torch.ones(2)}))
+        {'bias': tensor([1., 1.])}
+    """
     return pickle.loads(content)
 
 
 def bytes_in(value: object) -> int:
-    """Bytes of the tensors and arrays in a nested state."""
+    """Bytes of the tensors and arrays in a nested state.
+
+    Example:
+        >>> bytes_in({"weights": [torch.ones(2), np.ones(2)], "lr": 0.1})
+        24
+    """
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, np.ndarray):

@@ -128,7 +128,7 @@ class _Here:
 
 
 def runs_here(handler: RankHandler, membership: Membership) -> bool:
-    """True if a handler names this rank."""
+    """Whether a handler names this rank."""
     where = handler.where
     if where == "all":
         return True

@@ -160,5 +160,10 @@ class Leave(Order):
 
 
 def acts_at_once(order: Order) -> bool:
-    """Whether an order is carried out by the thread that brings it, so that it has no number."""
+    """Whether an order is carried out by the thread that brings it, so that it has no number.
+
+    Example:
+        >>> acts_at_once(Abort(generation=1)), acts_at_once(Leave())
+        (True, False)
+    """
     return isinstance(order, ProposeCut | CutAt | Abort)

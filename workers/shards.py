@@ -146,7 +146,12 @@ class Frozen:
 
 
 def rank_file(rank: int) -> str:
-    """Path of a rank's own file, relative to the checkpoint."""
+    """Path of a rank's own file, relative to the checkpoint.
+
+    Example:
+        >>> rank_file(3)
+        'ranks/rank-0003.pt'
+    """
     return f"ranks/rank-{rank:04d}.pt"
 
 

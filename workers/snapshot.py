@@ -42,6 +42,12 @@ def taken_at(gate: GateKey) -> bool:
     """Whether a snapshot can be taken on arriving at a gate: between two iterations of the trainer.
 
     Within an iteration its batch is read already, and an evaluation is begun anew after a rewind.
+
+    Example:
+        >>> taken_at(GateKey(engine="trainer", event="EPOCH_COMPLETED", count=1))
+        True
+        >>> taken_at(GateKey(engine="trainer", event="ITERATION_STARTED", count=1))
+        False
     """
     return gate.engine == TRAINER and (gate.event in _BETWEEN or gate.event == CUT)
 
@@ -234,7 +240,6 @@ class _Slot:
         self.shared = b""
         self.own = b""
         self.of_donor = False  # `own` is that of the rank which gave it
-        self.metrics: dict[str, Any] | None = (
-            None  # engines' metrics as they were here: the driver's are known by identity
-        )
+        # Engines' metrics as they were here, not unpickled ones: those that the driver gave are known by identity.
+        self.metrics: dict[str, Any] | None = None
         self.read: dict[str, int] = {}  # batches that iterators had given

@@ -38,7 +38,12 @@ def plain(value: object, path: str, keep: Callable[[torch.Tensor, str], object])
 
 
 def tensors_in(structure: object) -> list[str]:
-    """Names of the tensors that belong into a structure, by its marks."""
+    """Names of the tensors that belong into a structure, by its marks.
+
+    Example:
+        >>> tensors_in({"model": {"bias": {TENSOR: "model.bias"}}, "step": 3})
+        ['model.bias']
+    """
     if isinstance(structure, dict):
         if structure.keys() == {TENSOR}:
             return [structure[TENSOR]]

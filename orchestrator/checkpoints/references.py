@@ -102,6 +102,10 @@ def storage_named(url: str) -> Storage:
 
     Raises:
         SpecError: no such file system is known, or what it needs is not installed.
+
+    Example:
+        >>> storage_named("/data/runs").url
+        '/data/runs'
     """
     try:
         return storage_at(url)
@@ -120,8 +124,18 @@ def storage_named(url: str) -> Storage:
 def readable(url: str) -> Iterator[None]:
     """What a storage refuses while it is looked at becomes an error of ours.
 
+    Args:
+        url: what is looked at, for the error.
+
     Raises:
         CheckpointError: the storage refused.
+
+    Example:
+        >>> with readable("s3://bucket/runs"):
+        ...     raise PermissionError(13, "Permission denied")
+        Traceback (most recent call last):
+        ...
+        orchestrator.errors.CheckpointError: checkpoint s3://bucket/runs: can't be read: Permission denied
     """
     try:
         yield
@@ -130,7 +144,11 @@ def readable(url: str) -> Iterator[None]:
 
 
 def best_in(committed: list[Committed]) -> Committed | None:
-    """The best checkpoint by the rule that the newest one tells; None if it tells none, or none has the metric."""
+    """The best checkpoint by the rule that the newest one tells; None if it tells none, or none has the metric.
+
+    Args:
+        committed: all checkpoints of one run, oldest first.
+    """
     rule = committed[-1].manifest.best if committed else None
     if rule is None:
         return None

@@ -30,7 +30,7 @@ def damage(storage: Storage, manifest: Manifest, read: Iterable[Receipt] = ()) -
 
 
 def problems(storage: Storage, manifest: Manifest, read: Iterable[Receipt] = ()) -> Iterator[str]:
-    """Everything that is wrong with a checkpoint's files, in the order of the manifest."""
+    """All that is wrong with a checkpoint's files, in the order of the manifest; the arguments are as in `damage`."""
     known = {entry.path: entry for entry in read}
     largest_first = sorted(manifest.files, key=lambda entry: -entry.size)
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="rankfire-verify")

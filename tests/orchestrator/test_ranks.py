@@ -2,7 +2,7 @@
 
 from tests.orchestrator.conftest import MakeRun, lines_of
 from tests.orchestrator.fake_group import FakeGroup
-from workers.messages import Built, Hello
+from workers.messages import Built, Hello, Pulse
 from workers.orders import Build, Go, Join
 from workers.parcels import LoadPoint
 from workers.rank import Place
@@ -83,3 +83,18 @@ def test_the_journal_tells_in_which_generation_a_line_was_written(make_run: Make
     run.ranks.announce()
     run.journal.write("WORKER_LOST")
     assert lines_of(run)[-1]["generation"] == run.ranks.generation == 1
+
+
+def test_where_a_rank_was_that_there_is_no_more_is_forgotten(make_run: MakeRun) -> None:
+    group = FakeGroup(3)
+    run = make_run(group)
+    run.execute(None)
+    for worker in range(3):
+        group.send(
+            Pulse, worker, phase="training", iteration=7, epoch=1, moves=0, idle=0.0, busy=0.0, samples=0, drops=0,
+            output={},
+        )  # fmt: skip
+        run.loop.pump()
+    assert sorted(run.loop.pulses) == [0, 1, 2]
+    run.ranks.deal([0, 2])
+    assert sorted(run.loop.pulses) == [0, 1]

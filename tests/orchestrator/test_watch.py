@@ -115,12 +115,6 @@ def test_ranks_at_the_same_place_are_all_suspects() -> None:
     assert hung(story.wait(HANG + 1, all_of(story))) == [(rank, "stuck", False) for rank in story.ranks]
 
 
-def test_of_ranks_at_the_same_place_the_one_that_waits_for_nobody_is_named() -> None:
-    story = Story()
-    waiting = {"in_collective": True}
-    assert hung(story.wait(HANG + 1, {0: waiting, 1: {}, 2: waiting})) == [(1, "stuck", True)]
-
-
 def test_of_ranks_at_the_same_place_the_one_that_has_gone_quiet_is_named() -> None:
     story = Story()
     assert story.wait(10, all_of(story)) == []
