@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from orchestrator.causes import Cause
-from orchestrator.cluster_events import Payload
+from orchestrator.cluster_events import Payload, Recovered
 from workers.left_behind import LeftBehind
 from workers.parcels import GateKey, LoadPoint, Rewind, SnapshotLabel
 
@@ -63,6 +63,25 @@ class Episode:
     attempts: int = 0
     late: bool = False
     untaken: dict[int, dict[SnapshotLabel, bytes]] = field(default_factory=dict)
+
+    def recovered(self, label: SnapshotLabel | None, seconds: float, generation: int) -> Recovered:
+        """What is told when all train again.
+
+        Args:
+            label: of the snapshot to which all went back; None: to a checkpoint.
+            seconds: that it took.
+            generation: of the new membership.
+        """
+        iteration = 0 if label is None else label.iteration
+        return Recovered(
+            ranks=tuple(sorted(rank for rank, _ in self.lost.values())),
+            causes=tuple(dict.fromkeys(self.causes)),
+            seconds=seconds,
+            iteration=iteration,
+            replayed=max(0, self.reached - iteration),
+            source="checkpoint" if label is None else "snapshot",
+            generation=generation,
+        )
 
 
 def keep_newest(known: dict[SnapshotLabel, bytes], label: SnapshotLabel, own: bytes) -> None:

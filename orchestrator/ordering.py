@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from orchestrator.bus import users_code
+from orchestrator.checkpoints.draft import manifest_of, states_of
 from orchestrator.checkpoints.registry import Committed, Registry
 from orchestrator.cluster_events import CheckpointCommitted, EvaluationCompleted
 from orchestrator.errors import CheckpointError, NotFiniteError, RankfireError, SpecError, explain
@@ -22,7 +23,6 @@ from orchestrator.lease import Lease
 from orchestrator.notice import notice
 from orchestrator.registrations import Registrations
 from orchestrator.run import Run
-from orchestrator.saving import manifest_of, states_of
 from orchestrator.settings import Settings
 from orchestrator.shipping import check_ranks
 from workers.events import Events

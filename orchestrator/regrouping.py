@@ -12,7 +12,7 @@ from typing import Literal
 
 from orchestrator.budgets import Budgets, Progress
 from orchestrator.causes import APART, Cause
-from orchestrator.cluster_events import Recovered, WorkerLost, WorldResized
+from orchestrator.cluster_events import WorkerLost, WorldResized
 from orchestrator.episode import Episode, Way, keep_newest
 from orchestrator.errors import RankfireError
 from orchestrator.journal import Journal
@@ -309,15 +309,4 @@ class Regrouping:
         if (world := self._ranks.world_size) != before:
             self._way.tell(WorldResized(before=before, after=world, generation=self._ranks.generation))
         if episode.lost or label is None:
-            iteration = 0 if label is None else label.iteration
-            self._way.tell(
-                Recovered(
-                    ranks=tuple(sorted(rank for rank, _ in episode.lost.values())),
-                    causes=tuple(dict.fromkeys(episode.causes)),
-                    seconds=seconds,
-                    iteration=iteration,
-                    replayed=max(0, episode.reached - iteration),
-                    source="checkpoint" if label is None else "snapshot",
-                    generation=self._ranks.generation,
-                )
-            )
+            self._way.tell(episode.recovered(label, seconds, self._ranks.generation))

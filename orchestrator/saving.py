@@ -6,19 +6,16 @@ flight at a time: the next one waits for it. What is written where is decided in
 
 from __future__ import annotations
 
-import json
-import platform
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from orchestrator.asking import Asking, RegroupedError
 from orchestrator.checkpoints.manifest import Manifest
 from orchestrator.checkpoints.registry import Committed, Registry, Staging
-from orchestrator.errors import CheckpointError, RankfireError, SpecError, explain, name_ranks
+from orchestrator.errors import CheckpointError, RankfireError, name_ranks
 from orchestrator.flight import Flight
 from orchestrator.loop import Loop
 from orchestrator.notice import notice
@@ -28,9 +25,8 @@ from workers.messages import Saved
 from workers.orders import FreezeSave, PlanSave
 from workers.parcels import Failure, LoadPoint, Planned, SnapshotLabel
 from workers.retry import retrying
-from workers.state import State
 
-__all__ = ["OnSaveError", "Saver", "manifest_of", "states_of", "versions"]
+__all__ = ["OnSaveError", "Saver"]
 
 OnSaveError = Literal["stop", "continue"]
 REMOVING = 10.0  # seconds in which a storage must have removed what was given up
@@ -246,77 +242,6 @@ class Saver:
         self.failed(error)
         if self.on_error == "stop":
             raise self._loop.end(error) from error
-
-
-def manifest_of(run_id: str, world_size: int, state: State, driver: Mapping[str, Any]) -> Manifest:
-    """The manifest of a checkpoint at the driver's present state, without files.
-
-    Args:
-        run_id: of the run.
-        world_size: ranks that are to write it.
-        state: the trainer's, over all ranks; of its metrics the numbers are noted.
-        driver: states of the driver's handlers, which JSON can hold.
-    """
-    return Manifest(
-        run=run_id,
-        epoch=state.epoch,
-        iteration=state.iteration,
-        epoch_length=state.epoch_length,
-        world_size=world_size,
-        time=time.time(),
-        metrics={name: value for name, value in state.metrics.items() if isinstance(value, int | float)},
-        driver=driver,
-        versions=versions(),
-    )
-
-
-def states_of(handlers: Mapping[str, Any]) -> dict[str, Any]:
-    """The states of the driver's handlers, which go into the manifest.
-
-    Args:
-        handlers: name → handler with a `state_dict()`.
-
-    Raises:
-        SpecError: one of them is not what JSON can hold; names the handler.
-    """
-    states = {name: handler.state_dict() for name, handler in handlers.items()}
-    for name, state in states.items():
-        try:
-            json.dumps(state)
-            _check_keys(state)
-        except (TypeError, ValueError) as error:
-            raise SpecError(
-                explain(
-                    f"orchestrator.checkpoint: state_dict() of handler {name}",
-                    expected="numbers, texts, lists and dictionaries of them by texts, which JSON can hold",
-                    received=f"something else: {error}",
-                    mend="leave it out, or give its parts",
-                )
-            ) from error
-    return states
-
-
-def _check_keys(state: object) -> None:
-    """JSON makes texts of all keys, so others would not come back as they were."""
-    if isinstance(state, Mapping):
-        if strange := [key for key in state if not isinstance(key, str)]:
-            raise TypeError(f"key {strange[0]!r} is no text")
-        for value in state.values():
-            _check_keys(value)
-    elif isinstance(state, list | tuple):
-        for value in state:
-            _check_keys(value)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what takes part, without importing any of it."""
-    found = {"python": platform.python_version()}
-    for package in ("rankfire", "torch", "ray"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # a source tree that was put on the path instead of installed
-            found[package] = "not installed"
-    return found
 
 
 def _check(folder: str, failures: Mapping[int, Failure]) -> None:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Literal
 
 from orchestrator.bus import EventBus, expressions_of
+from orchestrator.checkpoints.draft import versions
 from orchestrator.checkpoints.registry import Committed
 from orchestrator.errors import (
     FencedError,
@@ -46,7 +47,6 @@ from orchestrator.resume import (
     way_on,
 )
 from orchestrator.run import Run
-from orchestrator.saving import versions
 from orchestrator.signals import Signals
 from orchestrator.splits import Splits
 from orchestrator.stopping import Heeding

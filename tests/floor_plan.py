@@ -70,7 +70,7 @@ ORCHESTRATOR = (
     ("clerk.py", "exchange.py", "killed.py", "nodes.py", "placement.py", "reduce.py", "rendezvous.py", "watch.py"),
     ("launch/*",),
     ("settings.py",),
-    ("checkpoints/committed.py", "checkpoints/verify.py", "recovery.py"),
+    ("checkpoints/committed.py", "checkpoints/draft.py", "checkpoints/verify.py", "recovery.py"),
     ("checkpoints/*", "episode.py", "passed.py", "roll_call.py", "specfile.py", "stopping.py", "verdict.py"),
     ("budgets.py", "capacity.py", "spec_problems.py", "target.py"),
     ("journal.py", "lease.py", "lifecycle.py", "limits.py", "spec.py", "yaml_text.py"),

@@ -42,8 +42,8 @@ class Points(torch.utils.data.Dataset):
 def build(worker: Worker) -> Program:
     """The program.
 
-    `worker.config`: loader_workers, width, log (a folder), pause (seconds that an iteration takes at least), strategy (of
-    the model); kill is for `attach`.
+    `worker.config`: loader_workers, width, log (a folder), pause (seconds that an iteration takes at least), strategy
+    (of the model); kill is for `attach`.
     """
     config = worker.config
     width = config.get("width", 16)

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+import orchestrator.checkpoints.draft
 import orchestrator.orchestrator
 import orchestrator.regrouping
 import orchestrator.rendezvous
-import orchestrator.saving
 import orchestrator.settings
 import orchestrator.training
 from orchestrator import Checkpoint, Evaluate, Orchestrator
@@ -103,7 +103,9 @@ def _stage(world: World) -> Iterator[None]:
     """The driver's surroundings are the simulated ones."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()):
         stand_in(patch, world.clock)
-        patch.setattr(orchestrator.saving, "version", lambda package: "1.0")  # reading them takes as long as all else
+        patch.setattr(
+            orchestrator.checkpoints.draft, "version", lambda package: "1.0"
+        )  # reading them takes as long as all else
         patch.setattr(orchestrator.settings, "storage_at", world.disk.at)
         patch.setattr(orchestrator.training, "RayGroup", lambda *given, **named: world)
         patch.setattr(orchestrator.rendezvous, "Rendezvous", lambda host: contextlib.nullcontext(("sim", 1)))
