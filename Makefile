@@ -38,7 +38,7 @@ types: $(INSTALLED) ## Strict type check of workers and orchestrator
 chaos: $(INSTALLED) ## Kill ranks a hundred times, their driver twenty times, break networks, and compare the results, bit by bit
 	RANKFIRE_KILLS=100 RANKFIRE_FAULTS=all $(BIN)/python -m pytest tests/recovery
 	RANKFIRE_KILLS=20 $(BIN)/python -m pytest tests/journeys/test_resume_exact.py
-	RANKFIRE_FAULTS=all $(BIN)/python -m pytest tests/journeys/test_partitions.py
+	RANKFIRE_FAULTS=all $(BIN)/python -m pytest tests/journeys/test_partitions.py tests/journeys/test_lost_nodes.py
 
 bench: $(INSTALLED) ## Run the benchmarks, each against its peer
 	@set -e; for script in tests/benchmarks/[a-z]*.py; do \
