@@ -4,7 +4,7 @@ Only as root, on Linux with `ip` and `tc`. A cut swallows packets without a word
 refused anything. Whoever was started on a host is ended with the network, and no namespace is left.
 
     with Network("abc") as network:
-        network.start("a", ["sleep", "60"])
+        subprocess.Popen(network.command("a", ["sleep", "60"]))
         network.cut("a")
 """
 
@@ -42,7 +42,7 @@ def why_not() -> str | None:
 
 
 class Network:
-    """A switch with a cable to each host.
+    """A switch with a cable to each host; nobody there knows names, which without an answer takes many seconds.
 
     Args:
         hosts: their names, a letter each.
@@ -85,12 +85,10 @@ class Network:
             command: what.
             own: folders in whose place this process and its children have empty ones of their own.
         """
-        enter = [*self._enter(host), "setpriv", "--pdeathsig", "KILL"]
-        if not own:
-            return [*enter, *command]
-        mounts = "".join(f"mount -t tmpfs none {folder} && " for folder in own)
-        private = ["unshare", "--mount", "--propagation", "private", "sh", "-c", f'{mounts}exec "$@"', "sh"]
-        return [*enter, *private, *command]
+        mounts = ["--bind /dev/null /etc/resolv.conf", *(f"-t tmpfs none {folder}" for folder in own)]
+        script = "; ".join(["set -e", *(f"mount {words}" for words in mounts), 'exec "$@"'])
+        private = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+        return [*self._enter(host), "setpriv", "--pdeathsig", "KILL", *private, *command]
 
     def processes(self, host: str) -> list[psutil.Process]:
         """Whoever runs on a host."""
@@ -98,9 +96,11 @@ class Network:
         return [process for process in _processes_in(self._namespace(host)) if process.pid != keeper]
 
     def host_of(self, pid: int) -> str | None:
-        """On which host a process is; None: on none."""
-        space = os.stat(f"/proc/{pid}/ns/net").st_ino
-        return next((host for host in self.hosts if self._namespace(host) == space), None)
+        """On which host a process is; None: on none, or it has ended."""
+        with contextlib.suppress(FileNotFoundError):
+            space = os.stat(f"/proc/{pid}/ns/net").st_ino
+            return next((host for host in self.hosts if self._namespace(host) == space), None)
+        return None
 
     def end_all(self) -> None:
         """End whoever runs on any host."""
@@ -237,16 +237,11 @@ class RayNetwork:
             for node in self._nodes.values():
                 node.wait(20)
 
-    def run(self, host: str, command: Sequence[str], **variables: str) -> subprocess.Popen[str]:
-        """Start a command on a host, where its Ray is known as RAY_ADDRESS."""
+    def run(self, host: str, command: Sequence[str], log: Path, **variables: str) -> subprocess.Popen[bytes]:
+        """Start a command on a host, where its Ray is known as RAY_ADDRESS; what it says goes into a file."""
         environment = {**self._environment, "RAY_ADDRESS": self.address, **variables}
-        return subprocess.Popen(
-            self.network.command(host, command),
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        with log.open("wb") as file:
+            return subprocess.Popen(self.network.command(host, command), env=environment, stdout=file, stderr=file)
 
     def raylet(self, host: str) -> psutil.Process:
         """The raylet of a host."""

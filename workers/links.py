@@ -24,7 +24,7 @@ from torch.distributed import (  # type: ignore[attr-defined]  # its stubs forge
 )
 
 from workers.rank import Membership
-from workers.sockets import Name, call_at, inodes, limit_silence, opened_since, shut
+from workers.sockets import Name, call_at, calling_since, inodes, limit_silence, opened_since, shut
 
 __all__ = ["Links", "StoreLine"]
 
@@ -150,7 +150,8 @@ class Links:
 
         While a group is formed nothing of it is known yet. Then the line to the store is cut, which frees a rank that
         waits for the addresses of others (13 ms), and this rank calls at its own door in the name of each peer, which
-        frees it from waiting for one that never calls: gloo would do that for five times its timeout.
+        frees it from waiting for one that never calls: gloo would do that for five times its timeout. Its own calls
+        that nobody answers, as when the network is cut, are ended.
 
         Returns:
             How many links were cut.
@@ -164,6 +165,7 @@ class Links:
         if line is not None and is_forming:
             line.cut()
         if before is not None:
+            shut(calling_since(before))
             for door in (end for end in opened_since(before) if end.listens):
                 call_at(door.local, self.membership.world_size)
         return len(ends)

@@ -16,11 +16,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["End", "Name", "call_at", "inodes", "limit_silence", "opened_since", "shut"]
+__all__ = ["End", "Name", "call_at", "calling_since", "inodes", "limit_silence", "opened_since", "shut"]
 
 Name = tuple[str, int]  # host and port of one end
 
 _OWN = Path("/proc/self/fd")
+_NOWHERE: Name = ("", 0)
+_SYN_SENT = 2  # tcp_states.h
 _KNOCK = 1.0  # seconds; a listener of this very process answers at once
 
 
@@ -56,6 +58,20 @@ def opened_since(before: Collection[int]) -> Iterator[End]:
         if inode not in seen and (end := _end(descriptor, inode)) is not None:
             seen.add(inode)
             yield end
+
+
+def calling_since(before: Collection[int]) -> list[socket.socket]:
+    """Second descriptors of the TCP sockets of this process that call somebody who has not answered yet.
+
+    Args:
+        before: inodes of those that are left out.
+    """
+    held = []
+    for descriptor, inode in _sockets():
+        if inode not in before and _calls(descriptor):
+            end = End(descriptor, inode, _NOWHERE, None, listens=False)
+            held += [copy for copy in [end.held()] if copy is not None]
+    return held
 
 
 def shut(ends: Iterable[socket.socket]) -> None:
@@ -108,6 +124,17 @@ def _end(descriptor: int, inode: int) -> End | None:
         finally:
             looking.detach()
     return found
+
+
+def _calls(descriptor: int) -> bool:
+    """Whether a descriptor is TCP, and its first packet is on its way."""
+    with contextlib.suppress(OSError):
+        looking = _socket(descriptor)
+        try:
+            return looking.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _SYN_SENT
+        finally:
+            looking.detach()
+    return False
 
 
 def _socket(descriptor: int) -> socket.socket:

@@ -19,6 +19,7 @@ from tests.waiting import wait_until
 from workers import Events
 from workers.stacks import state_of
 
+ALL = os.environ.get("RANKFIRE_FAULTS") == "all"
 SPREAD = {"cpus": 1, "placement": "SPREAD"}
 ONE_A_NODE = {"cpus": 1, "placement": "STRICT_SPREAD"}
 
@@ -36,10 +37,6 @@ def doomed(ray_nodes: RayNodes) -> Iterator[Any]:
 def calm(tmp_path_factory: pytest.TempPathFactory, ray_nodes: RayNodes) -> Job:
     """The run in which nothing happens."""
     return Job(tmp_path_factory.mktemp("calm"), ray_nodes.address, "calm").run()
-
-
-def rank_on(job: Job, node: Any) -> int:
-    return next(rank for rank, home in job.nodes.items() if home == node.node_id)
 
 
 def gone(pid: int) -> bool:
@@ -66,6 +63,7 @@ def test_a_rank_whose_node_dies_goes_on_on_another_one(
     assert_equal(job, calm)
 
 
+@pytest.mark.skipif(not ALL, reason="waits for 20 s; RANKFIRE_FAULTS=all has it run")
 @pytest.mark.timeout(300)
 def test_without_room_elsewhere_the_run_waits_until_its_deadline_and_goes_on_when_there_is_a_node(
     tmp_path: Path, ray_nodes: RayNodes, calm: Job, doomed: Any

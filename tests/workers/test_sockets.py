@@ -3,8 +3,11 @@
 import fcntl
 import os
 import socket
+import threading
 
-from workers.sockets import inodes, opened_since
+from tests.processes import LIMIT
+from tests.waiting import wait_until
+from workers.sockets import calling_since, inodes, opened_since, shut
 
 
 def test_finding_changes_nothing_of_what_it_looks_at():
@@ -36,3 +39,27 @@ def test_a_descriptor_that_was_taken_over_is_not_held():
     assert end.held() is None
     for descriptor in {other, end.descriptor}:
         os.close(descriptor)
+
+
+def test_who_calls_somebody_that_does_not_answer_is_freed_and_nobody_else():
+    errors = []
+
+    def call(address):
+        try:
+            socket.create_connection(address, timeout=LIMIT).close()
+        except OSError as error:
+            errors.append(error)
+
+    full = socket.create_server(("127.0.0.1", 0), backlog=0)  # the kernel lets one in, and drops others
+    with full, socket.create_connection(full.getsockname()) as answered:
+        before = frozenset(inodes())
+        caller = threading.Thread(target=call, args=(full.getsockname(),))
+        caller.start()
+        wait_until(lambda: [end.close() for end in calling_since(before)], what="a call without an answer")
+        assert calling_since(frozenset(inodes())) == []
+        shut(calling_since(before))
+        caller.join(LIMIT)
+        assert not caller.is_alive()
+        assert answered.getpeername() == full.getsockname()
+    assert len(errors) == 1
+    assert not isinstance(errors[0], TimeoutError)
