@@ -41,7 +41,10 @@ class Nodes:
     def __init__(self, died: Callable[[str], None] = lambda _: None) -> None:
         self._died = died
         self._dead: set[str] = set()
-        self._deadlines: dict[str, float] = {}  # node id → on the wall clock, in seconds
+        self._told: dict[
+            str, float
+        ] = {}  # node id → deadline as the cluster tells it, in ms on the wall clock; 0: none
+        self._deadlines: dict[str, float] = {}  # node id → the same in seconds on a clock that does not jump
         self._ports: dict[str, tuple[str, int]] = {}  # node id → where its raylet listens
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -57,7 +60,8 @@ class Nodes:
 
         A node stays here when it is gone, so that a loss can be told from a crash.
         """
-        return {node: max(deadline - time.time(), 0.0) for node, deadline in list(self._deadlines.items())}
+        now = time.monotonic()
+        return {node: max(deadline - now, 0.0) for node, deadline in list(self._deadlines.items())}
 
     def port(self, node: str) -> tuple[str, int] | None:
         """Where a node listens as long as it is one: address and port of its raylet, if they are known."""
@@ -111,16 +115,21 @@ class Nodes:
             return
         for look in itertools.count():
             try:
-                self._deadlines |= {
-                    node: deadline / 1000.0 if deadline else math.inf
-                    for node, deadline in client.get_draining_nodes(timeout=ANSWER).items()
-                }
+                self._take_in_drains(client.get_draining_nodes(timeout=ANSWER))
                 if look % SELDOM == 0:
                     self._take_in(client.get_all_node_info(timeout=ANSWER))
             except Exception as error:  # Ray has several for a head that is away
                 _logger.debug("the head did not answer", exc_info=error)
             if self._stopping.wait(POLL):
                 return
+
+    def _take_in_drains(self, told: Mapping[str, float]) -> None:
+        """Each deadline is read by the wall clock once: that may jump afterwards."""
+        for node, deadline in told.items():
+            if self._told.get(node) != deadline:
+                self._told[node] = deadline
+                left = deadline / 1000.0 - time.time() if deadline else math.inf
+                self._deadlines[node] = time.monotonic() + left
 
     def _take_in(self, nodes: Mapping[Any, Any]) -> None:
         self._ports |= {node.hex(): (info.node_manager_address, info.node_manager_port) for node, info in nodes.items()}
