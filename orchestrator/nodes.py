@@ -52,7 +52,8 @@ class Nodes:
         self._lost = lost
         self._contact: Contact | None = None
         self._dead: set[str] = set()
-        self._deadlines: dict[str, float] = {}  # node id → on the wall clock, in seconds
+        self._told: dict[str, float] = {}  # node id → deadline as it was told, in ms on the wall clock; 0: none
+        self._deadlines: dict[str, float] = {}  # node id → the same in seconds on a clock that does not jump
         self._ports: dict[str, tuple[str, int]] = {}  # node id → where its raylet listens
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -68,7 +69,8 @@ class Nodes:
 
         A node stays here when it is gone, so that a loss can be told from a crash.
         """
-        return {node: max(deadline - time.time(), 0.0) for node, deadline in list(self._deadlines.items())}
+        now = time.monotonic()
+        return {node: max(deadline - now, 0.0) for node, deadline in list(self._deadlines.items())}
 
     @property
     def head_is_away(self) -> bool:
@@ -138,12 +140,17 @@ class Nodes:
                 return
 
     def _look_at_all(self, client: Any, *, seldom: bool, timeout: float) -> None:
-        self._deadlines |= {
-            node: deadline / 1000.0 if deadline else math.inf
-            for node, deadline in client.get_draining_nodes(timeout=timeout).items()
-        }
+        self._take_in_drains(client.get_draining_nodes(timeout=timeout))
         if seldom:
             self._take_in(client.get_all_node_info(timeout=timeout))
+
+    def _take_in_drains(self, told: Mapping[str, float]) -> None:
+        """Each deadline is read by the wall clock once: that may jump afterwards."""
+        for node, deadline in told.items():
+            if self._told.get(node) != deadline:
+                self._told[node] = deadline
+                left = deadline / 1000.0 - time.time() if deadline else math.inf
+                self._deadlines[node] = time.monotonic() + left
 
     def _take_in(self, nodes: Mapping[Any, Any]) -> None:
         self._ports |= {node.hex(): (info.node_manager_address, info.node_manager_port) for node, info in nodes.items()}

@@ -5,13 +5,19 @@ When one rank fails, the others fail in their collectives; only the first is wor
 
 from __future__ import annotations
 
+import dis
+import os
 import re
+from pathlib import Path
 
 import torch
+import torch.autograd
 import torch.distributed as dist
+import torch.nn.parallel
 
 from workers.errors import UnreadableError
 from workers.parcels import FaultKind
+from workers.tracebacks import is_ours
 
 __all__ = ["fault_kind"]
 
@@ -21,6 +27,9 @@ _LOST_PEER = re.compile(
     r"|NCCL (error|communicator)|ncclRemoteError|[Tt]imed out (waiting|after)|wait timeout|Application timeout caused"
 )
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory: you tried to allocate")  # torch, on the CPU
+_TALKING = tuple(
+    f"{Path(module.__file__ or '').parent}{os.sep}" for module in (dist, torch.nn.parallel, torch.autograd)
+)
 _KINDS = tuple(
     getattr(dist, name) for name in ("DistBackendError", "DistNetworkError", "DistStoreError") if hasattr(dist, name)
 )
@@ -44,7 +53,9 @@ def fault_kind(error: BaseException) -> FaultKind:
     if isinstance(error, UnreadableError):
         return "system"
     while cause is not None and all(cause is not known for known in seen):  # a chain may bite its own tail
-        if isinstance(cause, _KINDS) or (isinstance(cause, RuntimeError) and _LOST_PEER.search(_text(cause))):
+        if isinstance(cause, _KINDS) or (
+            isinstance(cause, RuntimeError) and _LOST_PEER.search(_text(cause)) and not _is_raised_by_others(cause)
+        ):
             return "communication"
         if isinstance(cause, MemoryError | torch.OutOfMemoryError) or (
             isinstance(cause, RuntimeError) and _NO_MEMORY.search(_text(cause))
@@ -53,6 +64,21 @@ def fault_kind(error: BaseException) -> FaultKind:
         seen.append(cause)
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return "user"
+
+
+def _is_raised_by_others(error: BaseException) -> bool:
+    """Whether a `raise` outside of what talks to peers brought it up, whatever it says: it is no word of a collective.
+
+    Those raise in C++, below a call; of what is known to come from there, nothing can be told.
+    """
+    trace = error.__traceback__
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    raised = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+    return raised and not code.co_filename.startswith(_TALKING) and not is_ours(code.co_filename)
 
 
 def _text(error: BaseException) -> str:

@@ -7,10 +7,12 @@ in which a file tells that a fault has struck: who takes the lost rank's place f
 from __future__ import annotations
 
 import ctypes
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +83,11 @@ def raise_something() -> None:
     raise ValueError("a mistake of the user's")
 
 
+def raise_as_if_a_peer_were_lost() -> None:
+    """The same, with words that a lost peer might have left."""
+    raise RuntimeError("the object store says: Connection closed by peer")
+
+
 def kill_a_loader() -> None:
     """One of the processes that load for this rank; the rank itself lives."""
     loader = min(multiprocessing.active_children(), key=lambda process: process.name)
@@ -93,6 +100,13 @@ def take_all_memory() -> None:
     (Path(os.environ[CONTROL_GROUP]) / "cgroup.procs").write_text(str(os.getpid()))
     held = [bytearray(1 << 20) for _ in range(ENOUGH)]
     raise AssertionError(f"{len(held)} MB could be had within {os.environ[CONTROL_GROUP]}")
+
+
+def set_the_clock_forward() -> None:
+    """By an hour, and from then on by a minute more each time that anybody looks."""
+    true, looks = time.time, itertools.count()
+    time.time = lambda: true() + 3600.0 + 60.0 * next(looks)
+    assert time.time() - true() > 3599.0
 
 
 def find_no_memory() -> None:
@@ -108,9 +122,11 @@ HOWS: Mapping[str, Callable[[], None]] = {
     "loop": loop_for_ever,
     "wait": wait_for_ever,
     "raise": raise_something,
+    "peer": raise_as_if_a_peer_were_lost,
     "loader": kill_a_loader,
     "oom": take_all_memory,
     "memory": find_no_memory,
+    "clock": set_the_clock_forward,
 }
 """The ways in which a rank fails."""
 

@@ -1,10 +1,13 @@
-"""A storage that never comes back from a write: told with rank and file, given up, and nobody waits for it for ever."""
+"""A storage that is slow, or never comes back from a write: told with rank and file, and nobody waits for ever."""
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import RunInterrupted
 from tests.recovery.jobs import PER_EPOCH, Job, checkpoints_hold, run
 
 FOR_EVER = 10_000  # seconds
@@ -53,3 +56,24 @@ def test_a_storage_that_comes_back_is_written_to_again(tmp_path: Path) -> None:
     assert WORDS in told
     assert saved(ended) == [PER_EPOCH, 3 * PER_EPOCH]
     checkpoints_hold(ended, 3 * PER_EPOCH)
+
+
+def test_sigterm_is_heard_while_the_storage_is_slow(tmp_path: Path) -> None:
+    """Training stops soon, the slow save comes to its end, and where training stands is saved as well."""
+    at: list[int] = []
+
+    def terminate(orchestrator: Any, group: Any, iteration: int) -> None:
+        if not at and (tmp_path / "job" / "trace").exists():  # the second save is being written
+            assert not orchestrator._run.saver.idle
+            at.append(iteration)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    slow = Job(points="shard.half=sleep:8@1#2!", epochs=10_000, at_iteration=terminate)
+    ended = run(slow, tmp_path / "job")
+    assert isinstance(ended.error, RunInterrupted)
+    assert ended.fired == ["shard.half sleep 1"]
+    assert ended.told("CHECKPOINT_FAILED") == []
+    *_, before, last = saved(ended)
+    assert before == 2 * PER_EPOCH
+    assert at[0] <= last <= at[0] + 2 * PER_EPOCH  # and not as far as ranks come in eight seconds
+    checkpoints_hold(ended, last)

@@ -36,3 +36,14 @@ def test_an_exception_counts_also_where_another_rank_dies(tmp_path: Path, wrong:
     assert isinstance(ended.error, TrainingError)
     assert "rank 0 raised ValueError: a mistake of the user's" in str(ended.error)
     assert str(faults[0]) in ended.fired
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_an_exception_that_reads_like_a_lost_peer_is_not_tried_again(tmp_path: Path, where: str) -> None:
+    fault = Fault(where=where, iteration=11, rank=1, how="peer")
+    ended = run(Job(faults=[fault]), tmp_path / "job")
+    assert isinstance(ended.error, TrainingError)
+    assert "rank 1 raised RuntimeError: the object store says: Connection closed by peer (program.py:" in str(
+        ended.error
+    )
+    assert (ended.fired, ended.told("RECOVERED")) == ([str(fault)], [])

@@ -3,7 +3,10 @@
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.parallel.distributed
+import torch.utils.data
 
+import workers.collectives
 from workers.faults import fault_kind
 
 LOST = [
@@ -58,6 +61,40 @@ def test_what_torch_says_where_there_is_no_memory_is_known():
     with pytest.raises(RuntimeError) as raised:
         torch.empty(1 << 50, dtype=torch.uint8)
     assert fault_kind(raised.value) == "memory"
+
+
+PEER = "Connection closed by peer"
+
+
+def raised_in(filename, error):
+    """As it comes out of code in such a file."""
+    try:
+        exec(compile("def fail(error):\n    raise error\nfail(error)", filename, "exec"), {"error": error})
+    except Exception as came:
+        return came
+
+
+@pytest.mark.parametrize("filename", ["/home/user/storage.py", torch._utils.__file__, torch.utils.data.__file__])
+def test_words_of_a_lost_peer_are_the_users_where_other_code_raised_them(filename):
+    assert fault_kind(raised_in(filename, RuntimeError(PEER))) == "user"
+    assert fault_kind(raised_in(filename, dist.DistBackendError(PEER))) == "communication"
+
+
+@pytest.mark.parametrize("module", [dist, torch.nn.parallel.distributed, workers.collectives])
+def test_they_are_a_peers_where_a_collective_raised_them(module):
+    assert fault_kind(raised_in(module.__file__, RuntimeError(PEER))) == "communication"
+
+
+def test_what_was_raised_because_of_a_lost_peer_is_no_fault_of_the_user():
+    lost = raised_in(dist.__file__, RuntimeError(PEER))
+    mine = raised_in("/home/user/train.py", chain(RuntimeError(f"the step failed: {PEER}"), __cause__=lost))
+    assert fault_kind(mine) == "communication"
+
+
+def test_what_a_call_into_c_raised_may_be_a_peers():
+    with pytest.raises(RuntimeError, match=PEER) as raised:
+        torch.device(PEER)  # says that this is no device, in C++
+    assert fault_kind(raised.value) == "communication"
 
 
 def chain(error, **links):
