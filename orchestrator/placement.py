@@ -29,13 +29,13 @@ from ray.util.placement_group import (
 from orchestrator.capacity import bundle_of, check_capacity, in_words, local_cpus, nodes_for
 from orchestrator.errors import StartError
 from orchestrator.spec import ClusterSpec, WorkersSpec
+from orchestrator.spec_values import NODE_ID
 
 __all__ = ["Cluster", "Places"]
 
 KNOCK = 5.0  # seconds to reach a cluster's port
 LOOK = 0.25  # seconds between two looks whether the run has ended while it waits for its places
 OBJECT_STORE = 256 << 20  # bytes; messages are small, and tensors do not travel through it
-NODE_ID = "ray.io/node-id"  # the label that Ray gives every node
 
 
 class Cluster:
@@ -62,10 +62,11 @@ class Cluster:
             StartError: there is no cluster at the address; names `cluster.address` or RAY_ADDRESS, as it was given.
         """
         self._connect()
-        nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
+        alive = [node for node in _nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in alive]
         self.one_node = len(nodes) == 1 and not self._cluster.autoscale
         if not self._cluster.autoscale:
-            check_capacity(self._workers, nodes)
+            check_capacity(self._workers, nodes, [node.get("Labels") or {} for node in alive])
 
     def shortage(self) -> str:
         """What is free at the moment, in words, for an error."""
@@ -146,7 +147,11 @@ class Places:
         """
         count, homes = self._workers.count + self._workers.spares, {}
         if not self._one_node:
-            self._gang = placement_group([bundle_of(self._workers)] * count, strategy=self._workers.placement)
+            self._gang = placement_group(
+                [bundle_of(self._workers)] * count,
+                strategy=self._workers.placement,
+                bundle_label_selector=[dict(self._workers.labels)] * count if self._workers.labels else None,
+            )
             while not self._gang.wait(LOOK):
                 if self.stopping.is_set():
                     return
@@ -196,8 +201,10 @@ class Places:
                 _wait_removed(group)
 
     def _ask(self, worker: int, nodes: str | None) -> PlacementGroup:
-        selector = None if nodes is None else [{NODE_ID: nodes}]
-        self._own[worker] = placement_group([bundle_of(self._workers)], bundle_label_selector=selector)
+        selector = {**self._workers.labels, **({} if nodes is None else {NODE_ID: nodes})}
+        self._own[worker] = placement_group(
+            [bundle_of(self._workers)], bundle_label_selector=[selector] if selector else None
+        )
         return self._own[worker]
 
 

@@ -143,11 +143,11 @@ class RayNodes:
         self.head = self.add(4)
         self.address: str = self._cluster.address
 
-    def add(self, cpus: int) -> Any:
+    def add(self, cpus: int, **more: Any) -> Any:
         """One more node, with an address of its own, which Ray would not give it on one machine."""
         # Not 127.0.0.1, in whose place Ray puts that of a network card.
         address = f"127.0.0.{next(self._addresses)}"
-        return self._cluster.add_node(num_cpus=cpus, node_ip_address=address, **self._given)
+        return self._cluster.add_node(num_cpus=cpus, node_ip_address=address, **self._given, **more)
 
     def kill(self, node: Any) -> Any:
         """SIGKILL to a node's raylet, as when a machine goes away; the process, defunct until it is awaited."""
