@@ -6,12 +6,12 @@ Called by `placement.py` before it asks for places, and by `group.py` for what a
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from orchestrator.errors import CapacityError
 from orchestrator.spec import WorkersSpec
 
-__all__ = ["bundle_of", "check_capacity", "in_words", "local_cpus", "nodes_for"]
+__all__ = ["bundle_of", "check_capacity", "fits", "in_words", "local_cpus", "nodes_for"]
 
 OVERSUBSCRIBE = 8  # ranks per core that a laptop may be asked for
 _KEYS = {"CPU": "cpus", "GPU": "gpus"}  # resource → its key in a job file
@@ -28,16 +28,47 @@ def bundle_of(workers: WorkersSpec) -> dict[str, float]:
     return {name: amount for name, amount in bundle.items() if amount}
 
 
-def check_capacity(workers: WorkersSpec, nodes: list[Mapping[str, float]]) -> None:
+def fits(labels: Mapping[str, str], selectors: Mapping[str, str]) -> bool:
+    """Whether a node has the labels that workers want.
+
+    Args:
+        labels: of the node.
+        selectors: by name: VALUE, !VALUE, in(A,B) or !in(A,B).
+
+    Example:
+        >>> fits({"gpu": "H100"}, {"gpu": "in(A100,H100)"}), fits({"gpu": "H100"}, {"gpu": "!H100"})
+        (True, False)
+    """
+    for name, selector in selectors.items():
+        wanted = selector.removeprefix("!")
+        values = wanted[3:-1].split(",") if wanted.startswith("in(") else [wanted]
+        if (labels.get(name) in values) == selector.startswith("!"):
+            return False
+    return True
+
+
+def check_capacity(
+    workers: WorkersSpec, nodes: Sequence[Mapping[str, float]], labels: Sequence[Mapping[str, str]] | None = None
+) -> None:
     """See whether nodes could hold the workers if nothing else ran there.
 
     Args:
         workers: how many, and what each needs.
         nodes: the total resources of every node.
+        labels: those of every node.
 
     Raises:
         CapacityError: they never could; says what is asked and what is there.
     """
+    if workers.labels and labels is not None:
+        fit = [node for node, its in zip(nodes, labels, strict=True) if fits(its, workers.labels)]
+        if not fit:
+            raise CapacityError.of(
+                asked=f"workers on nodes with the labels {_labels_in_words(workers.labels)}",
+                there="; ".join(sorted({_labels_in_words(its) for its in labels})),
+                mend="change workers.labels, or start nodes with `ray start --labels`",
+            )
+        nodes = fit
     count, bundle = workers.count + workers.spares, bundle_of(workers)
     rooms = [min(int((node.get(name, 0.0) + 1e-9) / amount) for name, amount in bundle.items()) for node in nodes]
     asked = f"{count} workers of {in_words(bundle)} each, placed {workers.placement}"
@@ -101,7 +132,7 @@ def in_words(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
 
-def _mend(count: int, bundle: Mapping[str, float], nodes: list[Mapping[str, float]]) -> str:
+def _mend(count: int, bundle: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> str:
     """What to ask less of: what no node has enough of for one worker, else what all together are short of."""
     for name, amount in bundle.items():
         if all(node.get(name, 0.0) < amount for node in nodes):
@@ -114,7 +145,13 @@ def _mend(count: int, bundle: Mapping[str, float], nodes: list[Mapping[str, floa
     return "ask for fewer workers or add nodes"
 
 
-def _there(nodes: list[Mapping[str, float]], bundle: Mapping[str, float]) -> str:
+def _labels_in_words(labels: Mapping[str, str]) -> str:
+    """Those that people set; Ray's own are left out."""
+    own = {name: value for name, value in labels.items() if not name.startswith("ray.io/")}
+    return ", ".join(f"{name}: {value}" for name, value in sorted(own.items())) or "no labels"
+
+
+def _there(nodes: Sequence[Mapping[str, float]], bundle: Mapping[str, float]) -> str:
     total = {name: sum(node.get(name, 0.0) for node in nodes) for name in bundle}
     best = {name: max((node.get(name, 0.0) for node in nodes), default=0.0) for name in bundle}
     several = f", at most {in_words(best)} on one" if len(nodes) > 1 else ""

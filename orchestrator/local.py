@@ -46,7 +46,7 @@ class LocalGroup:
         self._number = 0
         self._inbox: deque[Incoming] = deque()
         self._raised: BaseException | None = None
-        place = Place(node="local", host=socket.gethostname(), address="127.0.0.1", pid=os.getpid())
+        place = Place(node="local", host=socket.gethostname(), address="127.0.0.1", pid=os.getpid(), gpus=None)
         self.session = Session(worker_id=0, place=place, outbox=self._outbox, mailbox=self._mailbox)
 
     def start(self) -> None:

@@ -32,6 +32,7 @@ from orchestrator.capacity import bundle_of, check_capacity, in_words, local_cpu
 from orchestrator.errors import StartError, explain
 from orchestrator.launch.access import see_entry
 from orchestrator.spec import ClusterSpec, WorkersSpec
+from orchestrator.spec_values import NODE_ID
 
 __all__ = ["Cluster", "Places"]
 
@@ -39,7 +40,6 @@ KNOCK = 5.0  # seconds to reach a cluster's port
 LOOK = 0.25  # seconds between two looks whether the run has ended while it waits for its places
 ROOM = 8 << 20  # bytes; what Ray writes in a short run
 OBJECT_STORE = 256 << 20  # bytes; messages are small, and tensors do not travel through it
-NODE_ID = "ray.io/node-id"  # the label that Ray gives every node
 
 
 class Cluster:
@@ -67,10 +67,11 @@ class Cluster:
                 RAY_ADDRESS, as it was given.
         """
         self._connect()
-        nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
+        alive = [node for node in _nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in alive]
         self.one_node = len(nodes) == 1 and not self._cluster.autoscale
         if not self._cluster.autoscale:
-            check_capacity(self._workers, nodes)
+            check_capacity(self._workers, nodes, [node.get("Labels") or {} for node in alive])
 
     def shortage(self) -> str:
         """What is free at the moment, in words, for an error."""
@@ -168,7 +169,11 @@ class Places:
         """
         count, homes = self._workers.count + self._workers.spares, {}
         if not self._one_node:
-            self._gang = placement_group([bundle_of(self._workers)] * count, strategy=self._workers.placement)
+            self._gang = placement_group(
+                [bundle_of(self._workers)] * count,
+                strategy=self._workers.placement,
+                bundle_label_selector=[dict(self._workers.labels)] * count if self._workers.labels else None,
+            )
             while not self._gang.wait(LOOK):
                 if self.stopping.is_set():
                     return
@@ -218,8 +223,10 @@ class Places:
                 _wait_removed(group)
 
     def _ask(self, worker: int, nodes: str | None) -> PlacementGroup:
-        selector = None if nodes is None else [{NODE_ID: nodes}]
-        self._own[worker] = placement_group([bundle_of(self._workers)], bundle_label_selector=selector)
+        selector = {**self._workers.labels, **({} if nodes is None else {NODE_ID: nodes})}
+        self._own[worker] = placement_group(
+            [bundle_of(self._workers)], bundle_label_selector=[selector] if selector else None
+        )
         return self._own[worker]
 
 

@@ -298,7 +298,12 @@ class Ranks:
     def _on_built(self, message: Built) -> None:
         self._built[message.worker] = message
         self._journal.write(
-            "WORKER_BUILT", rank=message.rank, seconds=round(message.seconds, 3), state_bytes=dict(message.state_bytes)
+            "WORKER_BUILT",
+            rank=message.rank,
+            seconds=round(message.seconds, 3),
+            device=message.device,
+            threads=message.threads,
+            state_bytes=dict(message.state_bytes),
         )
         self._loop.facts.building.discard(message.worker)
         if message.worker in self.coming:

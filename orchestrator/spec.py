@@ -17,6 +17,7 @@ from orchestrator.spec_values import (
     Count,
     Cpus,
     Gpus,
+    Labels,
     Resources,
     RunId,
     Seconds,
@@ -80,6 +81,8 @@ class WorkersSpec(Section):
     """GPUs reserved for each worker: a share below 1, or a whole number."""
     resources: Resources = Field(default_factory=dict)
     """Custom Ray resources reserved for each worker, by name."""
+    labels: Labels = Field(default_factory=dict)
+    """Labels that the workers' nodes must have: VALUE, "!VALUE", "in(A,B)" or "!in(A,B)", by name of the label."""
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """How the workers are laid over the nodes: Ray's placement group strategy."""
 

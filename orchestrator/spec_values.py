@@ -12,12 +12,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 __all__ = [
-    "Count", "Cpus", "Gpus", "Resources", "RunId", "Seconds", "Section", "Storage", "Target", "Text", "Tries",
+    "Count", "Cpus", "Gpus", "Labels", "Resources", "RunId", "Seconds", "Section", "Storage", "Target", "Text", "Tries",
     "Workers", "refuse",
 ]  # fmt: skip
 
 FINEST = 1e-4  # of a resource: Ray counts in ten thousandths
 MOST_WORKERS = 100_000  # more is a slip: nobody waits for so many processes
+LABEL = re.compile(r"([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?")
+_VALUE = r"[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?"
+SELECTOR = re.compile(rf"!?({_VALUE}|in\({_VALUE}(,{_VALUE})*\))")
+NODE_ID = "ray.io/node-id"  # the label that Ray gives every node
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\s:]+")
 
@@ -80,11 +84,31 @@ def check_storage(text: str) -> str:
 
 Count = Annotated[int, Field(ge=1)]
 Tries = Annotated[int, Field(ge=0)]
+
+
+def check_labels(labels: dict[str, str]) -> dict[str, str]:
+    """Accept selectors that Ray understands, of labels that it has not set aside for itself."""
+    for name, selector in labels.items():
+        if not LABEL.fullmatch(name):
+            refuse(
+                f"the name of a label of Ray's nodes, not {name!r}", 'write for example {accelerator: "in(A100,H100)"}'
+            )
+        if not SELECTOR.fullmatch(selector):
+            refuse(
+                f"VALUE, !VALUE, in(A,B) or !in(A,B) for the label {name}, not {selector!r}",
+                'write for example {accelerator: "in(A100,H100)"}',
+            )
+        if name == NODE_ID:
+            refuse(f"no {NODE_ID}, by which lost nodes are avoided", "give the nodes a label of your own")
+    return labels
+
+
 Text = Annotated[str, Field(min_length=1)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(check_fineness)]
 Cpus = Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(check_fineness)]
 Gpus = Annotated[Amount, AfterValidator(check_gpus)]
 Resources = Annotated[dict[str, Amount], AfterValidator(check_resources)]
+Labels = Annotated[dict[str, str], AfterValidator(check_labels)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Storage = Annotated[Text, AfterValidator(check_storage)]
 Workers = Annotated[int, Field(ge=0, le=MOST_WORKERS)]

@@ -166,11 +166,11 @@ class RayNodes:
         self.others.clear()
         self.address: str = self._cluster.address
 
-    def add(self, cpus: int) -> Any:
+    def add(self, cpus: int, **more: Any) -> Any:
         """One more node, with an address of its own, which Ray would not give it on one machine."""
         # Not 127.0.0.1, in whose place Ray puts that of a network card.
         address = f"127.0.0.{next(self._addresses)}"
-        self.others.append(self._cluster.add_node(num_cpus=cpus, node_ip_address=address, **self._given))
+        self.others.append(self._cluster.add_node(num_cpus=cpus, node_ip_address=address, **self._given, **more))
         return self.others[-1]
 
     def kill(self, node: Any) -> Any:

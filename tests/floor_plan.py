@@ -34,7 +34,15 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
         *("locations.py", "process_group.py", "timers.py"),
     ),
     (
-        *("buckets.py", "collectives.py", "copies.py", "data/randomness.py", "digests.py", "expressions.py"),
+        *(
+            "buckets.py",
+            "collectives.py",
+            "copies.py",
+            "data/randomness.py",
+            "devices.py",
+            "digests.py",
+            "expressions.py",
+        ),
         *("finite.py", "folder.py", "links.py", "microbatches.py", "objects.py", "recomputing.py", "rng.py"),
         *("sharded.py", "structure.py"),
     ),

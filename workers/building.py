@@ -8,9 +8,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
+import os
 import pickle
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from workers.data.loader import GlobalLoader
 from workers.data.sources import NoPart, TorchBatches
+from workers.devices import accelerator, choose, sight_of
 from workers.errors import ProgramError
 from workers.metrics.attach import AttachedMetric
 from workers.metrics.pack import empty_copy
@@ -35,11 +37,12 @@ _logger = logging.getLogger(__name__)
 _WHOLE = {BatchSampler, RandomSampler, SequentialSampler, type(None)}  # torch's samplers of all that there is
 
 
-def make_worker(order: Build, *, formed: bool = False) -> Worker:
+def make_worker(order: Build, *, lent: Sequence[str] | None = None, formed: bool = False) -> Worker:
     """Prepare the process for a job and make the `Worker` that `build` will receive.
 
     Args:
         order: what to build.
+        lent: ids of the accelerators that this rank may use; None: nobody lends, so it takes what there is.
         formed: whether the process group is there already.
     """
     for root in reversed(order.roots):
@@ -48,15 +51,22 @@ def make_worker(order: Build, *, formed: bool = False) -> Worker:
     importlib.invalidate_caches()
     if order.threads is not None:
         torch.set_num_threads(order.threads)
+    begun = torch.cuda.is_initialized() or torch.xpu.is_initialized()  # type: ignore[no-untyped-call]
+    # What a process sees can't be changed any more when its accelerators have been initialised.
+    sight = sight_of(os.environ, lent or (), () if begun else order.membership.node_gpus)
+    os.environ.update(sight.environment)
     worker = Worker(
+        device=choose(accelerator(), lent, sight.number),
         config=order.config,
         seed=order.seed,
         membership=order.membership,
         datasets=_parts(order.datasets),
         formed=formed,
     )
-    if worker.device.type == "cuda":
-        torch.cuda.set_device(worker.device)  # per thread: this is the one that trains
+    if worker.device.type not in ("cpu", "mps"):
+        torch.accelerator.set_device_index(worker.device.index)  # per thread: this is the one that trains
+    text = "rank %d computes on %s, with %d threads"
+    _logger.info(text, order.membership.rank, worker.device, torch.get_num_threads())
     return worker
 
 

@@ -62,6 +62,7 @@ class Built(Message):
     state_bytes: Mapping[str, int]
     metrics: Mapping[str, Mapping[str, object]]
     data: Mapping[str, Any]
+    threads: int = 1
     shards: bool = False
 
 

@@ -21,14 +21,15 @@ class Place:
         host: name of the machine, for people.
         address: IP address at which the other ranks reach this one.
         pid: process id on that machine.
-        gpus: ids of the accelerators lent to this worker, in order; empty on CPU.
+        gpus: ids of the accelerators lent to this worker, in order; empty on CPU. None: nobody lends, it takes what
+            there is.
     """
 
     node: str
     host: str
     address: str
     pid: int
-    gpus: tuple[str, ...] = ()
+    gpus: tuple[str, ...] | None = ()
 
     def __str__(self) -> str:
         return f"pid {self.pid} on node {self.node[:12]} ({self.host})"
@@ -44,6 +45,8 @@ class Membership:
     local_rank: int = 0
     local_world_size: int = 1
     node_rank: int = 0
+    node_gpus: tuple[str, ...] = ()
+    """Ids of the accelerators lent to all members on this node, in order; empty on CPU."""
 
 
 def deal_ranks(places: Mapping[int, Place], generation: int) -> dict[int, Membership]:
@@ -68,7 +71,9 @@ def deal_ranks(places: Mapping[int, Place], generation: int) -> dict[int, Member
         nodes.setdefault(places[worker].node, []).append(worker)
     dealt: dict[int, Membership] = {}
     for node_rank, members in enumerate(nodes.values()):
-        members.sort(key=lambda worker: (_gpu_order(places[worker]), worker))
+        members.sort(key=lambda worker: (_gpu_order(places[worker].gpus or ()), worker))
+        lent = {gpu for worker in members for gpu in places[worker].gpus or ()}
+        gpus = tuple(sorted(lent, key=lambda gpu: _gpu_order((gpu,))))
         for local_rank, worker in enumerate(members):
             dealt[worker] = Membership(
                 generation=generation,
@@ -77,11 +82,12 @@ def deal_ranks(places: Mapping[int, Place], generation: int) -> dict[int, Member
                 local_rank=local_rank,
                 local_world_size=len(members),
                 node_rank=node_rank,
+                node_gpus=gpus,
             )
     return dealt
 
 
-def _gpu_order(place: Place) -> tuple[int, str]:
+def _gpu_order(gpus: tuple[str, ...]) -> tuple[int, str]:
     """Numbers by value ("10" after "9"), then names (MIG and UUID ids) by text."""
-    first = place.gpus[0] if place.gpus else ""
+    first = gpus[0] if gpus else ""
     return (int(first), "") if first.isdigit() else (1 << 30, first)

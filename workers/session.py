@@ -15,6 +15,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from workers import process_group
 from workers.buckets import Layout
 from workers.building import build_program, fingerprint_of, make_worker, metrics_of, state_bytes
@@ -138,7 +140,7 @@ class Session(Surviving):
         self.membership = order.membership
         self._build_order = order
         self._rewinder, self._shipped, self._saver = None, Shipped(), None
-        self._worker = make_worker(order, formed=formed)
+        self._worker = make_worker(order, lent=self.place.gpus, formed=formed)
         self._worker.told = self._tell_mended
         program = build_program(order, self._worker)
         for engine in program.engines.values():
@@ -153,6 +155,7 @@ class Session(Surviving):
             state_bytes=state_bytes(program),
             metrics=metrics_of(program),
             data=fingerprint_of(program),
+            threads=torch.get_num_threads(),
             shards=self._worker.models.shards,
         )
 

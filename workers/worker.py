@@ -20,6 +20,7 @@ from workers.data.fetching import SizedDataset
 from workers.data.loader import GlobalLoader
 from workers.data.opening import Wish, open_source
 from workers.data.sources import HandedOut, RankBatches, TorchBatches
+from workers.devices import accelerator, choose
 from workers.errors import ProgramError
 from workers.program import Program, hint
 from workers.rank import Membership
@@ -60,7 +61,7 @@ class Worker:
     ) -> None:
         self.config: dict[str, Any] = dict(config or {})
         self.seed = seed
-        self.device = device if device is not None else _own_device()
+        self.device = choose(accelerator(), None) if device is None else device
         self.membership = membership
         self.datasets = dict(datasets or {})
         self.models = DataParallel(self.device, alone=membership.world_size == 1, formed=formed)
@@ -286,12 +287,3 @@ class Worker:
         self.samples += size
         self.batch_size = size
         self._weight = size * self.world_size / total if total else 1.0
-
-
-def _own_device() -> torch.device:
-    """The accelerator of this process if there is one: Ray lends each worker its own, as device 0."""
-    if torch.accelerator.is_available():
-        kind = torch.accelerator.current_accelerator()
-        if kind is not None:
-            return torch.device(kind.type, 0)
-    return torch.device("cpu")

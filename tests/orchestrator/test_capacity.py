@@ -51,3 +51,20 @@ def test_one_that_must_live_with_the_others_leaves_them_only_for_an_avoided_node
 
 def test_one_that_must_live_alone_avoids_the_others_too() -> None:
     assert nodes_for("STRICT_SPREAD", avoid=["b"], homes=["a", "c"]) == "!in(a,b,c)"
+
+
+def test_labels_that_no_node_has_are_refused_with_those_that_there_are() -> None:
+    workers = WorkersSpec(count=1, labels={"accelerator": "B200"})
+    with pytest.raises(CapacityError) as caught:
+        check_capacity(workers, [{"CPU": 4}, {"CPU": 4}], [{"accelerator": "H100", "ray.io/node-id": "x"}, {}])
+    assert str(caught.value) == (
+        "cluster: expected room for workers on nodes with the labels accelerator: B200, received accelerator: H100; no "
+        "labels; change workers.labels, or start nodes with `ray start --labels`"
+    )
+
+
+def test_only_nodes_with_the_labels_have_room() -> None:
+    workers = WorkersSpec(count=2, cpus=3, labels={"zone": "!b"})
+    check_capacity(workers, [{"CPU": 8}, {"CPU": 1}], [{"zone": "a"}, {"zone": "b"}])
+    with pytest.raises(CapacityError):
+        check_capacity(workers, [{"CPU": 8}, {"CPU": 1}], [{"zone": "b"}, {"zone": "a"}])

@@ -45,6 +45,7 @@ def test_the_smallest_job_has_these_defaults() -> None:
             "cpus": 1.0,
             "gpus": 0.0,
             "resources": {},
+            "labels": {},
             "placement": "PACK",
         },
         "evaluate": None,
@@ -262,6 +263,16 @@ def workers(**changes: object) -> dict[str, object]:
             workers(resources={"GPU": 1}),
             "workers.resources: expected resource names other than CPU and GPU, received a mapping; "
             "use the key gpus beside resources",
+        ),
+        (
+            workers(labels={"zone": "a b"}),
+            "workers.labels: expected VALUE, !VALUE, in(A,B) or !in(A,B) for the label zone, not 'a b', received a "
+            'mapping; write for example {accelerator: "in(A100,H100)"}',
+        ),
+        (
+            workers(labels={"ray.io/node-id": "abc"}),
+            "workers.labels: expected no ray.io/node-id, by which lost nodes are avoided, received a mapping; "
+            "give the nodes a label of your own",
         ),
         (
             workers(count=0, spares=1),

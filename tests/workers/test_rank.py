@@ -49,9 +49,20 @@ def test_without_gpus_the_worker_ids_decide():
 def test_the_node_of_the_lowest_worker_comes_first_whatever_its_id():
     dealt = deal_ranks({1: place("z", "0"), 2: place("a", "0"), 3: place("z", "1")}, generation=0)
     assert [dealt[worker].rank for worker in (1, 3, 2)] == [0, 1, 2]
-    assert dealt[2] == Membership(generation=0, rank=2, world_size=3, local_rank=0, local_world_size=1, node_rank=1)
+    alone = {"local_rank": 0, "local_world_size": 1, "node_rank": 1, "node_gpus": ("0",)}
+    assert dealt[2] == Membership(generation=0, rank=2, world_size=3, **alone)
     assert dealt[3].local_rank == 1
     assert dealt[3].local_world_size == 2
+
+
+def test_all_ranks_of_a_node_know_what_was_lent_there():
+    dealt = deal_ranks({0: place("n", "10"), 1: place("n", "9", "2"), 2: place("m", "0"), 3: place("n", "9")}, 0)
+    assert [dealt[worker].node_gpus for worker in range(4)] == [
+        ("2", "9", "10"),
+        ("2", "9", "10"),
+        ("0",),
+        ("2", "9", "10"),
+    ]
 
 
 @given(PLACES)

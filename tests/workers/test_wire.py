@@ -62,6 +62,8 @@ EXAMPLES = {
     "watches": {"trainer": Events.ITERATION_COMPLETED(every=10, after=2)},
     "handlers": (HANDLER,),
     "threads": 1,
+    "shards": True,
+    "cut": 5,
     "store": ("127.0.0.1", 1234),
     "timeout": 2.0,
     "forming": 2.0,
