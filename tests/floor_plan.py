@@ -30,14 +30,7 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("index.py", "parcels.py", "signature.py", "state.py"),
     ("foreign.py",),
     (
-        *(
-            "data/processes.py",
-            "data/replay.py",
-            "data/sampler.py",
-            "events.py",
-            "feed.py",
-            "handover.py",
-        ),
+        *("data/processes.py", "data/replay.py", "data/sampler.py", "events.py", "feed.py", "handover.py"),
         *("locations.py", "process_group.py", "timers.py"),
     ),
     (
