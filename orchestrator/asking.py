@@ -137,6 +137,7 @@ class Asking:
             f"evaluate({engine!r})", lambda number, _: Evaluate(order=number, engine=engine), lasting=True
         )
         packs: list[Any] = [answer.value for answer in answers.values()]
+        self._gates.packs[engine] = packs
         return reduce_packs(packs, self._ranks.empty_metrics(engine))
 
     def call(
@@ -166,6 +167,21 @@ class Asking:
             text = f"orchestrator.call: {tell_failures(failed)}"
             raise TrainingError(text, ranks=ranks_of_first, traceback=first.traceback)
         return {rank: cloudpickle.loads(answer.value) for rank, answer in answers.items()}
+
+    def per_rank(self, metric: str, engine: str) -> list[Any]:
+        """A metric as each rank told it last.
+
+        Raises:
+            SpecError: no rank has told of it.
+        """
+        from orchestrator.reduce import each_rank
+
+        packs = self._gates.packs.get(engine, [])
+        if not any(metric in pack for pack in packs):
+            there = ", ".join(map(repr, sorted({name for pack in packs for name in pack}))) or "none"
+            where, expected = "orchestrator.per_rank", f"a metric that ranks have told of engine {engine!r}"
+            raise SpecError(explain(where, expected=expected, received=repr(metric), mend=f"there are {there}"))
+        return each_rank(metric, packs, self._ranks.empty_metrics(engine))
 
     def cut(self) -> None:
         """Have all ranks arrive at a gate of its own after one common iteration. Two cuts at once are one."""

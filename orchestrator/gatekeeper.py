@@ -24,7 +24,7 @@ from workers.events import Events
 from workers.left_behind import LeftBehind
 from workers.messages import Arrived, Finished, Observed, Report
 from workers.orders import Release
-from workers.parcels import CUT, TRAINER, GateKey, Then
+from workers.parcels import CUT, TRAINER, GateKey, Pack, Then
 
 __all__ = ["Gatekeeper"]
 
@@ -56,6 +56,7 @@ class Gatekeeper:
         self.asked: list[Asked] = []  # orders that are being carried out, outermost first; kept by who gives them
         self.repeated: list[Given] = []  # orders that ranks which went back carry out again, outermost first
         self.left_behind: list[LeftBehind] = []  # by ranks whose place nobody took
+        self.packs: dict[str, list[Mapping[str, Pack]]] = {}  # engine → what each rank brought last
         self.samples = 0  # consumed by all ranks, as of the last report of all of them
         self._loop = loop
         self._ranks = ranks
@@ -302,6 +303,7 @@ class Gatekeeper:
         in_order = [reports[rank] for rank in sorted(reports)]
         gone = [one.packs for one in self.left_behind if one.epoch == in_order[0].epoch and key.engine == TRAINER]
         packs = [*(report.packs for report in in_order), *gone]
+        self.packs[key.engine] = [report.packs for report in in_order]
         bus.state.metrics.update(reduce_packs(packs, self._ranks.empty_metrics(key.engine)))
         bus.state.output = reduce_numbers([report.output for report in in_order])
         if key.engine == TRAINER and key.event == Events.EPOCH_COMPLETED.key:

@@ -67,7 +67,7 @@ class Ordering(Registrations):
 
     @property
     def home(self) -> Storage:
-        """The run's folder in storage; what handlers put there lies beside its checkpoints."""
+        """The run's folder in storage."""
         return self.settings.home
 
     # ---------------------------------------------------------------- orders, inside a blocking handler
@@ -97,6 +97,18 @@ class Ordering(Registrations):
         run.gates.tell(EvaluationCompleted(engine=engine, metrics=dict(metrics), seconds=seconds))
         return metrics
 
+    def per_rank(self, metric: str, *, engine: str = TRAINER) -> list[Any]:
+        """A metric as each rank has it of its own share, beside the reduced one, as of the last event or evaluation.
+
+        Args:
+            metric: its name, as the engine has it: "loss", not "validation/loss".
+            engine: the engine's.
+
+        Returns:
+            The values in the order of ranks; None for a rank whose share is too small to tell.
+        """
+        return self._running("per_rank").asking.per_rank(metric, engine)
+
     def checkpoint(self, *, wait: bool = False) -> str | None:
         """Save the state as it is now. The ranks wait while it is copied; it is written while training goes on.
 
@@ -105,8 +117,8 @@ class Ordering(Registrations):
                 with a method `committed(orchestrator, checkpoint)` are called.
 
         Returns:
-            The path or URL that the checkpoint has or will have; None if it could not be begun, or was waited for and
-            failed, and the run goes on without; or if the state is not finite, which ends training.
+            The path or URL that the checkpoint will have; None if it could not be begun, or was waited for and failed,
+            and the run goes on without; or if the state is not finite, which ends training.
 
         Raises:
             CheckpointError: the storage refused, for this save or for the one before.

@@ -17,7 +17,7 @@ from torchmetrics.utilities.data import dim_zero_cat, dim_zero_max, dim_zero_mea
 from orchestrator.errors import TrainingError
 from workers.parcels import MetricPack, Number, Pack
 
-__all__ = ["reduce_numbers", "reduce_packs"]
+__all__ = ["each_rank", "reduce_numbers", "reduce_packs"]
 
 
 def reduce_packs(packs: Sequence[Mapping[str, Pack]], empty: Mapping[str, object]) -> dict[str, Any]:
@@ -45,6 +45,27 @@ def reduce_packs(packs: Sequence[Mapping[str, Pack]], empty: Mapping[str, object
         else:
             merged[name] = _reduce_one([pack for pack in held if isinstance(pack, Number)])
     return merged
+
+
+def each_rank(metric: str, packs: Sequence[Mapping[str, Pack]], empty: Mapping[str, object]) -> list[Any]:
+    """One metric as each rank alone has it.
+
+    Args:
+        metric: its name.
+        packs: one mapping per rank, in the order of ranks.
+        empty: metric name → an empty copy of it, for those that travel as states.
+
+    Returns:
+        The values; None for a rank that saw nothing, or whose states alone have no value.
+    """
+    values: list[Any] = []
+    for pack in packs:
+        try:
+            found = reduce_packs([{metric: pack[metric]}], empty) if metric in pack else {}
+        except TrainingError:  # what it saw is too little: the whole need not be
+            found = {}
+        values.append(found.get(metric, found or None))
+    return values
 
 
 def reduce_numbers(numbers: Sequence[Mapping[str, Number]]) -> dict[str, float]:

@@ -28,6 +28,7 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
         *("orders.py", "parts.py"),
     ),
     ("index.py", "logs.py", "parcels.py", "signature.py", "state.py"),
+    ("foreign.py",),
     (
         *("data/processes.py", "data/replay.py", "data/sampler.py", "data/watched.py", "events.py", "feed.py"),
         *("handover.py",),

@@ -12,6 +12,7 @@ import torch
 
 from workers.errors import ProgramError
 from workers.metrics.attach import AttachedMetric
+from workers.metrics.running import AttachedAverage
 from workers.parcels import TRAINER
 from workers.program import Program, Stateful
 from workers.rng import seed_rng
@@ -60,7 +61,7 @@ def begin_as_stranger(worker: Worker, program: Program) -> None:
     """Another rank gave the position; what that one had seen and drawn is not this rank's."""
     for engine in program.engines.values():
         for thing in engine.attached.values():
-            if isinstance(thing, AttachedMetric):
+            if isinstance(thing, AttachedMetric | AttachedAverage):
                 thing.reset()
     seed_rng(worker.seed + program.engines[TRAINER].state.iteration, worker.rank)
 

@@ -24,6 +24,7 @@ from workers.devices import accelerator, choose, sight_of
 from workers.errors import ProgramError
 from workers.metrics.attach import AttachedMetric
 from workers.metrics.pack import empty_copy
+from workers.metrics.running import AttachedAverage
 from workers.orders import Build
 from workers.parcels import TRAINER
 from workers.program import Program, check_program
@@ -91,9 +92,10 @@ def build_program(order: Build, worker: Worker) -> Program:
     for engine in program.engines.values():
         engine.worker = worker  # for handlers that run on ranks and want more than the engine
         for attached in engine.attached.values():
+            if isinstance(attached, AttachedMetric | AttachedAverage):
+                attached.samples = lambda: worker.batch_size
             if isinstance(attached, AttachedMetric):
                 attached.metric.to(worker.device)
-                attached.samples = lambda: worker.batch_size
                 attached.shared = lambda: worker.world_size > 1
     return program
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from workers.events import Event, EventEnum, EventExpression, Events
 from workers.filters import Clock
+from workers.foreign import as_event
 from workers.listeners import PHASES, Listeners, Row
 from workers.signature import bind_handler, name_of
 from workers.state import Counters, State
@@ -85,6 +86,11 @@ class EventSource:
     @property
     def last_event(self) -> Event | None:
         """The event that fired last; the same as `state.last_event`."""
+        return self.state.last_event
+
+    @property
+    def last_event_name(self) -> Event | None:
+        """The same, as pytorch-ignite calls it."""
         return self.state.last_event
 
     # ---------------------------------------------------------------- listening
@@ -191,10 +197,15 @@ class EventSource:
             events: names, events, or classes of events.
         """
         for item in events:
-            members = [item] if isinstance(item, str | Event) else list(item)
+            members = list(item) if isinstance(item, type) else [item]
             for member in members:
-                event = member if isinstance(member, Event) else Event(member)
-                self._registered[event.key] = event
+                event = member if isinstance(member, Event | str) else self._plain(member)
+                self._registered[Event(event).key] = Event(event)
+
+    def has_registered_events(self, event: Event | str) -> bool:
+        """Whether an event may be given by its name: those of the loop, and registered ones."""
+        key = event if isinstance(event, str) else self._plain(event).key
+        return key in self._registered or any(key == known.key for known in Events)
 
     def listens(self, event: Event) -> bool:
         """Whether any handler is attached to `event`, whatever its filter."""
@@ -281,6 +292,8 @@ class EventSource:
         if isinstance(event, EventExpression):
             return event
         if not isinstance(event, str):
+            if (theirs := as_event(event)) is not None:
+                return theirs
             raise TypeError(
                 f"event: expected an event, received {event!r} ({type(event).__name__}); give one such as "
                 "Events.COMPLETED"

@@ -17,6 +17,7 @@ from workers.engine import Engine
 from workers.errors import ProgramError
 from workers.metrics.attach import AttachedMetric
 from workers.metrics.pack import pack_numbers
+from workers.metrics.running import AttachedAverage
 from workers.parcels import Number, Pack
 from workers.worker import Worker
 
@@ -85,7 +86,7 @@ class Reports:
                     )
                 packs.update(packed)
         for name, thing in engine.attached.items():
-            if isinstance(thing, AttachedMetric) and thing.updated:
+            if isinstance(thing, AttachedMetric | AttachedAverage) and thing.updated:
                 packs[name] = thing.pack()
         return packs
 

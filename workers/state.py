@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from workers.events import Event
+from workers.foreign import as_event
 
 __all__ = ["Counters", "State"]
 
@@ -104,6 +105,11 @@ class State:
             if counters[key] != self.iteration + 1:  # the batch that is being fetched has a number already
                 counters[key] = self.iteration
         return counters
+
+    def get_event_attrib_value(self, event: Event | str) -> int:
+        """How often an event has fired, as pytorch-ignite's handlers ask for it."""
+        theirs = event if isinstance(event, Event) else as_event(event)
+        return self.counters[theirs if isinstance(theirs, Event) else event]
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute, or `default` if there is none of that name."""

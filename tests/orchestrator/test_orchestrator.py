@@ -811,3 +811,18 @@ def test_every_name_of_the_faces_is_there(package: str) -> None:
     assert sorted(face.__all__) == face.__all__
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'Nothing'"):
         _ = face.Nothing
+
+
+def test_each_ranks_own_value_stands_beside_the_reduced_one(tmp_path: Path) -> None:
+    orchestrator, seen = make(tmp_path), []
+
+    @orchestrator.on(Events.EPOCH_COMPLETED)
+    def look(run: Orchestrator) -> None:
+        evaluated = run.evaluate()["loss"]
+        seen.append(run.per_rank("loss") == [run.metrics["loss"]])
+        seen.append(run.per_rank("loss", engine="evaluator") == [evaluated])
+        with pytest.raises(SpecError, match=r"a metric that ranks have told of engine 'trainer', .* there are 'loss'"):
+            run.per_rank("validation/loss")
+
+    orchestrator.run(2)
+    assert seen == [True] * 4

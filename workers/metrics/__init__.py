@@ -5,5 +5,6 @@ Users call `attach_metric` in `build(worker)`; what the ranks' packs become toge
 
 from workers.metrics.attach import AttachedMetric, attach_metric
 from workers.metrics.pack import empty_copy, pack_metric, pack_numbers
+from workers.metrics.running import RunningAverage
 
-__all__ = ["AttachedMetric", "attach_metric", "empty_copy", "pack_metric", "pack_numbers"]
+__all__ = ["AttachedMetric", "RunningAverage", "attach_metric", "empty_copy", "pack_metric", "pack_numbers"]

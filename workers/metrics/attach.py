@@ -11,6 +11,7 @@ import copy
 import difflib
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,10 +20,13 @@ from workers.engine import Engine
 from workers.errors import ProgramError
 from workers.events import Events
 from workers.metrics.pack import metrics_in, pack_metric
+from workers.metrics.running import AttachedAverage, RunningAverage
 from workers.parcels import MetricPack
 
 if TYPE_CHECKING:
     from torchmetrics import Metric, MetricCollection
+
+    from workers.metrics.measure import Measure
 
 __all__ = ["AttachedMetric", "attach_metric"]
 
@@ -53,7 +57,7 @@ class AttachedMetric:
         samples = 1 if self.samples is None else self.samples()
         if samples == 0:  # a stand-in batch, there only so that this rank takes part in the step
             return
-        seen, self._seen = self._measured(engine.state.output), True
+        seen, self._seen = _measured(self.name, self._output, engine.state.output), True
         if isinstance(seen, Mapping):
             self.metric.update(**{key: self._placed(value) for key, value in seen.items()})
         elif isinstance(seen, tuple):
@@ -100,19 +104,6 @@ class AttachedMetric:
                 module._update_count = state[path]["updates"]
                 module._computed = None
 
-    def _measured(self, output: object) -> object:
-        """What `output=` makes of an output."""
-        if self._output is None:
-            return output
-        try:
-            return self._output(output)
-        except Exception as error:
-            what = "None; does it end with return?" if output is None else f"a value of type {type(output).__name__}"
-            raise ProgramError(
-                f"metric {self.name!r}: output= raised {type(error).__name__}: {error}, on what the step returned: "
-                f"{what}"
-            ) from error
-
     def _counted(self) -> bool:
         return any(module._update_count for _, module in metrics_in(self.metric) if module._defaults)
 
@@ -126,14 +117,19 @@ class AttachedMetric:
 
 
 def attach_metric(
-    engine: Engine, name: str, metric: Metric | MetricCollection | str, *, output: Output | None = None
+    engine: Engine,
+    name: str,
+    metric: Metric | MetricCollection | RunningAverage | Measure | str,
+    *,
+    output: Output | None = None,
 ) -> None:
     """Compute a metric of every epoch of an engine.
 
     Args:
         engine: the engine whose `state.output` is measured.
         name: its name in `state.metrics`; the members of a collection are called `name/member`.
-        metric: a torchmetrics metric or collection, or one of "mean", "sum", "min", "max" for a plain number.
+        metric: a torchmetrics metric or collection; one of "mean", "sum", "min", "max" for a plain number; a
+            `RunningAverage`; or a metric of your own, with `start`, `update` and `compute` (`Measure`).
         output: takes `state.output` and gives what the metric's `update` wants: one value, a tuple of positional
             arguments, or a mapping of keyword arguments. Default: the output itself.
 
@@ -154,6 +150,11 @@ def attach_metric(
         for member, inner in metric.items(keep_base=True, copy_state=True):
             attach_metric(engine, f"{name}/{member}", inner.clone(), output=output)
         return
+    if isinstance(metric, RunningAverage):
+        average = AttachedAverage(name, metric.alpha, partial(_measured, name, output))
+        engine.attach(name, average)
+        engine.add_phase_handler("metrics", Events.ITERATION_COMPLETED, average.update)
+        return
     attached = AttachedMetric(name, _as_metric(name, metric), output)
     _refuse_ordered(name, attached.metric)
     for _, module in metrics_in(attached.metric):
@@ -162,6 +163,19 @@ def attach_metric(
     engine.add_phase_handler("metrics", Events.EPOCH_STARTED, attached.reset)
     engine.add_phase_handler("metrics", Events.ITERATION_COMPLETED, attached.update)
     engine.add_phase_handler("metrics", Events.EPOCH_COMPLETED, attached.compute)
+
+
+def _measured(name: str, given: Output | None, output: object) -> object:
+    """What `output=` makes of an output."""
+    if given is None:
+        return output
+    try:
+        return given(output)
+    except Exception as error:
+        what = "None; does it end with return?" if output is None else f"a value of type {type(output).__name__}"
+        raise ProgramError(
+            f"metric {name!r}: output= raised {type(error).__name__}: {error}, on what the step returned: {what}"
+        ) from error
 
 
 def plain_value(value: object) -> object:
@@ -196,11 +210,15 @@ def _refuse_ordered(name: str, metric: Metric) -> None:
             )
 
 
-def _as_metric(name: str, metric: Metric | str) -> Metric:
+def _as_metric(name: str, metric: Metric | Measure | str) -> Metric:
     import torchmetrics
+
+    from workers.metrics.measure import MeasureMetric
 
     if isinstance(metric, torchmetrics.Metric):
         return metric
+    if all(callable(getattr(metric, method, None)) for method in ("start", "update", "compute")):
+        return MeasureMetric(metric)  # type: ignore[arg-type]  # it has what a measure has
     if not isinstance(metric, str):
         raise TypeError(
             f"attach_metric({name!r}): metric: expected a torchmetrics metric or collection, or one of "
