@@ -6,6 +6,7 @@ Opened by the run before the ranks join. How they use it is in `workers/process_
 from __future__ import annotations
 
 import datetime
+import socket
 from types import TracebackType
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # its stubs forget to export it
@@ -31,7 +32,18 @@ class Rendezvous:
 
     def __enter__(self) -> tuple[str, int]:
         limit = datetime.timedelta(seconds=30)
-        self._store = TCPStore(self._host, 0, is_master=True, wait_for_workers=False, timeout=limit)
+        # A listener of our own: torch's would be reached at every address of this machine, not only at this one.
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        listener = socket.create_server((self._host, 0), family=family, backlog=1024)
+        port = listener.getsockname()[1]
+        self._store = TCPStore(
+            self._host,
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=limit,
+            master_listen_fd=listener.detach(),
+        )
         return self._host, self._store.port
 
     def __exit__(

@@ -26,6 +26,7 @@ from workers.orders import Build
 from workers.parcels import TRAINER
 from workers.program import Program, check_program
 from workers.rng import seed_rng
+from workers.secrets import resolve
 from workers.structure import DEPTH
 from workers.worker import Worker
 
@@ -43,7 +44,9 @@ def make_worker(order: Build) -> Worker:
     importlib.invalidate_caches()
     if order.threads is not None:
         torch.set_num_threads(order.threads)
-    worker = Worker(config=order.config, seed=order.seed, membership=order.membership, datasets=_parts(order.datasets))
+    worker = Worker(
+        config=resolve(order.config), seed=order.seed, membership=order.membership, datasets=_parts(order.datasets)
+    )
     if worker.device.type == "cuda":
         torch.cuda.set_device(worker.device)  # per thread: this is the one that trains
     return worker
