@@ -17,7 +17,7 @@ MLFLOW := build/mlflow
 .PHONY: help demo test test-deploy check lint types trackers chaos bench lock clean python
 
 help: ## Show this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(INSTALLED) ## Run the main job: train on real digits on two ranks, results in build/demo
 	@rm -rf $(DEMO)

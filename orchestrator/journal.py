@@ -23,6 +23,7 @@ from orchestrator.notice import notice
 from workers.failpoints import armed, failpoint
 from workers.folder import Folder
 from workers.locations import storage_at
+from workers.redaction import redact
 from workers.storage import Storage
 
 __all__ = ["Journal", "read_journal"]
@@ -214,13 +215,13 @@ def read_journal(path: Path | str) -> Iterator[dict[str, Any]]:
 
 
 def _jsonable(value: object) -> object:
-    """JSON knows no NaN and no infinity: they become their names."""
+    """JSON knows no NaN and no infinity: they become their names. Secrets are masked."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_jsonable(item) for item in value]
-    if value is None or isinstance(value, str | int | float | bool):
+    if value is None or isinstance(value, int | float | bool):
         return value
-    return str(value)
+    return redact(str(value))

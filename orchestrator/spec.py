@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, GetJsonSchemaHandler, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic import Field, GetJsonSchemaHandler, ValidationInfo, field_validator, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from orchestrator.spec_recovery import RecoverySpec, RestartsSpec, SnapshotsSpec
 from orchestrator.spec_values import (
+    Config,
     Count,
     Cpus,
     Gpus,
@@ -239,7 +240,7 @@ class JobSpec(Section):
     """module:function of build(worker) -> Program, which runs on every rank."""
     handlers: Target | None = None
     """module:function of attach(orchestrator), which runs on the driver and registers handlers."""
-    config: dict[str, JsonValue] = Field(default_factory=dict)
+    config: Config = Field(default_factory=dict)
     """The program's own settings, handed to it as worker.config: plain YAML values."""
     train: TrainSpec
     """How long to train."""

@@ -8,12 +8,15 @@ from __future__ import annotations
 import re
 from typing import Annotated, NoReturn
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
+from workers.redaction import sounds_secret
+from workers.secrets import is_reference
+
 __all__ = [
-    "Count", "Cpus", "Gpus", "Labels", "Resources", "RunId", "Seconds", "Section", "Storage", "Target", "Text", "Tries",
-    "Workers", "refuse",
+    "Config", "Count", "Cpus", "Gpus", "Labels", "Resources", "RunId", "Seconds", "Section", "Storage", "Target", "Text",
+    "Tries", "Workers", "refuse",
 ]  # fmt: skip
 
 FINEST = 1e-4  # of a resource: Ray counts in ten thousandths
@@ -82,6 +85,28 @@ def check_storage(text: str) -> str:
     return text
 
 
+def check_config(config: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Accept settings without secrets: a job file is copied into the run's folder, to clusters, into bug reports."""
+    look_for_secrets(config)
+    return config
+
+
+def look_for_secrets(value: JsonValue) -> None:
+    """Refuse a text under a key whose name says that it is secret; a reference is what is wanted there."""
+    if isinstance(value, list):
+        for item in value:
+            look_for_secrets(item)
+    if not isinstance(value, dict) or is_reference(value):
+        return
+    if set(value) == {"secret"}:
+        refuse("a secret by reference, {env: NAME} or {file: PATH}", "write for example secret: {env: WANDB_API_KEY}")
+    for key, item in value.items():
+        if sounds_secret(key) and isinstance(item, str) and item:
+            refuse(f"no secret itself in {key}", f"write {key}: {{secret: {{env: NAME}}}}, or {{file: PATH}}")
+        look_for_secrets(item)
+
+
+Config = Annotated[dict[str, JsonValue], AfterValidator(check_config)]
 Count = Annotated[int, Field(ge=1)]
 Tries = Annotated[int, Field(ge=0)]
 

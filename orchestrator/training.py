@@ -31,6 +31,7 @@ from orchestrator.lifecycle import Phase
 from orchestrator.limits import Limits
 from orchestrator.mishaps import note_mishaps
 from orchestrator.notice import notice
+from orchestrator.ownership import see_whose
 from orchestrator.parts import Parts
 from orchestrator.recording import driver_log
 from orchestrator.refused import nothing_left_if_refused
@@ -89,6 +90,7 @@ def train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     Raises:
         RankfireError: what ended the run otherwise; its class tells whose fault it was.
     """
+    see_whose(parts.settings.home, parts.settings.run)
     with contextlib.ExitStack() as stack:
         root, run, journal = parts.settings.root, parts.settings.run, parts.journal
         stack.callback(parts.lease.release)

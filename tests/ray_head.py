@@ -95,6 +95,7 @@ def _environment(home: Path, token_file: Path | None) -> dict[str, str]:
     own = {
         "HOME": str(home),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(__file__).parents[1]),  # where Rankfire is, as if it were installed there
         "RAY_AUTH_MODE": "disabled" if token_file is None else "token",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else 127.0.0.1 is replaced by the address of a network card
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",

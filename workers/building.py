@@ -29,6 +29,7 @@ from workers.orders import Build
 from workers.parcels import TRAINER
 from workers.program import Program, check_program
 from workers.rng import seed_rng
+from workers.secrets import resolve
 from workers.structure import DEPTH
 from workers.worker import Worker
 
@@ -58,7 +59,7 @@ def make_worker(order: Build, *, lent: Sequence[str] | None = None, formed: bool
     os.environ.update(sight.environment)
     worker = Worker(
         device=choose(accelerator(), lent, sight.number),
-        config=order.config,
+        config=resolve(order.config),
         seed=order.seed,
         membership=order.membership,
         datasets=_parts(order.datasets),

@@ -169,7 +169,9 @@ def _make_folder_of(path: Path) -> None:
     """Make the folders above a path, durably: a file is not there after a power cut if the name of a folder is not."""
     missing = list(itertools.takewhile(lambda folder: not folder.exists(), path.parents))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in reversed(missing):  # each of them for its owner alone, which `parents=True` would not do
+            folder.mkdir(exist_ok=True, mode=0o700)
+        path.parent.mkdir(exist_ok=True, mode=0o700)
     except FileExistsError as error:  # which would say that somebody else was first
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from error
     for folder in missing:

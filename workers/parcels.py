@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from workers.errors import RankfireError
 from workers.events import EventExpression
+from workers.redaction import redact
 from workers.tracebacks import only_ours, place_of, text_of
 
 __all__ = [
@@ -50,7 +51,7 @@ Where = int | Sequence[int] | Literal["all", "local_rank_0"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """An exception as text: what crosses the wire, also when the exception itself can't be pickled.
+    """An exception as text: what crosses the wire, also when it can't be pickled itself. Secrets are masked.
 
     Args:
         type_name: name of its class.
@@ -76,7 +77,8 @@ class Failure:
             lines = "" if isinstance(error, RankfireError) and only_ours(error) else text_of(error)
         except Exception:  # the same for a broken __str__ inside the chain
             lines = "".join(traceback.format_tb(error.__traceback__)) + f"{type(error).__qualname__}: {text}\n"
-        return cls(type_name=type(error).__qualname__, text=text, traceback=lines, place=place_of(error))
+        name, place = type(error).__qualname__, place_of(error)
+        return cls(type_name=name, text=redact(text), traceback=redact(lines), place=place)
 
     def __str__(self) -> str:
         return f"{self.type_name}: {self.text}" if self.text else self.type_name

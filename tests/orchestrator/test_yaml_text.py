@@ -84,7 +84,7 @@ def test_a_billion_laughs_end_early() -> None:
     rows = ["a: &a [x, x, x, x, x, x, x, x, x]"]
     rows += [f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)]
     assert told("\n".join(rows)) == (
-        "job.yaml:1: e: expected at most 50000 values, an alias counted each time it is used, received more; "
+        "job.yaml:1: e: expected at most 20000 values, an alias counted each time it is used, received more; "
         "keep large data in a file that the program reads",
     )
 
