@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any, cast
 
 from orchestrator.bus import EventBus
 from orchestrator.cluster_events import Payload
@@ -57,13 +58,14 @@ class Gatekeeper:
         self.repeated: list[Given] = []  # orders that ranks which went back carry out again, outermost first
         self.left_behind: list[LeftBehind] = []  # by ranks whose place nobody took
         self.samples = 0  # consumed by all ranks, as of the last report of all of them
+        self.samples_before = 0  # of these, those that an earlier life of the run had consumed
+        self.of_now: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict  # without what was measured earlier
         self._loop = loop
         self._ranks = ranks
         self._buses = buses
         self._life = life
         self._journal = journal
-        self._trained = 0.0
-        self._since: float | None = None
+        self._trained, self._since = 0.0, cast("float | None", None)
         self._roll_call: RollCall[Arrived] = RollCall(ranks.world_size)
         self._observations: Observations[Report] = Observations(ranks.world_size)
         loop.handle({Arrived: self._on_arrived, Observed: self._on_observed, Finished: self._on_finished})
@@ -304,10 +306,10 @@ class Gatekeeper:
         packs = [*(report.packs for report in in_order), *gone]
         bus.state.metrics.update(reduce_packs(packs, self._ranks.empty_metrics(key.engine)))
         bus.state.output = reduce_numbers([report.output for report in in_order])
-        if key.engine == TRAINER and key.event == Events.EPOCH_COMPLETED.key:
-            self._journal.write("EPOCH_COMPLETED", metrics=bus.state.metrics)
         with self._final():  # these ranks are not released
             bus.fire(key.event, key.count)
+        if key.engine == TRAINER and key.event == Events.EPOCH_COMPLETED.key:  # with what the handlers measured
+            self._journal.write("EPOCH_COMPLETED", metrics=self.of_now(bus.state.metrics))
 
     def _take_position(self, key: GateKey, reports: Mapping[int, Report]) -> None:
         first, state = reports[0], self._buses[key.engine].state

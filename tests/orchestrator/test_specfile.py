@@ -58,7 +58,7 @@ bset: 1
         "job.yaml:10: checkpoint.best.metric: expected this key, received nothing; add it: Name of the "
         "reduced metric to compare, such as validation/accuracy.",
         "job.yaml:12: bset: expected one of the keys run, program, handlers, config, train, workers, evaluate, "
-        "checkpoint, recovery, guard, start_from, seed, storage, cluster, received an unknown key; leave it out; "
+        "checkpoint, recovery, guard, start_from, seed, storage, cluster, logs, received an unknown key; leave it out; "
         "settings of the program stand under config",
     ]
 
