@@ -30,11 +30,13 @@ from orchestrator.errors import (
 if TYPE_CHECKING:
     from orchestrator.handlers import Best, Checkpoint, Evaluate
     from orchestrator.orchestrator import Orchestrator, RunResult
+    from workers.handlers.check_divergence import CheckDivergence
     from workers.handlers.terminate_on_nan import TerminateOnNan
 
 __all__ = [
     "Best",
     "CapacityError",
+    "CheckDivergence",
     "Checkpoint",
     "CheckpointError",
     "ClusterEvents",
@@ -58,6 +60,7 @@ __all__ = [
 
 LATER = {
     "Best": "orchestrator.handlers",
+    "CheckDivergence": "workers.handlers.check_divergence",
     "Checkpoint": "orchestrator.handlers",
     "Evaluate": "orchestrator.handlers",
     "Orchestrator": "orchestrator.orchestrator",
@@ -71,3 +74,8 @@ def __getattr__(name: str) -> object:
     if name not in LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    """What is imported later is there too, for who looks."""
+    return sorted({*globals(), *__all__})

@@ -1,6 +1,6 @@
 """Why a worker was lost, from the words in which the loss was told. Pure; each cause has a budget of its own.
 
-Used by `recovery.py` to charge a loss, and by `reserves.py` to tell that of a spare.
+Used by `recovery.py` to charge a loss, by `verdict.py` to put it on record, and by who tells it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-__all__ = ["APART", "Cause", "cause_of"]
+__all__ = ["APART", "Cause", "cause_of", "in_words"]
 
 Cause = Literal["preemption", "crash", "oom", "hang", "network"]
 """Of a recovery: the node was taken away, the process died, memory ran out, a rank stood still, contact broke."""
@@ -22,6 +22,28 @@ _OOM = re.compile(
     re.IGNORECASE,
 )
 _PREEMPTED = re.compile(r"preempt", re.IGNORECASE)
+
+_OF_RAY = (
+    (re.compile(r"^ActorDiedError: .*exits? with an exit code (\d+)\.?"), r"its process ended with exit code \1"),
+    (
+        re.compile(r"^ActorDiedError: .*connection error code \d+\. End of file\.?"),
+        "its process died without a word: it was killed from outside, as by kill -9, or crashed",
+    ),
+    (re.compile(r"^ActorUnavailableError: .*"), "the connection to it broke, and it did not come back"),
+)
+"""What Ray says, which is made for those who debug Ray, and the same for everybody."""
+
+
+def in_words(text: str) -> str:
+    """How a loss was seen, for people; what is no phrase of Ray's stays as it is.
+
+    Example:
+        >>> in_words("ActorDiedError: The actor is dead. Worker exits with an exit code 7.")
+        'its process ended with exit code 7'
+    """
+    for phrase, words in _OF_RAY:
+        text = phrase.sub(words, text, count=1)
+    return text
 
 
 def cause_of(text: str, *, draining: bool, hung: bool) -> Cause:

@@ -106,6 +106,7 @@ class Recovered:
         iteration: of the trainer to which all went back.
         replayed: iterations that are done a second time.
         source: what they went back to: "snapshot" in memory, "checkpoint", or "start" if there was neither.
+        world_size: ranks that train now.
         generation: of the new membership.
     """
 
@@ -116,6 +117,7 @@ class Recovered:
     iteration: int
     replayed: int
     source: Literal["snapshot", "checkpoint", "start"]
+    world_size: int
     generation: int
 
 
@@ -186,6 +188,7 @@ class HangDetected:
         phase: what it did, as last told.
         iteration: of the trainer, as last told.
         sure: False if it is one of several, of which any may be the one for which the others wait.
+        text: all this in words.
         stacks: file with the stacks of all ranks; None if there are none.
     """
 
@@ -196,6 +199,7 @@ class HangDetected:
     phase: str
     iteration: int
     sure: bool
+    text: str
     stacks: str | None
 
 

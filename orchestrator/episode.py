@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from orchestrator.causes import Cause
-from orchestrator.cluster_events import Payload, Recovered
+from orchestrator.causes import Cause, in_words
+from orchestrator.cluster_events import Payload, Recovered, WorkerLost
+from orchestrator.wording import name_ranks
 from workers.left_behind import LeftBehind
 from workers.parcels import GateKey, LoadPoint, Rewind, SnapshotLabel
 
-__all__ = ["Episode", "Way", "keep_newest"]
+__all__ = ["Episode", "Way", "keep_newest", "loss_in_words"]
 
 KEPT = 3  # snapshots of a rank of which its own part is kept: one more than the rank holds
 
@@ -44,12 +46,13 @@ class Way:
 
 @dataclass(slots=True)
 class Episode:
-    """One fault, and what came of it while it was being mended.
+    """One fault, or growth, and what came of it while it was being mended.
 
     Args:
         began: when, in seconds on a monotonic clock.
+        fault: whether something went wrong; else the world only grows.
         reached: the farthest iteration in which a rank was.
-        lost: worker → the rank that it was, and how its loss was seen.
+        lost: worker → what was told of its end.
         causes: of those losses, in the order in which they came.
         attempts: generations that were begun.
         late: whether it was begun anew since the ranks did not join in time.
@@ -57,31 +60,62 @@ class Episode:
     """
 
     began: float
+    fault: bool
     reached: int = 0
-    lost: dict[int, tuple[int, str]] = field(default_factory=dict)
+    lost: dict[int, WorkerLost] = field(default_factory=dict)
     causes: list[Cause] = field(default_factory=list)
     attempts: int = 0
     late: bool = False
     untaken: dict[int, dict[SnapshotLabel, bytes]] = field(default_factory=dict)
 
-    def recovered(self, label: SnapshotLabel | None, seconds: float, generation: int) -> Recovered:
-        """What is told when all train again.
+    def recovered(self, back: SnapshotLabel | LoadPoint | None, *, world_size: int, generation: int) -> Recovered:
+        """What is told when all ranks train again.
 
         Args:
-            label: of the snapshot to which all went back; None: to a checkpoint.
-            seconds: that it took.
+            back: what they went back to; None: to the start.
+            world_size: ranks that train now.
             generation: of the new membership.
         """
-        iteration = 0 if label is None else label.iteration
+        begun = back is None or (isinstance(back, LoadPoint) and back.entries is not None)
+        iteration = 0 if back is None else back.iteration
         return Recovered(
-            ranks=tuple(sorted(rank for rank, _ in self.lost.values())),
+            ranks=tuple(sorted(lost.rank for lost in self.lost.values() if lost.rank is not None)),
             causes=tuple(dict.fromkeys(self.causes)),
-            seconds=seconds,
+            seconds=round(time.monotonic() - self.began, 3),
             iteration=iteration,
             replayed=max(0, self.reached - iteration),
-            source="checkpoint" if label is None else "snapshot",
+            source="start" if begun else "checkpoint" if isinstance(back, LoadPoint) else "snapshot",
+            world_size=world_size,
             generation=generation,
         )
+
+    def in_words(self, recovered: Recovered, before: int) -> str | None:
+        """The line that tells of it; None if there is nothing to tell.
+
+        Args:
+            recovered: how it ended.
+            before: ranks until now.
+        """
+        now, more = recovered.world_size, recovered.world_size - before
+        if not self.fault:
+            if more <= 0:
+                return None
+            return f"{'a worker' if more == 1 else f'{more} workers'} joined: {_ranks(before)} → {now}"
+        lost = f"lost: {name_ranks(recovered.ranks)}" if self.lost else "ranks had lost contact"
+        resized = f"; {_ranks(before)} → {now}" if more else ""
+        iteration = f"iteration {recovered.iteration}"
+        back = {"snapshot": iteration, "checkpoint": f"the checkpoint of {iteration}", "start": "the start"}
+        return f"recovered in {recovered.seconds:.2f} s, back to {back[recovered.source]} ({lost}{resized})"
+
+
+def loss_in_words(lost: WorkerLost) -> str:
+    """The line that tells of a rank's loss."""
+    process = "" if lost.pid is None else f" (pid {lost.pid} on {lost.host})"
+    return f"rank {lost.rank}{process} is lost: {in_words(lost.text)}"
+
+
+def _ranks(number: int) -> str:
+    return "1 rank" if number == 1 else f"{number} ranks"
 
 
 def keep_newest(known: dict[SnapshotLabel, bytes], label: SnapshotLabel, own: bytes) -> None:

@@ -54,6 +54,7 @@ class SpecError(RankfireError):
     """
 
     exit_code: ClassVar[int] = 2
+    refusal = True
 
     def __init__(self, *problems: str) -> None:
         super().__init__(*problems)
@@ -69,14 +70,16 @@ class TrainingError(RankfireError):
     Attributes:
         ranks: the ranks that raised it; empty when it was raised on the driver.
         traceback: the user's traceback as text, or empty.
+        refusal: whether no line of the user's raised, but the ranks can't run the program as it is.
     """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, text: str, *, ranks: Iterable[int] = (), traceback: str = "") -> None:
+    def __init__(self, text: str, *, ranks: Iterable[int] = (), traceback: str = "", refusal: bool = False) -> None:
         super().__init__(text)
         self.ranks = tuple(sorted(set(ranks)))
         self.traceback = traceback
+        self.refusal = refusal
 
 
 class HandlerError(TrainingError):
@@ -224,6 +227,8 @@ class DivergenceError(SystemFailure):
 
 class CapacityError(SystemFailure):
     """The cluster can't ever hold the workers that the spec asks for."""
+
+    refusal = True
 
     @classmethod
     def of(cls, *, asked: str, there: str, mend: str = "ask for fewer workers or add nodes") -> CapacityError:

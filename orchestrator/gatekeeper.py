@@ -5,10 +5,10 @@ Nothing is asked of the ranks here: what a handler orders while a gate is open g
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from orchestrator.bus import EventBus
 from orchestrator.cluster_events import Payload
@@ -19,6 +19,7 @@ from orchestrator.loop import Loop
 from orchestrator.passed import Given, OpenGate, PassedGate, PassedGates
 from orchestrator.ranks import Ranks
 from orchestrator.roll_call import Asked, Observations, RollCall, parted
+from orchestrator.stopwatch import Stopwatch
 from orchestrator.verdict import of_repetition
 from workers.events import Events
 from workers.left_behind import LeftBehind
@@ -58,13 +59,14 @@ class Gatekeeper:
         self.left_behind: list[LeftBehind] = []  # by ranks whose place nobody took
         self.packs: dict[str, list[Mapping[str, Pack]]] = {}  # engine → what each rank brought last
         self.samples = 0  # consumed by all ranks, as of the last report of all of them
+        self.samples_before = 0  # of these, those that an earlier life of the run had consumed
+        self.of_now: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict  # without what was measured earlier
+        self.trained = Stopwatch()  # stands while the ranks wait at gates
         self._loop = loop
         self._ranks = ranks
         self._buses = buses
         self._life = life
         self._journal = journal
-        self._trained = 0.0
-        self._since: float | None = None
         self._roll_call: RollCall[Arrived] = RollCall(ranks.world_size)
         self._observations: Observations[Report] = Observations(ranks.world_size)
         loop.handle({Arrived: self._on_arrived, Observed: self._on_observed, Finished: self._on_finished})
@@ -72,16 +74,12 @@ class Gatekeeper:
     @property
     def training_seconds(self) -> float:
         """Seconds in which the ranks trained: those in which they waited at gates are left out."""
-        return self._trained + (0.0 if self._since is None else time.monotonic() - self._since)
+        return self.trained.seconds
 
     @property
     def all_finished(self) -> bool:
         """Whether every rank's trainer has come to its end."""
         return len(self.finished) == self._ranks.world_size
-
-    def clock(self, runs: bool) -> None:
-        """Start or stop the time of training."""
-        self._trained, self._since = self.training_seconds, time.monotonic() if runs else None
 
     def note_dropped(self) -> None:
         """At the end of training: write down how many watched firings, at least, no handler was told of."""
@@ -203,7 +201,7 @@ class Gatekeeper:
         outermost = not self.open
         if outermost:
             self._life.enter(Phase.GATE)
-            self.clock(runs=False)
+            self.trained.stop()
         gate = OpenGate(key=key)
         self.open.append(gate)
         if key.event == CUT:
@@ -221,7 +219,7 @@ class Gatekeeper:
             told = outermost and self.ended_at in (None, key)
         metrics = dict(self._buses[key.engine].state.metrics)
         if outermost:
-            self.clock(runs=True)
+            self.trained.go()
             self._life.enter(Phase.RUNNING)
         lasting = gate.lasting()
         release = Release(
@@ -306,10 +304,10 @@ class Gatekeeper:
         self.packs[key.engine] = [report.packs for report in in_order]
         bus.state.metrics.update(reduce_packs(packs, self._ranks.empty_metrics(key.engine)))
         bus.state.output = reduce_numbers([report.output for report in in_order])
-        if key.engine == TRAINER and key.event == Events.EPOCH_COMPLETED.key:
-            self._journal.write("EPOCH_COMPLETED", metrics=bus.state.metrics)
         with self._final():  # these ranks are not released
             bus.fire(key.event, key.count)
+        if key.engine == TRAINER and key.event == Events.EPOCH_COMPLETED.key:  # with what the handlers measured
+            self._journal.write("EPOCH_COMPLETED", metrics=self.of_now(bus.state.metrics))
 
     def _take_position(self, key: GateKey, reports: Mapping[int, Report]) -> None:
         first, state = reports[0], self._buses[key.engine].state

@@ -15,9 +15,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cluster_events import Payload, WorkerLost
 from orchestrator.errors import FencedError
 from orchestrator.notice import notice
 from workers.failpoints import armed, failpoint
@@ -43,12 +45,14 @@ class Journal:
 
     Attributes:
         generation, epoch, iteration: where the run is; kept by who knows, and written into every line.
+        begun: whether the ranks were told to train.
     """
 
     def __init__(self, storage: Storage, owned: Callable[[], None] = lambda: None) -> None:
         self.generation = 0
         self.epoch = 0
         self.iteration = 0
+        self.begun = False
         self._storage = storage
         self._owned = owned
         self._sink: _Sink | None = None
@@ -65,7 +69,7 @@ class Journal:
         storage = self._storage
         self._sink = _File(storage.root / NAME) if isinstance(storage, Folder) else _Segments(storage, token)
 
-    def write(self, event: str, **fields: object) -> None:
+    def write(self, event: str, **details: object) -> None:
         """Append one line; without a `start`, nothing. What the storage refuses is kept, and tried again later.
 
         Raises:
@@ -79,10 +83,20 @@ class Journal:
             "generation": self.generation,
             "epoch": self.epoch,
             "iteration": self.iteration,
-            **fields,
+            **details,
         }
         self._held.append((json.dumps(_jsonable(line), allow_nan=False) + "\n").encode())
         self._flush()
+
+    def record(self, payload: Payload) -> None:
+        """Append what happened to the cluster: the event's name, and all that handlers are told of it.
+
+        Raises:
+            FencedError: this process does not own the run any more.
+        """
+        spare = isinstance(payload, WorkerLost) and payload.rank is None
+        name = "SPARE_LOST" if spare else payload.event.key.removeprefix("cluster.")
+        self.write(name, **{field.name: getattr(payload, field.name) for field in fields(payload)})
 
     @contextmanager
     def recorded(self) -> Iterator[None]:

@@ -82,13 +82,13 @@ class Moving:
             facts = self._loop.facts
             facts.lost.update(dict.fromkeys(leaving, "its node is about to be taken away"))
             self._until = None
-            self._regroup()
+            self._regroup(fault=True)
         elif self._growing and self._reserves.usable:
-            self._regroup()
+            self._regroup(fault=False)
         self._growing = False
 
-    def _regroup(self) -> None:
-        self._regrouping.mend()
+    def _regroup(self, *, fault: bool) -> None:
+        self._regrouping.mend(fault=fault)
         self._gates.wait_present()
 
     def _leaving(self) -> list[int]:

@@ -27,7 +27,7 @@ from orchestrator.specfile import load_spec
 from orchestrator.target import load_target
 from orchestrator.training import RunResult, train
 from workers.handlers.terminate_on_nan import TerminateOnNan
-from workers.tracebacks import text_of
+from workers.tracebacks import place_of, text_of
 
 __all__ = ["Orchestrator", "RunResult"]
 
@@ -211,13 +211,21 @@ class Orchestrator(Ordering):
         except RunInterrupted:
             status = "interrupted"
             raise
+        except SpecError as error:
+            if place_of(error) is not None:  # a handler's line led to it
+                raise
+            raise error.with_traceback(None) from error.__cause__  # its text says all
         finally:
             progress.close()
-            for handler in self._attached:
-                if (ended := getattr(handler, "ended", None)) is not None:
-                    ended(status)
+            self._tell_ended(status)
             self._run = None
         return result
+
+    def _tell_ended(self, status: str) -> None:
+        """Attached handlers that hold something open let go of it."""
+        for handler in self._attached:
+            if (ended := getattr(handler, "ended", None)) is not None:
+                ended(status)
 
     # ---------------------------------------------------------------- within
     def _limits(self, max_epochs: int | None, max_iters: int | None, epoch_length: int | None) -> Limits:
@@ -236,7 +244,7 @@ class Orchestrator(Ordering):
         self._run = run
         self.state.seed = self.settings.seed
         run.loop.on_pulse = self._progress.pulse
-        run.stand, run.gates.came_back = self._at_cut, self._came_back
+        run.stand, run.gates.came_back, run.gates.of_now = self._at_cut, self._came_back, self._of_now
         run.recovered = self._recovered
         if run.moving is not None:
             run.moving.save = self._save_where_it_stands
@@ -247,7 +255,7 @@ class Orchestrator(Ordering):
                 run.saver.on_error = handler.on_save_error
             if (tick := getattr(handler, "tick", None)) is not None:
                 run.loop.on_tick.append(partial(self._call_hook, "a look at the clock", partial(tick, self)))
-        self._progress.begin(run.gates)
+        self._progress.begin(run.gates, self.state.iteration)
 
     def _check_names(self, ranks: Ranks) -> None:
         """See that the handlers attached here name what the program has, as far as that is known before it runs."""

@@ -208,7 +208,7 @@ class Ordering(Registrations):
         self._journal.write(event, **fields)
 
     # ---------------------------------------------------------------- within
-    def _of_now(self, metrics: Mapping[str, float]) -> dict[str, float]:
+    def _of_now(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Without what an evaluation measured at another iteration: that was another model."""
         evaluations = {name.partition("/")[0] for name in self.evaluated} | {
             handler.prefix for handler in self._attached if isinstance(handler, Evaluate)

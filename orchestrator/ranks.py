@@ -62,7 +62,7 @@ class Ranks:
         self._workers: list[int] = []  # rank → worker
         self._members: dict[int, Membership] = {}
         self._built: dict[int, Built] = {}
-        self._joined: set[int] = set()
+        self._joined: dict[int, int] = {}  # worker → samples that it had consumed by then
         self._started = 0  # workers ever started: the next one's id
         self._build: Callable[[Membership], Build] | None = None
         self._program: Built | None = None
@@ -135,20 +135,17 @@ class Ranks:
             )
         generation = self.generation
         self._until(
-            lambda: generation != self.generation or self._joined >= set(self._workers),
+            lambda: generation != self.generation or self._joined.keys() >= set(self._workers),
             "join",
-            lambda: set(self._workers) - self._joined,
+            lambda: set(self._workers) - self._joined.keys(),
             patient=load is not None or any(self._built[worker].shards for worker in self._workers),
         )
 
     def tell_joined(self, workers: Collection[int] | None = None) -> None:
-        """Write down and tell who has joined, all or some."""
+        """Tell who has joined, all or some."""
         for rank, worker in enumerate(self._workers):
             if workers is None or worker in workers:
                 place, device = self._loop.facts.places[worker], self._built[worker].device
-                self._journal.write(
-                    "WORKER_JOINED", rank=rank, pid=place.pid, node=place.node, host=place.host, device=device
-                )
                 self.tell(
                     WorkerJoined(
                         rank=rank,
@@ -233,6 +230,11 @@ class Ranks:
             self.order(rank, order)
 
     @property
+    def samples(self) -> int:
+        """Consumed in training by those who have joined, as of then."""
+        return sum(self._joined.values())
+
+    @property
     def engines(self) -> tuple[str, ...]:
         """Names of the program's engines."""
         return self._first.engines
@@ -297,9 +299,11 @@ class Ranks:
 
     def _on_built(self, message: Built) -> None:
         self._built[message.worker] = message
+        place, members = self._loop.facts.places.get(message.worker), self._workers
         self._journal.write(
             "WORKER_BUILT",
-            rank=message.rank,
+            rank=members.index(message.worker) if message.worker in members else None,  # a spare holds none
+            pid=None if place is None else place.pid,
             seconds=round(message.seconds, 3),
             device=message.device,
             threads=message.threads,
@@ -313,4 +317,4 @@ class Ranks:
 
     def _on_joined(self, message: Joined) -> None:
         if message.generation == self.generation:
-            self._joined.add(message.worker)
+            self._joined[message.worker] = message.samples

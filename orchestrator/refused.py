@@ -9,7 +9,7 @@ import contextlib
 import uuid
 from collections.abc import Callable, Iterator
 
-from orchestrator.errors import CapacityError, FencedError, SpecError
+from orchestrator.errors import FencedError, RankfireError
 from orchestrator.lease import FOLDER, Lease
 from workers.storage import Storage
 
@@ -35,9 +35,9 @@ def nothing_left_if_refused(root: Storage, run: str, lease: Lease, trained: Call
         new = False
     try:
         yield
-    except (SpecError, CapacityError):
+    except RankfireError as error:
         with contextlib.suppress(FencedError, OSError):
-            if new and lease.token and not trained() and set(home.names()) <= _BEGUN:
+            if error.refusal and new and lease.token and not trained() and set(home.names()) <= _BEGUN:
                 lease.withdraw(lambda: _remove(root, run))
         raise
 

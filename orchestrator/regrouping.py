@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from typing import Literal
 
 from orchestrator.budgets import Budgets, Progress
-from orchestrator.causes import APART, Cause
-from orchestrator.cluster_events import WorkerLost, WorldResized
-from orchestrator.episode import Episode, Way, keep_newest
+from orchestrator.causes import APART
+from orchestrator.cluster_events import WorldResized
+from orchestrator.episode import Episode, Way, keep_newest, loss_in_words
 from orchestrator.errors import RankfireError
-from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.loop import Loop
 from orchestrator.notice import notice
@@ -44,7 +43,6 @@ class Regrouping:
         life: the run's phase.
         ranks: who is who.
         reserves: where others come from.
-        journal: the record.
         way: what else is to be done.
         spec: what the job says.
         unblock: seconds in which a rank must have let go of the old generation; then it is given up.
@@ -56,7 +54,6 @@ class Regrouping:
         life: Lifecycle,
         ranks: Ranks,
         reserves: Reserves,
-        journal: Journal,
         way: Way,
         spec: RecoverySpec,
         *,
@@ -66,7 +63,6 @@ class Regrouping:
         self._life = life
         self._ranks = ranks
         self._reserves = reserves
-        self._journal = journal
         self._way = way
         self._spec = spec
         self._unblock = unblock
@@ -111,7 +107,7 @@ class Regrouping:
             facts.lose(lambda fault: fault.kind == "memory", "out of memory: ")
         for worker in [worker for worker in facts.lost if worker not in members]:
             self._gone.add(worker)
-            self._reserves.lose(worker, facts.lost.pop(worker))
+            self._reserves.lose(worker)
         if not facts.lost and not facts.faults:
             return True
         if any(fault.kind != "communication" for fault in facts.faults):
@@ -125,10 +121,14 @@ class Regrouping:
             self._settle()
         return True
 
-    def mend(self) -> None:
-        """Form another generation, whatever happens meanwhile; one that is lost while they join begins this anew."""
+    def mend(self, *, fault: bool = True) -> None:
+        """Form another generation, whatever happens meanwhile; one that is lost while they join begins this anew.
+
+        Args:
+            fault: whether something went wrong; else the world only grows.
+        """
         if self._episode is None:
-            self._episode = Episode(time.monotonic())
+            self._episode = Episode(time.monotonic(), fault)
         self._episode.attempts += 1
         generation = self._ranks.announce()
         self._life.enter(Phase.RECOVERING)
@@ -207,28 +207,27 @@ class Regrouping:
         )
         if isinstance(decision, Stop):
             raise self._loop.end(decision.error)
-        causes, pause = (decision.lost, decision.pause) if isinstance(decision, Recover) else ({}, 0.0)
+        until = time.monotonic()
+        if isinstance(decision, Recover):
+            self._episode.fault, until = True, until + decision.pause
+            self._episode.causes.extend(decision.causes)
         if apart and (given_up := self._reserves.instead_of_one(apart)) is not None:
             facts.lost[given_up] = APART
-            causes = {**causes, facts.ranks[given_up]: "network"}
-        self._bury(causes)
-        until = time.monotonic() + pause
+        self._bury()
         while (left := until - time.monotonic()) > 0:
             self._loop.pump(timeout=left)
 
-    def _bury(self, causes: Mapping[int, Cause]) -> None:
-        """End the processes of the lost, write down who they were and why (by rank), and forget them."""
+    def _bury(self) -> None:
+        """End the processes of the lost, tell who they were and why, and forget them."""
         facts, episode = self._loop.facts, self._episode
         assert episode is not None, "a burial without a fault"
         for worker in [worker for worker in self._ranks.members if worker in facts.lost]:
-            text, place, rank = facts.lost.pop(worker), facts.places.get(worker), facts.ranks[worker]
-            episode.lost[worker] = rank, text
-            episode.causes.append(causes[rank])
+            lost = episode.lost[worker] = facts.loss_of(worker)
+            del facts.lost[worker]
             self._gone.add(worker)
             self._loop.group.kill(worker)
-            pid, node, host = (None, None, None) if place is None else (place.pid, place.node, place.host)
-            self._journal.write("WORKER_LOST", rank=rank, pid=pid, node=node, cause=text)
-            self._way.tell(WorkerLost(rank=rank, cause=causes[rank], text=text, pid=pid, node=node, host=host))
+            notice(loss_in_words(lost))
+            self._way.tell(lost)
             self._ranks.forget(worker)
         facts.faults.clear()
 
@@ -257,7 +256,9 @@ class Regrouping:
                 raise self._loop.end(placement.error)
             if not placement.start:
                 return self._reserves.enlarge(placement)
-            self._reserves.want(len(lost))  # those that are taken already are among those that are ready
+            started = self._reserves.want(len(lost))  # those that are taken already are among those that are ready
+            if started:
+                notice(f"starting {'a worker' if started == 1 else f'{started} workers'} in place of what was lost")
             self._loop.pump(timeout=0.1)
 
     def _way_back(self, placement: Placement, before: list[int]) -> tuple[dict[int, Rewind] | None, LoadPoint | None]:
@@ -283,30 +284,19 @@ class Regrouping:
         now = self._ranks.members
         self._own = {worker: known for worker, known in self._own.items() if worker in now}
         self._ranks.tell_joined([worker for worker in now if worker not in before])
-        seconds = time.monotonic() - episode.began
         label = rewinds[0].label if rewinds else None
         for own in episode.untaken.values():
             if label in own:
                 self._way.leave_behind(left_behind(own[label]))
-        self._journal.write(
-            "RECOVERED",
-            generation=self._ranks.generation,
-            world_size=len(now),
-            seconds=round(seconds, 3),
-            snapshot=None if label is None else str(label),
-        )
-        told = "; ".join(f"rank {rank}: {text}" for rank, text in episode.lost.values())
-        if len(now) != len(before):
-            told = f"{len(before)} ranks are now {len(now)}{'; ' if told else ''}{told}"
-        back = "the newest checkpoint" if label is None else str(label)
-        notice(f"recovered in {seconds:.2f} s, back to {back} ({told or 'ranks had lost contact'})")
+        world, generation = len(now), self._ranks.generation
+        recovered = episode.recovered(label or load, world_size=world, generation=generation)
+        told = episode.in_words(recovered, len(before))
+        if told is not None:
+            notice(told)
         self._way.regrouped(episode.lost.keys(), load.at if label is None and load is not None else label)
         self._reserves.refill()
         self._way.go()
-        self._tell(episode, len(before), seconds, label)
-
-    def _tell(self, episode: Episode, before: int, seconds: float, label: SnapshotLabel | None) -> None:
-        if (world := self._ranks.world_size) != before:
-            self._way.tell(WorldResized(before=before, after=world, generation=self._ranks.generation))
-        if episode.lost or label is None:
-            self._way.tell(episode.recovered(label, seconds, self._ranks.generation))
+        if world != len(before):
+            self._way.tell(WorldResized(before=len(before), after=world, generation=generation))
+        if episode.fault or label is None:
+            self._way.tell(recovered)

@@ -9,10 +9,8 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from orchestrator.causes import cause_of
-from orchestrator.cluster_events import WorkerLost
+from orchestrator.causes import in_words
 from orchestrator.errors import name_ranks
-from orchestrator.journal import Journal
 from orchestrator.loop import Loop
 from orchestrator.notice import notice
 from orchestrator.ranks import Ranks
@@ -30,7 +28,6 @@ class Reserves:
     Args:
         loop: what comes.
         ranks: who is who.
-        journal: the record.
         workers: what the job says.
         patience: seconds that a run waits for a new worker which it can't do without.
         silence: seconds without a pulse after which a worker that builds is given up.
@@ -39,14 +36,11 @@ class Reserves:
         grow: called when there are workers with which the world can grow; has the ranks stand at a cut.
     """
 
-    def __init__(
-        self, loop: Loop, ranks: Ranks, journal: Journal, workers: WorkersSpec, *, patience: float, silence: float
-    ) -> None:
+    def __init__(self, loop: Loop, ranks: Ranks, workers: WorkersSpec, *, patience: float, silence: float) -> None:
         self.patience = patience
         self.grow: Callable[[], None] = lambda: None
         self._loop = loop
         self._ranks = ranks
-        self._journal = journal
         self._workers = workers
         self._silence = silence
         self._failures = 0
@@ -90,16 +84,21 @@ class Reserves:
             self._loop.facts.lost.update(dict.fromkeys(silent, words))
             self._loop.recover()
 
-    def want(self, number: int, *, avoid: Collection[str] = (), gives_way: bool = False) -> None:
+    def want(self, number: int, *, avoid: Collection[str] = (), gives_way: bool = False) -> int:
         """See that so many workers are there, or on their way.
 
         Args:
             number: of workers.
             avoid: ids of nodes on which those that are started now shall not be, beside those that are suspected.
             gives_way: whether those that are started now give way to others, who train.
+
+        Returns:
+            How many were started for that.
         """
-        while self.ready + len(self._ranks.coming) < number:
+        missing = max(0, number - self.ready - len(self._ranks.coming))
+        for _ in range(missing):
             self._ranks.add(avoid=sorted(self._loop.suspects | set(avoid)), gives_way=gives_way)
+        return missing
 
     def instead_of_one(self, workers: Collection[int]) -> int | None:
         """Which member is given up where these live, but could not meet: the last one, if there is somebody instead.
@@ -125,18 +124,16 @@ class Reserves:
             missing = self.goal - self._ranks.world_size if self._workers.elastic else 0
             self.want(max(0, missing) + self._workers.spares, gives_way=True)
 
-    def lose(self, worker: int, cause: str) -> None:
+    def lose(self, worker: int) -> None:
         """A worker is lost that held no rank."""
-        place = self._loop.facts.places.get(worker)
-        pid, node, host = (None, None, None) if place is None else (place.pid, place.node, place.host)
-        why = cause_of(cause, draining=worker in self._loop.facts.draining, hung=False)
+        lost = self._loop.facts.loss_of(worker)
+        del self._loop.facts.lost[worker]
         self._loop.group.kill(worker)
         self._ranks.forget(worker)
-        self._ranks.tell(WorkerLost(rank=None, cause=why, text=cause, pid=pid, node=node, host=host))
-        self._journal.write("SPARE_LOST", worker=worker, cause=cause)
+        self._ranks.tell(replace(lost, rank=None))
         self._failures += 1
         more = "" if self._failures < FAILURES else "; no more are started until one is"
-        notice(f"a spare was lost: {cause}{more}")
+        notice(f"a spare was lost: {in_words(lost.text)}{more}")
         self.refill()
 
     def enlarge(self, placement: Placement) -> Placement:

@@ -27,8 +27,10 @@ __all__ = [
     "changed_versions",
     "check_data",
     "dropped",
+    "load_of",
     "newest",
     "newest_load",
+    "place_in_words",
     "refuse_existing",
     "set_aside",
     "starting_point",
@@ -85,7 +87,13 @@ def newest_load(registry: Registry, tell: Callable[[str], None]) -> LoadPoint | 
         tell: called with a sentence for each newer one that was refused.
     """
     point = newest(registry, Resume(), tell)
-    return None if point is None else LoadPoint(url=point.url, world_size=point.manifest.world_size)
+    return None if point is None else load_of(point)
+
+
+def load_of(point: Committed) -> LoadPoint:
+    """What ranks take up that go on from this checkpoint of their run."""
+    manifest = point.manifest
+    return LoadPoint(url=point.url, world_size=manifest.world_size, iteration=manifest.iteration)
 
 
 def newest(registry: Registry, resume: Resume, tell: Callable[[str], None]) -> Committed | None:
@@ -126,7 +134,9 @@ def starting_point(start: StartFrom, root: Storage) -> LoadPoint:
     point = find(start.checkpoint, root)
     wrong = damage(point.storage, point.manifest)
     if wrong is not None:
-        raise CheckpointError.at(start.checkpoint, f"{wrong}; name another one in start_from.checkpoint")
+        error = CheckpointError.at(start.checkpoint, f"{wrong}; name another one in start_from.checkpoint")
+        error.refusal = True
+        raise error
     if missing := sorted(set(start.state) - set(point.manifest.state)):
         raise SpecError(
             explain(
@@ -193,6 +203,18 @@ def changed_versions(then: Mapping[str, str], now: Mapping[str, str]) -> str | N
     """
     changed = [f"{name} {then[name]} → {now[name]}" for name in sorted(then) if now.get(name, then[name]) != then[name]]
     return ", ".join(changed) or None
+
+
+def place_in_words(point: Committed, world_size: int) -> str:
+    """Where a run goes on, and that its ranks are others in number.
+
+    Args:
+        point: its checkpoint.
+        world_size: ranks that it has now.
+    """
+    then = point.manifest.world_size
+    resized = "" if then == world_size else f", whose ranks were {then}, and are {world_size} now"
+    return f"checkpoint {point.name}, epoch {point.manifest.epoch}{resized}"
 
 
 def dropped(then: Iterable[str], now: Collection[str]) -> str | None:

@@ -81,7 +81,6 @@ class Run:
         self.newest: Callable[[], LoadPoint | None] = lambda: None  # finds the newest valid checkpoint of this run
         self.recovered: Callable[[], None] = lambda: None  # called when ranks are whole again after a fault
         self.stand: Callable[[], None] = lambda: None  # called at a cut, while all ranks wait
-        self._trains = False
         self._load: LoadPoint | None = None  # with what the run began
         self._at: GateKey | None = None  # where the ranks go on after a fault, if at a gate
         self._cut_wanted = False  # by somebody for whom training had not begun yet
@@ -122,21 +121,18 @@ class Run:
         )
         timeouts = self._timeouts
         patience, silence = self._limits.start_timeout, timeouts.first
-        self.reserves = Reserves(
-            self.loop, self.ranks, self.journal, settings.workers, patience=patience, silence=silence
-        )
+        self.reserves = Reserves(self.loop, self.ranks, settings.workers, patience=patience, silence=silence)
         regrouping = Regrouping(
             self.loop,
             self.life,
             self.ranks,
             self.reserves,
-            self.journal,
             way,
             settings.recovery,
             unblock=timeouts.unwind,
         )
         self.moving = Moving(self.loop, self.ranks, self.reserves, regrouping, self.gates, self.cut)
-        self.watching = Watching(self.loop, self.ranks, regrouping, self.journal, settings.home, timeouts, self.tell)
+        self.watching = Watching(self.loop, self.ranks, regrouping, settings.home, timeouts, self.tell)
         self.watching.leaving = self.moving.leave
         self.moving.give_up = lambda: self._interrupt(Interrupt())
 
@@ -173,6 +169,7 @@ class Run:
             self._store = stack.enter_context(Rendezvous(self.group.address())) if self.group.needs_store else None
             self._load = load
             self._join(None, load)
+            self.gates.samples_before = self.ranks.samples
             self.ranks.tell_joined()
             self._train()
 
@@ -207,12 +204,12 @@ class Run:
             handle what comes: arrivals open gates, faults raise    (`Loop.pump`)
         FINISHING: note what was dropped; the state stands where the ranks ended
         """
-        self.gates.clock(runs=True)
+        self.gates.trained.go()
         if self.life.phase is Phase.JOINING:  # else a fault while they joined is mended, and they train already
             self._go()
         while not (self.gates.all_finished and self.saver.idle):
             self.loop.pump()
-        self.gates.clock(runs=False)
+        self.gates.trained.stop()
         self._pause()
         self._headless.check()
         self.life.enter(Phase.FINISHING)
@@ -233,9 +230,9 @@ class Run:
     def _go(self) -> None:
         """Have the ranks train; where a gate was open when a fault came, they will come to it again."""
         limits = self._limits
-        if not self._trains and self.group.needs_store:
+        if not self.journal.begun and self.group.needs_store:
             self.reserves.refill()
-        self._trains = True
+        self.journal.begun = True
         self.life.enter(Phase.GATE if self.gates.open else Phase.RUNNING)
         self.ranks.order_all(
             Go(
@@ -264,7 +261,8 @@ class Run:
             self.watching.pause()
 
     def tell(self, payload: Payload) -> None:
-        """Tell driver handlers of something that happened to the cluster."""
+        """Write down what happened to the cluster, and tell driver handlers of it."""
+        self.journal.record(payload)
         self.gates.tell(payload)
 
     def _at_cut(self) -> None:
@@ -283,7 +281,7 @@ class Run:
         Raises:
             RunInterrupted: the ranks are still starting; there is nothing to save.
         """
-        if not self._trains:
+        if not self.journal.begun:
             raise RunInterrupted
         self.interrupted = True
         self.stop_reason = self.stop_reason or "interrupted"
@@ -295,16 +293,9 @@ class Run:
 
     def _ended(self, error: RankfireError, facts: Facts) -> None:
         """Write down who was lost, and tell EXCEPTION_RAISED on the driver."""
-        for worker, cause in facts.lost.items():
-            place = facts.places.get(worker)
+        for worker in facts.lost:
             with suppress(FencedError):  # who has lost the run writes nothing more
-                self.journal.write(
-                    "WORKER_LOST",
-                    rank=facts.ranks.get(worker),
-                    pid=None if place is None else place.pid,
-                    node=None if place is None else place.node,
-                    cause=cause,
-                )
+                self.journal.record(facts.loss_of(worker))
         bus = self._buses[TRAINER]
         if bus.listens(Events.EXCEPTION_RAISED):
             try:

@@ -82,6 +82,14 @@ class Settings:
         """Ranks that train: `workers: 0` is a world of one."""
         return max(self.workers.count, 1)
 
+    @property
+    def ranks_in_words(self) -> str:
+        """Who trains."""
+        count, spares = self.workers.count, self.workers.spares
+        if count == 0:
+            return "1 rank, in this process"
+        return f"{count} rank{'s' * (count > 1)}" + (f" and {spares} spare{'s' * (spares > 1)}" if spares else "")
+
     @classmethod
     def from_spec(cls, spec: JobSpec, roots: Sequence[str]) -> Settings:
         """The settings of a job file."""

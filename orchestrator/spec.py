@@ -69,7 +69,7 @@ class WorkersSpec(Section):
     """The ranks: how many, and what each one needs. A whole number alone is short for `count`."""
 
     count: Workers
-    """Number of ranks (the world size); 0 runs the program in the calling process, for a debugger."""
+    """Ranks at the start (the world size), between min and max if given; 0: the program runs in the calling process."""
     spares: Workers = 0
     """Further workers that are built and wait to take a lost rank's place."""
     min: Count | None = None

@@ -66,7 +66,7 @@ def make_spec(data: Mapping[str, object]) -> JobSpec:
         return JobSpec.model_validate(dict(data))
     except ValidationError as error:
         found = problems_of(error, data)
-        raise SpecError(*(f"{dotted(path)}: {text}" for path, text in found)) from error
+        raise SpecError(*(f"{dotted(path)}: {text}" for path, text in found)) from None
 
 
 def problems_of(error: ValidationError, data: Mapping[str, object]) -> list[tuple[tuple[str | int, ...], str]]:

@@ -15,8 +15,8 @@ from workers.redaction import sounds_secret
 from workers.secrets import is_reference
 
 __all__ = [
-    "Config", "Count", "Cpus", "Gpus", "Labels", "Resources", "RunId", "Seconds", "Section", "Storage", "Target", "Text",
-    "Tries", "Workers", "refuse",
+    "Config", "Count", "Cpus", "Gpus", "Labels", "Resources", "RunId", "Seconds", "Section", "Storage", "Target",
+    "Text", "Tries", "Workers", "refuse",
 ]  # fmt: skip
 
 FINEST = 1e-4  # of a resource: Ray counts in ten thousandths

@@ -40,8 +40,10 @@ from orchestrator.resume import (
     already_done,
     changed_versions,
     dropped,
+    load_of,
     newest,
     newest_load,
+    place_in_words,
     refuse_existing,
     set_aside,
     starting_point,
@@ -94,7 +96,7 @@ def train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     with contextlib.ExitStack() as stack:
         root, run, journal = parts.settings.root, parts.settings.run, parts.journal
         stack.callback(parts.lease.release)
-        stack.enter_context(nothing_left_if_refused(root, run, parts.lease, lambda: journal.iteration > 0))
+        stack.enter_context(nothing_left_if_refused(root, run, parts.lease, lambda: journal.begun))
         stack.callback(_close, journal)
         _own(parts, resume)
         stack.enter_context(driver_log(parts.settings.logs))
@@ -165,12 +167,13 @@ def _begin(parts: Parts, run: Run, point: Committed | None, load: LoadPoint | No
         host=socket.gethostname(), program=settings.program_name, versions=versions(), token=parts.lease.token,
         roots=settings.roots,
     )  # fmt: skip
+    notice(f"run {settings.run!r}: {settings.ranks_in_words}; what it keeps goes to {settings.home.url}")
     parts.started(run)
     note_mishaps(run.loop, journal)
     parts.lease.when_lost(lambda text: run.group.tell(LeaseLost(text=text)))
     if point is not None:
         journal.write("RESUMED", checkpoint=point.name)
-        run.announcement = f"run {settings.run!r} goes on from checkpoint {point.name}, epoch {point.manifest.epoch}"
+        run.announcement = f"run {settings.run!r} goes on from {place_in_words(point, settings.world_size)}"
         run.built = partial(_compare_state, run, run.built, point.manifest.state)
     elif load is not None:
         journal.write("STARTED_FROM", checkpoint=load.url, state=load.entries)
@@ -306,7 +309,7 @@ def _begin_at(parts: Parts, resume: Resume) -> tuple[Committed | None, LoadPoint
     for name, saved in manifest.driver.get("handlers", {}).items():
         if name in parts.stateful:
             parts.stateful[name].load_state_dict(saved)
-    return point, LoadPoint(url=point.url, world_size=manifest.world_size)
+    return point, load_of(point)
 
 
 def _result(parts: Parts, status: Status, reason: str | None = None, failure: TrainingError | None = None) -> RunResult:

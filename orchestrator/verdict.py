@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from orchestrator.causes import cause_of
+from orchestrator.cluster_events import WorkerLost
 from orchestrator.errors import (
     CheckpointError,
     RankfireError,
@@ -17,6 +19,7 @@ from orchestrator.errors import (
     WorkerLostError,
     name_ranks,
 )
+from workers.errors import ProgramError
 from workers.messages import Fault
 from workers.parcels import Failure
 from workers.rank import Place
@@ -69,6 +72,18 @@ class Facts:
             place = fault.failure.place
             self.faults.remove(fault)
             self.lost[fault.worker] = f"{why}{fault.failure}" + ("" if place is None else f" ({place})")
+
+    def loss_of(self, worker: int) -> WorkerLost:
+        """What is known of a lost worker's end, as it is told and put on record."""
+        text, place = self.lost[worker], self.places.get(worker)
+        return WorkerLost(
+            rank=None if worker in self.spares else self.ranks.get(worker),
+            cause=cause_of(text, draining=worker in self.draining, hung=worker in self.hung),
+            text=text,
+            pid=None if place is None else place.pid,
+            node=None if place is None else place.node,
+            host=None if place is None else place.host,
+        )
 
     def _ended(self) -> set[int]:
         return {fault.worker for fault in self.faults} | self.lost.keys()
@@ -134,7 +149,8 @@ def _of_user(faults: list[Fault]) -> TrainingError:
     """All exceptions, each with the ranks that raised it; the first one's ranks and traceback go with the error."""
     failures = {fault.rank: fault.failure for fault in faults}
     ranks, first = by_failure(failures)[0]
-    return TrainingError(tell_failures(failures), ranks=ranks, traceback=first.traceback)
+    refusal = all(failure.type_name == ProgramError.__name__ for failure in failures.values())
+    return TrainingError(tell_failures(failures), ranks=ranks, traceback=first.traceback, refusal=refusal)
 
 
 def _of_reading(failures: Mapping[int, Failure]) -> CheckpointError:

@@ -1,4 +1,4 @@
-"""The driver's eye on the ranks: pulses go to the watch, and what it sees is told, put on record, and mended.
+"""The driver's eye on the ranks: pulses go to the watch, and what it sees is told, and mended.
 
 A hang ends with the stacks of all ranks in the run's folder and the laggard ended; a straggler and a node that is about
 to go are told. Who hangs is decided in `watch.py`, what follows in `regrouping.py`.
@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 
 from orchestrator.cluster_events import HangDetected, Payload, PreemptionNotice, StragglerDetected
-from orchestrator.journal import Journal
 from orchestrator.loop import Loop
 from orchestrator.notice import notice
 from orchestrator.ranks import Ranks
@@ -32,7 +31,6 @@ class Watching:
         loop: what comes, and what time it is.
         ranks: who is who.
         regrouping: mends.
-        journal: the record.
         home: the run's folder.
         timeouts: how long a rank may stand still.
         tell: called with each cluster event.
@@ -46,7 +44,6 @@ class Watching:
         loop: Loop,
         ranks: Ranks,
         regrouping: Regrouping,
-        journal: Journal,
         home: Storage,
         timeouts: Timeouts,
         tell: Callable[[Payload], None],
@@ -55,7 +52,6 @@ class Watching:
         self._loop = loop
         self._ranks = ranks
         self._regrouping = regrouping
-        self._journal = journal
         self._home = home
         self._tell = tell
         self._watch = Watch(timeouts)
@@ -111,9 +107,6 @@ class Watching:
 
     # ---------------------------------------------------------------- what is seen
     def _tell_straggler(self, straggler: Straggler) -> None:
-        self._journal.write(
-            "STRAGGLER_DETECTED", rank=straggler.rank, ratio=round(straggler.ratio, 2), seconds=straggler.seconds
-        )
         self._tell(
             StragglerDetected(
                 rank=straggler.rank, ratio=straggler.ratio, seconds=straggler.seconds, others=straggler.others
@@ -125,7 +118,6 @@ class Watching:
         members, facts = self._ranks.members, self._loop.facts
         folder = self._write_stacks(members, max(hang.iteration for hang in hangs))
         for hang in hangs:
-            self._journal.write("HANG_DETECTED", rank=hang.rank, text=str(hang), stacks=folder)
             self._tell(
                 HangDetected(
                     rank=hang.rank,
@@ -134,6 +126,7 @@ class Watching:
                     phase=hang.phase,
                     iteration=hang.iteration,
                     sure=hang.sure,
+                    text=str(hang),
                     stacks=folder,
                 )
             )
@@ -172,7 +165,6 @@ class Watching:
                 continue
             self._told.add(node)
             ranks = sorted(facts.ranks[worker] for worker in on_them if worker in self._ranks.members)
-            self._journal.write("PREEMPTION_NOTICE", node=node, seconds=seconds, ranks=ranks)
             host = next((place.host for place in facts.places.values() if place.node == node), "")
             self._tell(PreemptionNotice(node=node, host=host, seconds=seconds, ranks=tuple(ranks)))
             notice(f"node {node[:12]} goes in {seconds:.0f} s; ranks there: {', '.join(map(str, ranks)) or 'none'}")

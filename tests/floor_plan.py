@@ -91,7 +91,7 @@ ORCHESTRATOR = (
         *("cluster_events.py", "errors.py", "interval.py", "notice.py", "samples.py", "spec_values.py"),
         *("timeouts.py",),
     ),
-    ("causes.py", "contact.py", "wording.py"),
+    ("causes.py", "contact.py", "stopwatch.py", "wording.py"),
 )
 
 FLOORS = {

@@ -19,6 +19,7 @@ from workers.state import State
 
 if TYPE_CHECKING:
     from workers.data.randomness import sample_rng
+    from workers.handlers.check_divergence import CheckDivergence
     from workers.handlers.terminate_on_nan import TerminateOnNan
     from workers.metrics import attach_metric
     from workers.steps import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from workers.worker import Worker
 
 __all__ = [
+    "CheckDivergence",
     "DataLoaderEmptyError",
     "Engine",
     "Event",
@@ -52,6 +54,7 @@ __all__ = [
 ]
 
 LATER = {
+    "CheckDivergence": "workers.handlers.check_divergence",
     "TerminateOnNan": "workers.handlers.terminate_on_nan",
     "Worker": "workers.worker",
     "attach_metric": "workers.metrics",
@@ -68,3 +71,8 @@ def __getattr__(name: str) -> object:
     if name not in LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    """What is imported later is there too, for who looks."""
+    return sorted({*globals(), *__all__})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 
@@ -82,6 +83,7 @@ class RankActor:
     @ray.method(concurrency_group="run")
     def run(self) -> None:
         """The training thread; returns when the rank has left."""
+        threading.current_thread().name = "rankfire-training"  # as it is called in stacks
         self._giving_way.join()
         try:
             self._session.run()

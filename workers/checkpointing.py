@@ -26,6 +26,12 @@ from workers.worker import Worker
 
 __all__ = ["cursor_of", "restore", "shards_of"]
 
+AS_SAVED = "build the program as it was when that was saved, or give the run another name to start afresh"
+FITTING = (
+    "give what is new in it an entry of its own, leave {name!r} out of start_from.state, or export it and load what "
+    "fits in build: see fine-tuning in orchestrator/README.md"
+)
+
 
 def shards_of(worker: Worker, program: Program) -> Shards:
     """The state of this rank as it is now; its tensors are the living ones until they are frozen."""
@@ -114,10 +120,10 @@ def _take_up(name: str, entry: Stateful, state: Any, point: LoadPoint) -> None:
     try:
         entry.load_state_dict(state)
     except Exception as error:
+        mend = AS_SAVED if point.entries is None else FITTING.format(name=name)
         raise ProgramError(
             f"checkpoint: state {name!r}: expected what the program can take up, received what {point.url} holds, "
-            f"and its load_state_dict raised {type(error).__name__}: {error}; build the program as it was when "
-            "that was saved, or give the run another name to start afresh"
+            f"and its load_state_dict raised {type(error).__name__}: {error}; {mend}"
         ) from error
 
 

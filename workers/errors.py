@@ -23,6 +23,9 @@ __all__ = [
 class RankfireError(Exception):
     """Root of every exception that Rankfire raises on its own account."""
 
+    refusal: bool = False
+    """Whether this refuses a job as it is, so that a run which has not trained is nothing yet."""
+
 
 class DataLoaderEmptyError(RankfireError):
     """The data gave no batch, at its start or when it was restarted."""

@@ -68,7 +68,13 @@ class Built(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joined(Message):
-    """The process group is formed and the state restored."""
+    """The process group is formed and the state restored.
+
+    Args:
+        samples: that this rank had consumed in training by then.
+    """
+
+    samples: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -191,6 +191,7 @@ class LoadPoint:
         world_size: number of ranks that made it.
         entries: only these entries of its state are taken up, by a program that starts afresh; None: all of it, and
             training goes on where it stood.
+        iteration: of the trainer, at which training goes on; 0 for a program that starts afresh.
         at: the gate at which this very driver had it made, with the last order that was carried out there before: the
             ranks come to that gate again. None: they go on behind it.
     """
@@ -198,6 +199,7 @@ class LoadPoint:
     url: str
     world_size: int
     entries: tuple[str, ...] | None = None
+    iteration: int = 0
     at: SnapshotLabel | None = None
 
 

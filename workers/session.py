@@ -184,7 +184,7 @@ class Session(Surviving):
                 self._rewinder.at_begin(None if order.load is None else order.load.at)
             self.trainer.announced = self._rewinder.announced  # a cut must not be agreed on for where it was before
         self._out, self.error = False, None
-        self.send(Joined)
+        self.send(Joined, samples=self.worker.samples)
 
     def _meet(self, order: Join, build: Build) -> None:
         """Form the process group; a program whose models are sharded is built in it, and again in each other one."""

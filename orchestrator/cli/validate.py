@@ -49,6 +49,8 @@ def validate(job: str | None, sets: tuple[str, ...], schema: bool, as_json: bool
         print_json(spec.model_dump())
     else:
         click.echo(f"{job}: ok: {summarize(spec)}")
+        if unknown := left_to_the_program(spec):
+            click.echo(f"{job}: not checked, as only the built program knows: {', '.join(unknown)}")
 
 
 def summarize(spec: JobSpec) -> str:
@@ -67,3 +69,15 @@ def summarize(spec: JobSpec) -> str:
         ((unit, number),) = spec.checkpoint.every.model_dump(exclude_none=True).items()
         words.append(f"checkpoint every {number:g} {unit if number != 1 else unit[:-1]}")
     return ", ".join(words)
+
+
+def left_to_the_program(spec: JobSpec) -> list[str]:
+    """What a job names of its program, with the keys; `rankfire run` checks it before anything is trained."""
+    named = []
+    if spec.evaluate is not None:
+        named.append(f"evaluate.engine {spec.evaluate.engine}")
+    if spec.checkpoint is not None and spec.checkpoint.best is not None:
+        named.append(f"checkpoint.best.metric {spec.checkpoint.best.metric}")
+    if spec.start_from is not None:
+        named.append(f"start_from.state {', '.join(spec.start_from.state)}")
+    return named

@@ -25,6 +25,7 @@ __all__ = ["Progress"]
 
 class _Measured(Protocol):
     samples: int
+    samples_before: int
 
     @property
     def training_seconds(self) -> float:
@@ -49,17 +50,23 @@ class Progress:
         self._bars: Bars | None = None
         self._task: TaskID | None = None
         self._run: _Measured | None = None
-        self._told = (0, 0, 0.0)  # iteration, samples and training seconds at the last line
-        self._pulsed = (time.monotonic(), 0)
+        self._told: tuple[int, int, float] | None = None  # iteration, samples and training seconds at the last line
+        self._begun = 0  # iteration at which training began
+        self._pulsed: tuple[float, int] | None = None
         self._speed = 0.0
 
     def attach(self, orchestrator: Driver) -> None:
         """Listen to the end of epochs, behind everybody else, without making the ranks wait."""
         orchestrator.listen(Events.EPOCH_COMPLETED, self, blocking=False, phase="gate")
 
-    def begin(self, run: _Measured) -> None:
-        """Training is about to start."""
-        self._run = run
+    def begin(self, run: _Measured, iteration: int = 0) -> None:
+        """Training is about to start.
+
+        Args:
+            run: what is measured.
+            iteration: where it goes on.
+        """
+        self._run, self._begun = run, iteration
         if self._given is None:
             self.console = _console()  # the stream of now, which the run may have put in place of the one before
         if self.console.is_terminal:
@@ -96,7 +103,8 @@ class Progress:
         state, run = orchestrator.state, self._run
         assert run is not None, "an epoch ended before begin()"
         iteration, samples, seconds = state.iteration, run.samples, run.training_seconds
-        steps, seen, took = iteration - self._told[0], samples - self._told[1], seconds - self._told[2]
+        before = self._told or (self._begun, run.samples_before, 0.0)
+        steps, seen, took = iteration - before[0], samples - before[1], seconds - before[2]
         self._told = (iteration, samples, seconds)
         speed = ""
         if took > 0:
@@ -124,7 +132,7 @@ class Progress:
 
     def _measure(self, samples: int) -> None:
         now = time.monotonic()
-        since, before = self._pulsed
+        since, before = self._pulsed = self._pulsed or (now, samples)
         if now - since >= 1.0 or samples < before:
             self._speed = max(samples - before, 0) / max(now - since, 1e-9)
             self._pulsed = (now, samples)

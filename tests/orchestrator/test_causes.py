@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.causes import APART, Cause, cause_of
+from orchestrator.causes import APART, Cause, cause_of, in_words
 
 GUESSES = (
     " Some common causes include: (1) the process was killed by the OOM killer due to high memory usage, (2) ray stop "
@@ -50,3 +50,24 @@ def test_a_process_that_ran_out_of_memory_is_not_excused_by_a_node_that_goes() -
 
 def test_what_was_ended_because_it_stood_still_is_a_hang_whatever_the_words() -> None:
     assert cause_of("OutOfMemoryError: killed by ray.kill", draining=True, hung=True) == "hang"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "ActorDiedError: The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR "
+            "Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of file.",
+            "its process died without a word: it was killed from outside, as by kill -9, or crashed",
+        ),
+        (
+            "ActorDiedError: The actor is dead. Worker exit detail: Worker exits with an exit code 7.; killed by the "
+            "kernel",
+            "its process ended with exit code 7; killed by the kernel",
+        ),
+        ("ActorUnavailableError: Socket closed", "the connection to it broke, and it did not come back"),
+        ("it hung: at iteration 7", "it hung: at iteration 7"),
+    ],
+)
+def test_people_are_told_what_became_of_it_without_the_words_of_ray(text: str, words: str) -> None:
+    assert in_words(text) == words

@@ -239,7 +239,19 @@ def test_validate_says_in_one_line_what_a_job_asks_for(
     sets: list[str], summary: str, job: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert code_of("validate", job, *[word for override in sets for word in ("--set", override)]) == 0
-    assert capsys.readouterr() == (f"../job.yaml: ok: {summary}\n", "")
+    shown = capsys.readouterr()
+    assert (shown.out.splitlines()[0], shown.err) == (f"../job.yaml: ok: {summary}", "")
+
+
+def test_validate_says_what_it_can_not_know(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    best = "checkpoint={best: {metric: validation/acuracy}}"
+    assert code_of("validate", job, "--set", best, "--set", "start_from=digits@best") == 0
+    assert capsys.readouterr().out.splitlines()[1] == (
+        "../job.yaml: not checked, as only the built program knows: evaluate.engine evaluator, "
+        "checkpoint.best.metric validation/acuracy, start_from.state model"
+    )
+    assert code_of("validate", job, "--set", "evaluate=") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_validate_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,14 @@ import errno
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator import journal as module
+from orchestrator.cluster_events import Recovered, WorkerLost
 from orchestrator.errors import FencedError
 from orchestrator.journal import Journal, read_journal
 from workers import failpoints
@@ -50,6 +52,28 @@ def test_every_line_tells_event_time_generation_epoch_and_iteration(journal: Jou
     assert line == {
         "event": "WORKER_JOINED", "generation": 0, "epoch": 2, "iteration": 200, "rank": 1, "pid": 77, "node": "n",
     }  # fmt: skip
+
+
+def test_what_happens_to_the_cluster_is_a_line_with_all_that_handlers_are_told(
+    journal: Journal, storage: Storage
+) -> None:
+    journal.start(1)
+    journal.iteration = 9
+    lost = WorkerLost(rank=1, cause="crash", text="it is gone", pid=7, node="a", host="h")
+    journal.record(lost)
+    journal.record(replace(lost, rank=None))
+    journal.record(
+        Recovered(
+            ranks=(1,), causes=("crash",), seconds=0.5, iteration=6, replayed=3, source="snapshot", world_size=2,
+            generation=1,
+        )
+    )  # fmt: skip
+    journal.close()
+    first, spare, recovered = lines(storage)
+    assert (first["event"], spare["event"], recovered["event"]) == ("WORKER_LOST", "SPARE_LOST", "RECOVERED")
+    assert (first["cause"], first["text"], first["iteration"]) == ("crash", "it is gone", 9)
+    assert (recovered["iteration"], recovered["replayed"], recovered["generation"]) == (6, 3, 1)
+    assert (recovered["ranks"], recovered["causes"]) == ([1], ["crash"])
 
 
 def test_lines_stay_in_the_order_in_which_they_were_written_over_owners(journal: Journal, storage: Storage) -> None:

@@ -60,6 +60,19 @@ def test_a_driver_handler_runs_once_an_epoch_with_the_reduced_metrics(tmp_path: 
     assert seen == [(2, 6, losses[1]), (4, 12, losses[3])]
 
 
+def test_an_epoch_is_in_the_journal_with_what_was_measured_of_it_and_not_of_another(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.attach(Evaluate(every=2))
+    orchestrator.run(max_epochs=5)
+    lines = [line for line in journal(tmp_path) if line["event"].endswith("_COMPLETED")][:-1]
+    measured = [line["metrics"] for line in lines if line["event"] == "EVALUATION_COMPLETED"]
+    epochs = [line for line in lines if line["event"] == "EPOCH_COMPLETED"]
+    assert [line["epoch"] for line in epochs] == [1, 2, 3, 4, 5]
+    assert [len(line["metrics"]) for line in epochs] == [1, 1 + len(measured[0]), 1, 1 + len(measured[1]), 1]
+    for line, metrics in zip(epochs[1::2], measured, strict=True):
+        assert {name: line["metrics"][f"validation/{name}"] for name in metrics} == metrics
+
+
 def test_observers_see_each_firing_once_in_order(tmp_path: Path) -> None:
     orchestrator, seen = make(tmp_path), []
     orchestrator.on(Events.ITERATION_COMPLETED(every=2))(
@@ -803,12 +816,34 @@ def test_what_is_attached_knows_how(tmp_path: Path) -> None:
         make(tmp_path).attach(print)
 
 
+def test_a_refusal_comes_without_our_frames_and_one_of_a_handlers_line_with_it(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.start_from("nobody@best")
+    with pytest.raises(SpecError) as caught:
+        orchestrator.run(max_epochs=1)
+    assert [entry.name for entry in caught.traceback][1:] == ["run"]
+    orchestrator = make(tmp_path)
+    orchestrator.on(Events.STARTED)(lambda run: run.evaluate("nobody"))
+    with pytest.raises(SpecError) as caught:
+        orchestrator.run(max_epochs=1)
+    assert "test_orchestrator.py" in str(caught.traceback[-10:])
+
+
+def test_a_run_says_at_its_start_who_trains_and_where_all_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path).run(max_epochs=1)
+    told = f"rankfire: run 'linear': 1 rank, in this process; what it keeps goes to {tmp_path / 'linear'}"
+    assert told in capsys.readouterr().err.splitlines()
+
+
 # ---------------------------------------------------------------- names
 @pytest.mark.parametrize("package", ["orchestrator", "workers"])
 def test_every_name_of_the_faces_is_there(package: str) -> None:
     face = import_module(package)
     assert [name for name in face.__all__ if getattr(face, name, None) is None] == []
     assert sorted(face.__all__) == face.__all__
+    assert set(face.__all__) <= set(dir(face))
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'Nothing'"):
         _ = face.Nothing
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import CapacityError, CheckpointError, RankfireError, SpecError
+from orchestrator.errors import CapacityError, CheckpointError, RankfireError, SpecError, TrainingError
 from orchestrator.lease import Lease
 from orchestrator.refused import nothing_left_if_refused
 from tests.orchestrator.linear import make
@@ -35,7 +35,7 @@ def refused(
         begin()
 
 
-@pytest.mark.parametrize("error", [SpecError("no"), CapacityError("no")])
+@pytest.mark.parametrize("error", [SpecError("no"), CapacityError("no"), TrainingError("no", refusal=True)])
 def test_a_new_run_leaves_nothing(durable: Storage, lease: Lease, error: RankfireError) -> None:
     durable.claim("other/spec.yaml", b"{}")
     refused(durable, lease, error, files=("spec.yaml", "journal.jsonl"))
@@ -60,6 +60,7 @@ def test_the_next_try_is_a_new_run(durable: Storage, lease: Lease) -> None:
         (SpecError("no"), True, ("spec.yaml",)),
         (SpecError("no"), False, ("spec.yaml", "checkpoints/step-00000001/manifest.json")),
         (CheckpointError("no"), False, ("spec.yaml",)),
+        (TrainingError("a user's own"), False, ("spec.yaml",)),
     ],
 )
 def test_what_has_trained_or_saved_or_failed_otherwise_stays(

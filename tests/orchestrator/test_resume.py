@@ -4,7 +4,15 @@ import pytest
 
 from orchestrator.checkpoints.registry import Registry
 from orchestrator.errors import CheckpointError, SpecError
-from orchestrator.resume import Resume, StartFrom, changed_versions, newest, set_aside, starting_point
+from orchestrator.resume import (
+    Resume,
+    StartFrom,
+    changed_versions,
+    newest,
+    place_in_words,
+    set_aside,
+    starting_point,
+)
 from tests.checkpoints import committed
 from workers.parcels import LoadPoint
 from workers.storage import Storage
@@ -31,6 +39,12 @@ def test_to_resume_is_auto_or_never() -> None:
 
 def test_a_run_without_checkpoints_begins_at_nothing(storage: Storage) -> None:
     assert newest(Registry(storage), Resume(strict=True), pytest.fail) is None
+
+
+def test_ranks_that_are_others_in_number_are_told(storage: Storage) -> None:
+    point = committed(Registry(storage), 5)
+    assert place_in_words(point, 2) == f"checkpoint step-00000005, epoch {point.manifest.epoch}"
+    assert place_in_words(point, 3).endswith(", whose ranks were 2, and are 3 now")
 
 
 # ---------------------------------------------------------------- past what is damaged

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
-from orchestrator import Best, Checkpoint, CheckpointError, Evaluate, Orchestrator, SpecError
+from orchestrator import Best, Checkpoint, CheckpointError, Evaluate, Orchestrator, SpecError, TrainingError
 from orchestrator.checkpoints.references import find
 from orchestrator.resume import changed_versions
 from tests.orchestrator import linear
 from tests.orchestrator.linear import journal, make, parameters, trained
-from workers import Events, failpoints
+from workers import Events, Program, Worker, failpoints
 from workers.locations import storage_at
 
 
@@ -217,6 +218,23 @@ def test_a_damaged_start_is_refused(tmp_path: Path) -> None:
     new.start_from("linear@latest")
     with pytest.raises(CheckpointError, match=r"index.json is not what was written.*name another one in start_from"):
         new.run(max_epochs=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["linear"]
+
+
+def test_a_start_from_what_does_not_fit_is_refused_by_the_ranks_and_leaves_nothing(tmp_path: Path) -> None:
+    run(tmp_path)
+    new = Orchestrator(wider, workers=0, run="fine", storage=tmp_path)
+    new.start_from("linear", state=["model"])
+    with pytest.raises(TrainingError, match=r"(?s)size mismatch.*; give what is new in it an entry of its own"):
+        new.run(max_epochs=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["linear"]
+
+
+def wider(worker: Worker) -> Program:
+    """The same program, with another head."""
+    program = linear.build(worker)
+    program.state["model"] = worker.prepare(nn.Linear(3, 2))
+    return program
 
 
 def test_saves_by_the_clock_come_at_boundaries_and_training_goes_on(tmp_path: Path) -> None:

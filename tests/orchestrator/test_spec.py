@@ -241,8 +241,8 @@ def workers(**changes: object) -> dict[str, object]:
         (workers(count=-1), "workers.count: expected a number of at least 0, received -1 (int); write 0 or more"),
         (
             {"workers": {}},
-            "workers.count: expected this key, received nothing; add it: Number of ranks (the world size); 0 runs the "
-            "program in the calling process, for a debugger.",
+            "workers.count: expected this key, received nothing; add it: Ranks at the start (the world size), between "
+            "min and max if given; 0: the program runs in the calling process.",
         ),
         (workers(cpus=0), "workers.cpus: expected a number greater than 0, received 0 (int); write more than 0"),
         (

@@ -55,7 +55,7 @@ def test_a_rank_is_killed_in_the_program(survives: Any, where: str, rank: int, r
 @pytest.mark.parametrize("where", choice(["forward"], list(WHERES)))
 def test_a_rank_ends_its_own_process(survives: Any, where: str) -> None:
     ended = survives(Job(faults=[fault(where, 1, "exit")]), fired=[str(fault(where, 1, "exit"))], lost=[1])
-    assert "exit code 7" in ended.told("WORKER_LOST")[0]["cause"]
+    assert "exit code 7" in ended.told("WORKER_LOST")[0]["text"]
 
 
 def test_a_rank_dies_in_its_first_iteration_and_another_in_its_last(survives: Any) -> None:

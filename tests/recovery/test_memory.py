@@ -40,7 +40,7 @@ def test_a_rank_that_the_kernel_kills_for_its_memory_is_told_as_that(survives: A
     job = Job(faults=[fault], config={"control_group": str(control_group)}, recovery={"restarts": {"crash": 0}})
     ended = survives(job, fired=[str(fault)], lost=[1])  # charged to oom: there is nothing to spend on a crash
     (lost,) = ended.told("WORKER_LOST")
-    assert lost["cause"] == f"its process is gone (exit code -9); {KILLED}"
+    assert lost["text"] == f"its process is gone (exit code -9); {KILLED}"
 
 
 @pytest.mark.parametrize("where", ["forward", "evaluation"])
@@ -48,7 +48,7 @@ def test_a_rank_that_finds_no_memory_is_replaced(survives: Any, where: str) -> N
     fault = Fault(where=where, iteration=16, rank=0, how="memory")
     ended = survives(Job(faults=[fault], recovery={"restarts": {"crash": 0}}), fired=[str(fault)], lost=[0])
     (lost,) = ended.told("WORKER_LOST")
-    assert lost["cause"].startswith("out of memory: MemoryError: no room for a batch (program.py:")
+    assert lost["text"].startswith("out of memory: MemoryError: no room for a batch (program.py:")
 
 
 def test_memory_that_runs_out_again_and_again_ends_the_run(tmp_path: Path) -> None:

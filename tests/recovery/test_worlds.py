@@ -73,7 +73,8 @@ def test_fewer_ranks_go_on_and_a_new_worker_makes_them_whole_again(tmp_path: Pat
     assert ended.error is None
     assert (ended.fired, ended.epochs) == ([str(fault)], [1, 2, 3, 4])
     assert [line["rank"] for line in ended.told("WORKER_LOST")] == [1]
-    assert [line["world_size"] for line in ended.told("RECOVERED")] == [2, 3]
+    assert [line["world_size"] for line in ended.told("RECOVERED")] == [2]
+    assert [(line["before"], line["after"]) for line in ended.told("WORLD_RESIZED")] == [(3, 2), (2, 3)]
     assert worlds(ended) == [3, 2, 3]
     counts_once(ended, 4)
     losses_count(ended)

@@ -284,6 +284,17 @@ def test_an_entry_that_the_checkpoint_lacks_is_named(point, entries, told):
         restore(fresh.worker, fresh.program, LoadPoint(url=load.url, world_size=2, entries=entries))
 
 
+def test_an_entry_of_another_run_that_does_not_fit_is_told_with_the_ways_there_are(point):
+    load, _ = point
+    fresh = Rank(0, 1)
+    fresh.program.state["model"] = torch.nn.Linear(7, 7)
+    told = (
+        r"state 'model': .*size mismatch.*; give what is new in it an entry of its own, leave 'model' out of start_fro"
+    )
+    with pytest.raises(ProgramError, match=f"(?s){told}"):
+        restore(fresh.worker, fresh.program, LoadPoint(url=load.url, world_size=2, entries=("model",)))
+
+
 def test_an_entry_that_the_program_lacks_is_named(point):
     load, _ = point
     fresh = Rank(0, 1)

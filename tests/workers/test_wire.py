@@ -87,7 +87,6 @@ EXAMPLES = {
     "after": 4,
     "moves": 12,
     "busy": 0.3,
-    "cut": 8,
     "kills": 1,
     "writing": Writing(path="data/__0_0.distcp", bytes=7),
     "given_up": ("s3://b/other",),

@@ -57,7 +57,7 @@ def test_it_listens_behind_all_others_and_makes_nobody_wait() -> None:
 
 def test_each_epoch_is_one_line_with_metrics_and_speed_however_narrow_the_output_is() -> None:
     progress, driver = plain(), FakeDriver()
-    run = SimpleNamespace(samples=0, training_seconds=0.0)
+    run = SimpleNamespace(samples=0, samples_before=0, training_seconds=0.0)
     progress.begin(run)
     run.samples, run.training_seconds = 1000, 2.0
     progress(driver.at(1, 10, loss=0.25, best=3))
@@ -69,23 +69,31 @@ def test_each_epoch_is_one_line_with_metrics_and_speed_however_narrow_the_output
     ]
 
 
+def test_a_run_that_goes_on_counts_what_it_has_done_itself() -> None:
+    progress = plain()
+    run = SimpleNamespace(samples=4000, samples_before=3000, training_seconds=2.0)
+    progress.begin(run, iteration=30)
+    progress(FakeDriver().at(2, 40))
+    assert shown(progress) == "epoch 2/3  iteration 40  500 samples/s  2.00 s\n"
+
+
 def test_data_that_does_not_count_its_samples_has_a_speed_in_iterations() -> None:
     progress = plain(max_epochs=None)
-    progress.begin(SimpleNamespace(samples=0, training_seconds=4.0))
+    progress.begin(SimpleNamespace(samples=0, samples_before=0, training_seconds=4.0))
     progress(FakeDriver().at(1, 10))
     assert shown(progress) == "epoch 1  iteration 10  2.5 iterations/s  4.00 s\n"
 
 
 def test_no_time_is_no_speed() -> None:
     progress = plain()
-    progress.begin(SimpleNamespace(samples=10, training_seconds=0.0))
+    progress.begin(SimpleNamespace(samples=10, samples_before=0, training_seconds=0.0))
     progress(FakeDriver().at(1, 10))
     assert shown(progress) == "epoch 1/3  iteration 10  0.00 s\n"
 
 
 def test_metrics_in_brackets_are_no_markup() -> None:
     progress = plain()
-    progress.begin(SimpleNamespace(samples=0, training_seconds=0.0))
+    progress.begin(SimpleNamespace(samples=0, samples_before=0, training_seconds=0.0))
     progress(FakeDriver().at(1, 10, **{"[red]": 1, "matrix": [[1, 2]]}))
     assert "[red] 1  matrix [[1, 2]]" in shown(progress)
 
@@ -97,7 +105,7 @@ def test_an_epoch_before_the_run_is_a_defect() -> None:
 
 def test_pulses_show_nothing_where_there_is_no_terminal() -> None:
     progress = plain()
-    progress.begin(SimpleNamespace(samples=0, training_seconds=0.0))
+    progress.begin(SimpleNamespace(samples=0, samples_before=0, training_seconds=0.0))
     progress.pulse({0: pulse()})
     progress.close()
     assert shown(progress) == ""
@@ -105,7 +113,7 @@ def test_pulses_show_nothing_where_there_is_no_terminal() -> None:
 
 def test_a_terminal_has_a_bar_that_pulses_move() -> None:
     progress = on_a_terminal(max_iters=100)
-    progress.begin(SimpleNamespace(samples=0, training_seconds=0.0))
+    progress.begin(SimpleNamespace(samples=0, samples_before=0, training_seconds=0.0))
     progress.pulse({1: pulse(1), 0: pulse(0, 42, loss=Number(value=0.123456))})
     bars = progress._bars
     assert bars is not None
@@ -121,20 +129,20 @@ def test_the_speed_is_that_of_all_ranks_over_at_least_a_second(monkeypatch: pyte
     now = [100.0]
     monkeypatch.setattr("orchestrator.handlers.progress.time.monotonic", lambda: now[0])
     progress = on_a_terminal()
-    progress.begin(SimpleNamespace(samples=0, training_seconds=0.0))
+    progress.begin(SimpleNamespace(samples=0, samples_before=0, training_seconds=0.0))
     speeds = []
-    for seconds, samples in ((2.0, 100), (0.5, 200), (1.5, 500)):
+    for seconds, samples in ((0.0, 1000), (2.0, 1100), (0.5, 1200), (1.5, 1500)):  # 1000 before it went on
         now[0] += seconds
         progress.pulse({rank: pulse(rank, samples=samples, loss=Number(value=1.0)) for rank in (0, 1)})
         assert progress._bars is not None
         speeds.append(progress._bars.tasks[0].fields["numbers"].split()[-2])
     progress.close()
-    assert speeds == ["100", "100", "400"]
+    assert speeds == ["0", "100", "100", "400"]
 
 
 def test_a_closed_bar_is_gone_and_may_be_closed_again() -> None:
     progress = on_a_terminal()
-    progress.begin(SimpleNamespace(samples=0, training_seconds=0.0))
+    progress.begin(SimpleNamespace(samples=0, samples_before=0, training_seconds=0.0))
     for _ in range(2):
         progress.close()
     assert progress._bars is None
@@ -143,7 +151,7 @@ def test_a_closed_bar_is_gone_and_may_be_closed_again() -> None:
 
 def test_a_run_counted_in_epochs_tells_how_many() -> None:
     progress = on_a_terminal()
-    progress.begin(SimpleNamespace(samples=0, training_seconds=0.0))
+    progress.begin(SimpleNamespace(samples=0, samples_before=0, training_seconds=0.0))
     progress.pulse({0: pulse()})
     assert progress._bars is not None
     assert progress._bars.tasks[0].description == "epoch 1/3"
@@ -153,7 +161,7 @@ def test_a_run_counted_in_epochs_tells_how_many() -> None:
 @pytest.mark.parametrize("name", ["loss[/b]", "acc[top5]", "a/[/]"])
 def test_names_in_brackets_are_no_markup_on_a_bar_either(name: str) -> None:
     progress = on_a_terminal()
-    progress.begin(SimpleNamespace(samples=0, training_seconds=0.0))
+    progress.begin(SimpleNamespace(samples=0, samples_before=0, training_seconds=0.0))
     progress.pulse({0: pulse(**{name: Number(value=1.0)})})
     assert progress._bars is not None
     progress._bars.refresh()
@@ -168,14 +176,14 @@ def test_a_terminal_that_has_gone_ends_nothing(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("sys.stderr", Gone())
     progress = Progress(3, None)
-    progress.begin(SimpleNamespace(samples=0, training_seconds=0.0))
+    progress.begin(SimpleNamespace(samples=0, samples_before=0, training_seconds=0.0))
     progress(FakeDriver().at(1, 10, loss=1.0))
     progress.close()
 
 
 def test_metrics_of_an_evaluation_are_shown_in_the_epoch_that_measured_them() -> None:
     progress, driver = plain(), FakeDriver()
-    progress.begin(SimpleNamespace(samples=0, training_seconds=0.0))
+    progress.begin(SimpleNamespace(samples=0, samples_before=0, training_seconds=0.0))
     for epoch, measured in ((1, 10), (2, 10), (3, 30)):
         driver.evaluated = {"validation/accuracy": measured}
         progress(driver.at(epoch, 10 * epoch, **{"loss": 1.0, "validation/accuracy": 1}))
