@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from orchestrator.asking import Asking, RegroupedError
@@ -29,6 +28,7 @@ from workers.orders import FreezeSave, PlanSave
 from workers.parcels import Failure, LoadPoint, Planned, SnapshotLabel
 from workers.retry import retrying
 from workers.state import State
+from workers.versions import installed
 
 __all__ = ["OnSaveError", "Saver", "manifest_of", "states_of", "versions"]
 
@@ -300,13 +300,7 @@ def _check_keys(state: object) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what takes part, without importing any of it."""
-    found = {"python": platform.python_version()}
-    for package in ("rankfire", "torch", "ray"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # a source tree that was put on the path instead of installed
-            found[package] = "not installed"
-    return found
+    return {"python": platform.python_version(), **installed("rankfire", "torch", "ray")}
 
 
 def _check(folder: str, failures: Mapping[int, Failure]) -> None:

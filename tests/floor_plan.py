@@ -40,7 +40,8 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     (
         *("data/carried.py", "data/fingerprint.py", "data/permutation.py"),
         *("errors.py", "failpoints.py", "filters.py", "memory.py", "rank.py", "retry.py", "sockets.py", "stacks.py"),
-        *("storage.py", "streams.py", "tracebacks.py", "watchdog.py"),
+        *("storage.py", "streams.py", "tracebacks.py", "versions.py"),
+        *("watchdog.py",),
     ),
 )
 
@@ -80,7 +81,7 @@ ORCHESTRATOR = (
     ("checkpoints/committed.py", "checkpoints/verify.py", "recovery.py"),
     ("checkpoints/*", "episode.py", "passed.py", "roll_call.py", "specfile.py", "verdict.py"),
     ("budgets.py", "capacity.py", "spec_problems.py", "target.py"),
-    ("journal.py", "lease.py", "lifecycle.py", "limits.py", "spec.py", "yaml_text.py"),
+    ("journal.py", "lease.py", "lifecycle.py", "limits.py", "skew.py", "spec.py", "yaml_text.py"),
     ("spec_recovery.py",),
     ("cluster_events.py", "errors.py", "notice.py", "samples.py", "spec_values.py", "timeouts.py"),
     ("causes.py", "wording.py"),
@@ -108,6 +109,7 @@ LIGHT = (
     "workers/retry.py",
     "workers/stacks.py",
     "workers/storage.py",
+    "workers/versions.py",
     "workers/watchdog.py",
 )
 """Words of both sides, which know none of the heavy libraries below."""
@@ -150,6 +152,7 @@ SHARED = {
         "workers.state",
         "workers.storage",
         "workers.tracebacks",
+        "workers.versions",
     ),
     "orchestrator/checkpoints/reading.py": ("workers.shards",),
     "orchestrator/checkpoints/plan.py": ("workers.dcp",),
