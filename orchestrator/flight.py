@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Flight", "Stuck"]
 
-AWAKE = 1.0  # seconds at most that count between two looks: while the driver looks away, ranks are not heard
+BEAT = 1.0  # seconds at most that count between two pulses of a rank: while nobody hears it, nothing is known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,26 +64,26 @@ class Flight:
     label: SnapshotLabel
     told: dict[int, Saved] = field(default_factory=dict)
     doomed: bool = False
-    _places: dict[int, Writing | None] = field(default_factory=dict)  # rank → where it was when it last came on
-    _quiet: dict[int, float] = field(default_factory=dict)  # rank → seconds since then
-    _looked: float | None = None
+    _heard: dict[int, tuple[Pulse, float]] = field(default_factory=dict)  # rank → its last pulse, and when it came
+    _quiet: dict[int, float] = field(default_factory=dict)  # rank → seconds in which it told of no progress
 
     def look(self, pulses: Iterable[Pulse], now: float) -> None:
-        """Take in how far the ranks are.
+        """Take in how far the ranks are. Who says nothing, stopped or lost, is not judged by that.
 
         Args:
             pulses: the last one of each rank.
             now: seconds on a clock that never goes back.
         """
-        passed = 0.0 if self._looked is None else min(now - self._looked, AWAKE)
-        self._looked = now
         for pulse in pulses:
             rank = self.writers.get(pulse.worker)
             if rank is None:
                 continue
-            came_on = rank not in self._places or self._places[rank] != pulse.writing
-            self._places[rank] = pulse.writing
-            self._quiet[rank] = 0.0 if came_on else self._quiet[rank] + passed
+            before, at = self._heard.get(rank, (None, now))
+            if pulse is before:
+                continue
+            came_on = before is None or before.writing != pulse.writing
+            self._quiet[rank] = 0.0 if came_on else self._quiet[rank] + min(now - at, BEAT)
+            self._heard[rank] = pulse, now
 
     def stuck(self, patience: float) -> Stuck | None:
         """The rank that has not come on for the longest time, if that is longer than so many seconds."""
@@ -91,4 +91,4 @@ class Flight:
         rank = max(owing, key=lambda one: owing[one], default=None)
         if rank is None or owing[rank] <= patience:
             return None
-        return Stuck(rank=rank, writing=self._places[rank], seconds=owing[rank])
+        return Stuck(rank=rank, writing=self._heard[rank][0].writing, seconds=owing[rank])

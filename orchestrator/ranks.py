@@ -18,6 +18,7 @@ from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.loop import Loop
 from orchestrator.notice import notice
+from orchestrator.skew import check_same, other_versions
 from workers.messages import Built, Hello, Joined
 from workers.orders import Build, Join, Order
 from workers.parcels import LoadPoint, Rewind
@@ -289,6 +290,17 @@ class Ranks:
 
     def _on_hello(self, message: Hello) -> None:
         self._loop.facts.places[message.worker] = message.place
+        try:
+            check_same(message.place, message.versions)
+        except StartError as error:
+            if message.worker not in self.coming:
+                raise self._loop.end(error) from error
+            self._loop.facts.lost[message.worker] = str(error)  # the run goes on without it
+            self._loop.recover()
+            return
+        if (other := other_versions(message.versions)) is not None:
+            self._journal.write("VERSIONS_DIFFER", worker=message.worker, node=message.place.node, text=other)
+            notice(f"the worker on {message.place} has {other}; results may differ in their last bits")
         if message.worker in self.coming:
             assert self._build is not None, "a worker came before the program was known"
             rank = self.world_size + len(self.spares)

@@ -50,7 +50,8 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     (
         *("data/carried.py", "data/fingerprint.py", "data/permutation.py"),
         *("errors.py", "failpoints.py", "filters.py", "giving_way.py", "memory.py", "rank.py", "redaction.py"),
-        *("retry.py", "sockets.py", "stacks.py", "storage.py", "streams.py", "tracebacks.py", "watchdog.py"),
+        *("retry.py", "sockets.py", "stacks.py", "storage.py", "streams.py", "tracebacks.py", "versions.py"),
+        *("watchdog.py",),
     ),
 )
 
@@ -85,7 +86,7 @@ ORCHESTRATOR = (
     ("checkpoints/committed.py", "checkpoints/draft.py", "checkpoints/verify.py", "recovery.py"),
     ("checkpoints/*", "episode.py", "passed.py", "roll_call.py", "specfile.py", "stopping.py", "verdict.py"),
     ("budgets.py", "capacity.py", "spec_problems.py", "target.py"),
-    ("journal.py", "lease.py", "lifecycle.py", "limits.py", "spec.py", "yaml_text.py"),
+    ("journal.py", "lease.py", "lifecycle.py", "limits.py", "skew.py", "spec.py", "yaml_text.py"),
     ("spec_recovery.py",),
     (
         *("cluster_events.py", "errors.py", "interval.py", "notice.py", "samples.py", "spec_values.py"),
@@ -119,6 +120,7 @@ LIGHT = (
     "workers/secrets.py",
     "workers/stacks.py",
     "workers/storage.py",
+    "workers/versions.py",
     "workers/watchdog.py",
 )
 """Words of both sides, which know none of the heavy libraries below."""
@@ -165,6 +167,7 @@ SHARED = {
         "workers.state",
         "workers.storage",
         "workers.tracebacks",
+        "workers.versions",
     ),
     "orchestrator/checkpoints/reading.py": ("workers.shards",),
     "orchestrator/checkpoints/plan.py": ("workers.dcp",),

@@ -7,7 +7,7 @@ The protocol (who sends what when) is told in `orchestrator/README.md`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from workers.parcels import Failure, FaultKind, GateKey, Number, Pack, SnapshotLabel, Writing
@@ -43,9 +43,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello(Message):
-    """The process is up; nothing is built yet."""
+    """The process is up; nothing is built yet.
+
+    Args:
+        place: where it lives.
+        versions: of what it has in common with the driver, by package.
+    """
 
     place: Place
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

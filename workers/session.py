@@ -60,6 +60,7 @@ from workers.rank import Place
 from workers.rewinding import Rewinder
 from workers.rng import seed_rng
 from workers.surviving import Surviving
+from workers.versions import installed
 
 __all__ = ["Session"]
 
@@ -97,7 +98,7 @@ class Session(Surviving):
     # ---------------------------------------------------------------- the training thread
     def run(self) -> None:
         """Serve orders until `Leave`; after a user's exception nothing else is served."""
-        self.send(Hello, place=self.place)
+        self.send(Hello, place=self.place, versions=installed("rankfire", "torch"))
         try:
             while True:
                 alarmed = False

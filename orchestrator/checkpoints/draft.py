@@ -9,12 +9,12 @@ import json
 import platform
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from orchestrator.checkpoints.manifest import Manifest
 from orchestrator.errors import SpecError, explain
 from workers.state import State
+from workers.versions import installed
 
 __all__ = ["manifest_of", "states_of", "versions"]
 
@@ -81,10 +81,4 @@ def _check_keys(state: object) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what takes part, without importing any of it."""
-    found = {"python": platform.python_version()}
-    for package in ("rankfire", "torch", "ray"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # a source tree that was put on the path instead of installed
-            found[package] = "not installed"
-    return found
+    return {"python": platform.python_version(), **installed("rankfire", "torch", "ray")}

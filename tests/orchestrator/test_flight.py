@@ -61,5 +61,13 @@ def test_time_in_which_the_driver_did_not_look_does_not_count() -> None:
     assert seen.stuck(1.0) is None
 
 
+def test_who_says_nothing_any_more_is_not_judged_by_that() -> None:
+    """It is stopped or lost, and others see to that."""
+    seen, last = flight(), pulse(11, 3)
+    for now in range(600):
+        seen.look([pulse(10, now), last], now)
+    assert seen.stuck(1.0) is None
+
+
 def test_who_is_not_among_the_writers_is_nobodys_concern() -> None:
     assert watched({12: [3] * 10}).stuck(1.0) is None

@@ -554,7 +554,7 @@ def test_versions_that_changed_since_the_checkpoint_are_told(
     first, second = make(tmp_path), make(tmp_path)
     for orchestrator in (first, second):
         orchestrator.attach(Checkpoint())
-    monkeypatch.setattr("orchestrator.checkpoints.draft.version", lambda package: "1.0")
+    monkeypatch.setattr("workers.versions.version", lambda package: "1.0")
     first.run(max_epochs=1)
     monkeypatch.undo()
     second.run(max_epochs=2)

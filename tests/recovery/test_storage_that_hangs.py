@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from tests.recovery.jobs import PER_EPOCH, Job, checkpoints_hold, run
 
 FOR_EVER = 10_000  # seconds
 HANGS = {"hang_timeout": 2.0}  # a save is given up after 5 s
-WORDS = "was given up: rank 1 has not come on for 5 s with data/__1_0.distcp, of which it has"
+WORDS = r"was given up: rank 1 has not come on for [5-9] s with data/__1_0\.distcp, of which it has \d+ bytes"
 
 
 def job(seconds: float, **options: Any) -> Job:
@@ -32,7 +33,7 @@ def test_training_goes_on_and_ends_without_what_could_not_be_saved(tmp_path: Pat
     assert ended.fired == ["shard.half sleep 1"]
     first, *later = [line["text"] for line in ended.told("CHECKPOINT_FAILED")]
     assert first.startswith(f"checkpoint step-{2 * PER_EPOCH:08d}.attempt-")
-    assert WORDS in first
+    assert re.search(WORDS, first)
     assert later  # the next one that was due, and the one at the end
     assert all("rank 1: TimeoutError: the storage still holds on to data/__1_0.distcp" in text for text in later)
     assert ended.digests == calm(hangs).digests
@@ -53,7 +54,7 @@ def test_a_storage_that_comes_back_is_written_to_again(tmp_path: Path) -> None:
     assert ended.error is None
     assert ended.fired == ["shard.half sleep 1"]
     (told,) = [line["text"] for line in ended.told("CHECKPOINT_FAILED")]
-    assert WORDS in told
+    assert re.search(WORDS, told)
     assert saved(ended) == [PER_EPOCH, 3 * PER_EPOCH]
     checkpoints_hold(ended, 3 * PER_EPOCH)
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-import orchestrator.checkpoints.draft
 import orchestrator.orchestrator
 import orchestrator.regrouping
 import orchestrator.rendezvous
@@ -103,9 +102,7 @@ def _stage(world: World) -> Iterator[None]:
     """The driver's surroundings are the simulated ones."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()):
         stand_in(patch, world.clock)
-        patch.setattr(
-            orchestrator.checkpoints.draft, "version", lambda package: "1.0"
-        )  # reading them takes as long as all else
+        patch.setattr("workers.versions.version", lambda package: "1.0")  # reading them takes as long as all else
         patch.setattr(orchestrator.settings, "storage_at", world.disk.at)
         patch.setattr(orchestrator.training, "RayGroup", lambda *given, **named: world)
         patch.setattr(orchestrator.rendezvous, "Rendezvous", lambda host: contextlib.nullcontext(("sim", 1)))

@@ -6,6 +6,7 @@ import threading
 import cloudpickle
 import pytest
 import torch
+import torch.distributed as dist
 
 from orchestrator.checkpoints.plan import GlobalPlan
 from orchestrator.reduce import reduce_packs
@@ -439,7 +440,9 @@ FAULTS = [
 ERRORS = [
     (ValueError("wrong"), "user"),
     (SystemExit("wrong"), "user"),
-    (RuntimeError("Connection closed by peer"), "communication"),
+    (RuntimeError("Connection closed by peer"), "user"),  # the program's own words
+    (dist.DistBackendError("Connection closed by peer"), "communication"),
+    (MemoryError("no room"), "memory"),
 ]
 
 

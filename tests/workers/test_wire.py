@@ -87,6 +87,7 @@ EXAMPLES = {
     "after": 4,
     "moves": 12,
     "busy": 0.3,
+    "versions": {"torch": "2.13.0"},
     "kills": 1,
     "writing": Writing(path="data/__0_0.distcp", bytes=7),
     "given_up": ("s3://b/other",),

@@ -52,5 +52,5 @@ def test_a_package_that_is_not_installed_is_told_so(monkeypatch: pytest.MonkeyPa
     def version(package: str) -> str:
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr("orchestrator.checkpoints.draft.version", version)
+    monkeypatch.setattr("workers.versions.version", version)
     assert versions()["rankfire"] == "not installed"
