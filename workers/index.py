@@ -89,6 +89,10 @@ def _cover(chunks: Sequence[ChunkStorageMetadata], size: torch.Size) -> bool:
             return False
         if any(at + length > end for at, length, end in zip(chunk.offsets, chunk.sizes, size, strict=True)):
             return False
+    if len(size) and all(chunk.sizes[1:] == size[1:] for chunk in chunks):  # rows, as most are: pairs would be many
+        spans = sorted((chunk.offsets[0], chunk.sizes[0]) for chunk in chunks)
+        ends = [at + length for at, length in spans]
+        return [at for at, _ in spans] == [0, *ends[:-1]] and ends[-1:] == [size[0]] and len(set(spans)) == len(spans)
     as_large = sum(math.prod(chunk.sizes) for chunk in chunks) == math.prod(size)
     return as_large and not any(_overlap(one, other) for one, other in combinations(chunks, 2))
 

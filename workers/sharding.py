@@ -19,7 +19,7 @@ from torch.distributed import _broadcast_coalesced, group  # type: ignore[attr-d
 from workers.errors import ProgramError
 from workers.process_group import watched
 
-__all__ = ["Fsdp", "broadcast", "shard"]
+__all__ = ["Fsdp", "broadcast", "check_shardable", "shard"]
 
 _BUCKET = 250 << 20  # bytes that are broadcast in one go, as DDP does it
 
@@ -35,14 +35,14 @@ class Fsdp:
             computed with; they are kept, and gradients are reduced, in their own.
         offload: keep parameters, gradients and what the optimizer remembers on the CPU; for accelerators.
         reshard_after_forward: let go of gathered parameters after the forward pass, and gather them again for the
-            backward pass.
+            backward pass; default: those of each part, but not the rest of the model's.
         broadcast_buffers: before each forward pass in training rank 0's buffers become everybody's, as with DDP.
     """
 
     shard_each: Sequence[type[nn.Module]] = ()
     mixed_precision: Any = None
     offload: bool = False
-    reshard_after_forward: bool | int = True
+    reshard_after_forward: bool | int | None = None
     broadcast_buffers: bool = True
 
     @classmethod
@@ -59,6 +59,7 @@ class Fsdp:
                 f"{', '.join(strange)}; leave it out, or use strategy='ddp'"
             )
         chosen = cls(**options)
+        _precision_of(chosen.mixed_precision)
         if chosen.offload and device.type == "cpu":
             raise ProgramError(
                 "worker.prepare(strategy='fsdp'): offload: expected an accelerator, from which parameters go to the "
@@ -74,14 +75,10 @@ def shard(module: nn.Module, device: torch.device, options: Fsdp) -> None:
         module: with its parameters on the CPU or the device; rank 0's become everybody's first.
         device: where it trains.
         options: how.
-
-    Raises:
-        ProgramError: FSDP2 can't shard this model.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
-    _check(module)
     broadcast([*module.parameters(), *module.buffers()])
     with watched():
         mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),), mesh_dim_names=("ranks",))
@@ -110,7 +107,13 @@ def broadcast(tensors: Iterable[torch.Tensor]) -> None:
         _broadcast_coalesced(world, found, _BUCKET, 0)
 
 
-def _check(module: nn.Module) -> None:
+def check_shardable(module: nn.Module, options: Fsdp) -> None:
+    """See that a model can be sharded, before the ranks meet.
+
+    Raises:
+        ProgramError: it can't be; says why.
+    """
+    _parts_of(module, options.shard_each)
     for name, parameter in module.named_parameters():
         what = None
         if parameter.is_meta:

@@ -20,7 +20,7 @@ from workers.errors import ProgramError
 from workers.handle import Handle, Route, Strategy, handle_of, no_sync
 from workers.recomputing import recompute
 from workers.replicating import check_options, replicate
-from workers.sharding import Fsdp, broadcast, shard
+from workers.sharding import Fsdp, broadcast, check_shardable, shard
 
 __all__ = ["DataParallel", "Module", "Strategy", "no_sync"]
 
@@ -211,6 +211,7 @@ class DataParallel:
     def _shard(self, route: Route) -> None:
         """Shard a model if the ranks have met; until then it stays whole, and is not yet brought to the device."""
         how = Fsdp.of(route.options, self.device)
+        check_shardable(route.module, how)
         self.shards = True
         if self.alone:
             route.module.to(self.device)

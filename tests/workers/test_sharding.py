@@ -15,7 +15,6 @@ from workers.evaluating import evaluate
 from workers.locations import storage_at
 from workers.rank import Membership
 from workers.sharded import shares_in
-from workers.sharding import Fsdp, shard
 from workers.shards import Shards, load_state
 from workers.steps import supervised_eval_step, supervised_train_step
 from workers.worker import Worker
@@ -237,11 +236,21 @@ def test_a_rank_alone_has_the_plain_model():
             {},
             "parameter '0': expected one whose rows can be shared out, received o",
         ),
+        (
+            nn.Linear(2, 1),
+            {"shard_each": [nn.LSTM]},
+            "shard_each: expected classes of parts of the model, received LSTM",
+        ),
+        (
+            nn.Linear(2, 1),
+            {"mixed_precision": "fp8"},
+            "mixed_precision: expected 'bf16' or a MixedPrecisionPolicy, rec",
+        ),
     ],
 )
 def test_what_can_not_be_sharded_is_refused(model, options, text):
     with pytest.raises(ProgramError) as error:
-        shard(model, CPU, Fsdp(**options))
+        Worker(device=CPU).prepare(model, "fsdp", **options)
     assert str(error.value).startswith(f"worker.prepare(strategy='fsdp'): {text}")
 
 

@@ -31,8 +31,8 @@ def spread(strategy: str, model: nn.Module) -> nn.Module:
     if strategy == "ddp":
         return DistributedDataParallel(model)
     for block in model.blocks:
-        fully_shard(block, reshard_after_forward=True)
-    return fully_shard(model, reshard_after_forward=True)
+        fully_shard(block)
+    return fully_shard(model)
 
 
 @contextlib.contextmanager
