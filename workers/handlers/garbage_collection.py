@@ -29,6 +29,7 @@ class GarbageCollection:
         self.every = interval("GarbageCollection", every)
         self.full_every = interval("GarbageCollection", full_every, "full_every")
         self._was_on = True
+        self._froze = False
 
     def attach(self, target: Engine | Ranks) -> None:
         """Take over from the start of a run to its end; at the orchestrator: on every rank."""
@@ -46,10 +47,13 @@ class GarbageCollection:
         gc.collect(2 if number % self.full_every == 0 else 1)
 
     def _take_over(self) -> None:
-        self._was_on = gc.isenabled()
-        gc.collect()
+        self._was_on, self._froze = gc.isenabled(), not gc.get_freeze_count()
+        if self._froze:
+            gc.freeze()  # what is here now stays: a full collection then looks at what training made only
         gc.disable()
 
     def _give_back(self) -> None:
+        if self._froze:
+            gc.unfreeze()
         if self._was_on:
             gc.enable()
