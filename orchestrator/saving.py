@@ -6,7 +6,6 @@ flight at a time: the next one waits for it. What is written where is decided in
 
 from __future__ import annotations
 
-import json
 import platform
 import threading
 import time
@@ -18,7 +17,8 @@ from typing import Any, Literal
 from orchestrator.asking import Asking, RegroupedError
 from orchestrator.checkpoints.manifest import Manifest
 from orchestrator.checkpoints.registry import Committed, Registry, Staging
-from orchestrator.errors import CheckpointError, RankfireError, SpecError, explain, name_ranks
+from orchestrator.contents import differing
+from orchestrator.errors import CheckpointError, RankfireError, name_ranks
 from orchestrator.flight import Flight
 from orchestrator.loop import Loop
 from orchestrator.notice import notice
@@ -30,9 +30,10 @@ from workers.parcels import Failure, LoadPoint, Planned, SnapshotLabel
 from workers.retry import retrying
 from workers.state import State
 
-__all__ = ["OnSaveError", "Saver", "manifest_of", "states_of", "versions"]
+__all__ = ["OnSaveError", "Saver", "manifest_of", "versions"]
 
 OnSaveError = Literal["stop", "continue"]
+ONE_RANKS = "a checkpoint holds what rank 0 has; reduce a number over ranks before anything is set by it"
 REMOVING = 10.0  # seconds in which a storage must have removed what was given up
 
 
@@ -50,6 +51,7 @@ class Saver:
         again: set when a save was lost with a rank: it is to be made anew at the next gate.
         committed: called with each checkpoint when it is one.
         failed: called with each error of a save.
+        differing: called, once, with what is not set alike in the optimizers and schedulers of the ranks.
         on_error: what an error means for the run.
     """
 
@@ -58,6 +60,7 @@ class Saver:
     ) -> None:
         self.committed: Callable[[Committed], None] = lambda _: None
         self.failed: Callable[[CheckpointError], None] = lambda _: None
+        self.differing: Callable[[str], None] = lambda _: None
         self.on_error: OnSaveError = "stop"
         self._loop = loop
         self._asking = asking
@@ -68,6 +71,7 @@ class Saver:
         self._stale: list[Staging] = []  # given up; somebody may still be writing there
         self.again = False
         self._flight: Flight | None = None
+        self._compared = False  # and what differs was told
         self._given_up: list[str] = []  # staging folders in which ranks may write for ever
         loop.on_tick.append(self._tick)
         loop.handle({Saved: self._on_saved})
@@ -103,6 +107,7 @@ class Saver:
             ).items()
         }
         first, gate = planned[0], self._asking.gate
+        self._compare({rank: one.settings for rank, one in planned.items()})
         plan = GlobalPlan({rank: one.plan for rank, one in planned.items()}, first.spread)
         try:
             staging = self._registry.open(manifest.iteration)
@@ -122,6 +127,13 @@ class Saver:
         )
         self.again = False
         return self._registry.storage.locate(staging.name)
+
+    def _compare(self, settings: Mapping[int, Mapping[str, Mapping[str, str]]]) -> None:
+        """What is not alike on all ranks would be lost: a checkpoint holds one rank's."""
+        if not self._compared and (told := differing(settings)) is not None:
+            self._compared = True
+            self.differing(told)
+            notice(f"ranks differ in what is set: {told}; {ONE_RANKS}")
 
     def whence(self, load: LoadPoint) -> LoadPoint:
         """The same checkpoint, with the gate at which it was made if this run made it."""
@@ -268,44 +280,6 @@ def manifest_of(run_id: str, world_size: int, state: State, driver: Mapping[str,
         driver=driver,
         versions=versions(),
     )
-
-
-def states_of(handlers: Mapping[str, Any]) -> dict[str, Any]:
-    """The states of the driver's handlers, which go into the manifest.
-
-    Args:
-        handlers: name → handler with a `state_dict()`.
-
-    Raises:
-        SpecError: one of them is not what JSON can hold; names the handler.
-    """
-    states = {name: handler.state_dict() for name, handler in handlers.items()}
-    for name, state in states.items():
-        try:
-            json.dumps(state)
-            _check_keys(state)
-        except (TypeError, ValueError) as error:
-            raise SpecError(
-                explain(
-                    f"orchestrator.checkpoint: state_dict() of handler {name}",
-                    expected="numbers, texts, lists and dictionaries of them by texts, which JSON can hold",
-                    received=f"something else: {error}",
-                    mend="leave it out, or give its parts",
-                )
-            ) from error
-    return states
-
-
-def _check_keys(state: object) -> None:
-    """JSON makes texts of all keys, so others would not come back as they were."""
-    if isinstance(state, Mapping):
-        if strange := [key for key in state if not isinstance(key, str)]:
-            raise TypeError(f"key {strange[0]!r} is no text")
-        for value in state.values():
-            _check_keys(value)
-    elif isinstance(state, list | tuple):
-        for value in state:
-            _check_keys(value)
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("rewinding.py", "speaking.py"),
     ("saving.py", "snapshot.py"),
     ("checkpointing.py", "own.py"),
-    ("apart.py", "building.py", "evaluating.py", "gates.py", "reports.py", "steps.py", "writer.py"),
+    ("apart.py", "building.py", "evaluating.py", "gates.py", "optimizers.py", "reports.py", "steps.py", "writer.py"),
     ("gradients.py", "worker.py"),
     ("inplace.py", "program.py"),
     ("handlers/*",),
@@ -66,7 +66,7 @@ ORCHESTRATOR = (
     ),
     ("flight.py",),
     ("checkpoints/plan.py", "checkpoints/registry.py", "runs.py", "tailing.py"),
-    ("streams.py",),
+    ("contents.py", "streams.py"),
     (
         "clerk.py",
         "exchange.py",
@@ -84,7 +84,7 @@ ORCHESTRATOR = (
     ("budgets.py", "capacity.py", "spec_problems.py", "target.py"),
     ("journal.py", "lease.py", "lifecycle.py", "limits.py", "spec.py", "yaml_text.py"),
     ("spec_recovery.py",),
-    ("cluster_events.py", "errors.py", "notice.py", "samples.py", "spec_values.py", "timeouts.py"),
+    ("cluster_events.py", "driver_state.py", "errors.py", "notice.py", "samples.py", "spec_values.py", "timeouts.py"),
     ("causes.py", "contact.py", "wording.py"),
 )
 

@@ -84,6 +84,7 @@ EXAMPLES = {
     "held": (LABEL,),
     "after": 4,
     "moves": 12,
+    "completed": True,
     "busy": 0.3,
     "cut": 8,
     "kills": 1,
