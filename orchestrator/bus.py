@@ -15,6 +15,7 @@ from operator import or_
 from typing import Any
 
 from orchestrator.cluster_events import ClusterEvents, Payload
+from orchestrator.driver_state import DriverState
 from orchestrator.errors import HandlerError, RankfireError, SpecError, explain, too_late
 from workers.dispatch import EventSource, RemovableEventHandle
 from workers.events import Event, EventExpression, Events, counts_only
@@ -55,6 +56,7 @@ class EventBus(EventSource):
 
     def __init__(self, engine: str, subject: object) -> None:
         super().__init__(subject)
+        self.state: DriverState = DriverState()
         self.engine = engine
         self.register_events(ClusterEvents)
         self._needs: list[_Need] = []

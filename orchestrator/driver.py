@@ -59,7 +59,7 @@ class Driver(Protocol):
         """Call a function when all ranks stand after one common iteration."""
         ...
 
-    def note(self, event: str, **fields: object) -> None:
+    def note(self, event: str, /, **fields: object) -> None:
         """Write a line into the journal."""
         ...
 

@@ -159,7 +159,7 @@ class Gatekeeper:
         state, journal, samples = self._buses[TRAINER].state, self._journal, self.samples
         place, metrics = (state.iteration, state.epoch, state.epoch_length), dict(state.metrics)
         yield
-        state.iteration, state.epoch, state.epoch_length = place
+        state.stand(iteration=place[0], epoch=place[1], epoch_length=place[2])
         journal.iteration, journal.epoch, self.samples = state.iteration, state.epoch, samples
         state.metrics.clear()
         state.metrics.update(metrics)
@@ -311,7 +311,7 @@ class Gatekeeper:
 
     def _take_position(self, key: GateKey, reports: Mapping[int, Report]) -> None:
         first, state = reports[0], self._buses[key.engine].state
-        state.iteration, state.epoch, state.epoch_length = first.iteration, first.epoch, first.epoch_length
+        state.stand(iteration=first.iteration, epoch=first.epoch, epoch_length=first.epoch_length)
         if key.engine == TRAINER:
             self._journal.iteration, self._journal.epoch = first.iteration, first.epoch
             gone = sum(one.samples for one in self.left_behind)

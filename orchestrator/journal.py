@@ -28,11 +28,12 @@ from workers.locations import storage_at
 from workers.redaction import redact
 from workers.storage import Storage
 
-__all__ = ["Journal", "read_journal"]
+__all__ = ["OF_EVERY_LINE", "Journal", "read_journal"]
 
 NAME = "journal.jsonl"
 SEGMENTS = "journal"
 SEGMENT = 64 << 10  # bytes after which a new segment begins
+OF_EVERY_LINE = frozenset({"event", "time", "generation", "epoch", "iteration"})  # names of fields
 HELD = 10_000  # lines that are kept while the storage refuses
 
 

@@ -29,7 +29,7 @@ __all__ = ["TTL", "Lease", "Owner", "owner_of", "standing"]
 TTL = 15.0  # seconds without a renewal after which an owner of whom nothing else is known counts as gone
 RENEWALS = 4  # in so many seconds as the TTL
 FOLDER = "lease"
-_NAME = re.compile(r"[0-9]{8,18}\.json")
+_NAME = re.compile(r"[0-9]{8,200}\.json")
 _AGES = 1e11  # seconds: what is longer ago, or would be waited for longer, is no time
 _given_back: set[str] = set()  # owners that were this process, also if the storage did not take the word of it
 

@@ -27,6 +27,7 @@ from orchestrator.specfile import load_spec
 from orchestrator.target import load_target
 from orchestrator.training import RunResult, train
 from workers.handlers.terminate_on_nan import TerminateOnNan
+from workers.parcels import TRAINER
 from workers.tracebacks import place_of, text_of
 
 __all__ = ["Orchestrator", "RunResult"]
@@ -187,7 +188,7 @@ class Orchestrator(Ordering):
         how = Resume(mode=resume, fresh=fresh, strict=strict)
         limits = self._limits(max_epochs, max_iters, epoch_length)
         self._closed = True
-        self.state.max_epochs, self.state.max_iters = limits.max_epochs, limits.max_iters
+        self._buses[TRAINER].state.stand(max_epochs=limits.max_epochs, max_iters=limits.max_iters)
         parts = Parts(
             settings=self.settings,
             buses=self._buses,
@@ -250,6 +251,7 @@ class Orchestrator(Ordering):
             run.moving.save = self._save_where_it_stands
         run.built = partial(self._check_names, run.ranks)
         run.saver.committed, run.saver.failed = self._committed, self._save_failed
+        run.saver.differing = lambda text: self.note("SETTINGS_DIFFER", text=text)
         for handler in self._attached:
             if isinstance(handler, Checkpoint):
                 run.saver.on_error = handler.on_save_error

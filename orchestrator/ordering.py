@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from orchestrator.bus import users_code
-from orchestrator.checkpoints.draft import manifest_of, states_of
+from orchestrator.checkpoints.draft import manifest_of
 from orchestrator.checkpoints.registry import Committed, Registry
 from orchestrator.cluster_events import CheckpointCommitted, EvaluationCompleted
+from orchestrator.contents import check_fields, check_names, digests_of, states_of
 from orchestrator.errors import CheckpointError, NotFiniteError, RankfireError, SpecError, explain
 from orchestrator.guard import divergence, not_finite, unfit
 from orchestrator.handlers.checkpoint import Checkpoint
@@ -130,7 +131,12 @@ class Ordering(Registrations):
         if not self._fit_to_save(run):
             self.note("CHECKPOINT_LEFT_OUT", text=str(run.failure))
             return None
-        driver = {"handlers": states_of(self.stateful), "evaluated": dict(self.evaluated)}
+        check_names(self.metrics)
+        driver = {
+            "handlers": states_of(self.stateful),
+            "evaluated": dict(self.evaluated),
+            "config": digests_of(self.settings.config),
+        }
         manifest = manifest_of(self.settings.run, run.ranks.world_size, self.state, driver)
         manifest = replace(manifest, metrics=self._of_now(manifest.metrics))
         rules = [handler.best for handler in self._attached if isinstance(handler, Checkpoint) and handler.best]
@@ -203,8 +209,13 @@ class Ordering(Registrations):
         """
         self._running("terminate").terminate(reason)
 
-    def note(self, event: str, **fields: object) -> None:
-        """Write a line of your own into the run's journal; what JSON does not know becomes text."""
+    def note(self, event: str, /, **fields: object) -> None:
+        """Write a line of your own into the run's journal; what JSON does not know becomes text.
+
+        Raises:
+            SpecError: a field has a name that every line of the journal has.
+        """
+        check_fields(event, fields)
         self._journal.write(event, **fields)
 
     # ---------------------------------------------------------------- within

@@ -6,14 +6,16 @@ Else the next try, with the mistake mended, would find a run that exists. Used b
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from orchestrator.errors import FencedError, RankfireError
+from orchestrator.errors import FencedError, RankfireError, explain
 from orchestrator.lease import FOLDER, Lease
 from workers.storage import Storage
 
-__all__ = ["nothing_left_if_refused"]
+__all__ = ["in_the_way", "nothing_left_if_refused"]
 
 _BEGUN = {FOLDER, "spec.yaml", "journal", "journal.jsonl", "logs", "stop"}  # what a run has that has not trained
 
@@ -40,6 +42,30 @@ def nothing_left_if_refused(root: Storage, run: str, lease: Lease, trained: Call
             if error.refusal and new and lease.token and not trained() and set(home.names()) <= _BEGUN:
                 lease.withdraw(lambda: _remove(root, run))
         raise
+
+
+def in_the_way(home: Storage, error: OSError) -> str:
+    """Why a run's folder can't be written, in words, with what lies where a file or folder of the run belongs.
+
+    Args:
+        home: the run's folder.
+        error: what the storage said.
+    """
+    path = None if error.filename is None else Path(os.fsdecode(error.filename))
+    expected = received = ""
+    if path is not None and isinstance(error, IsADirectoryError):
+        expected, received = "a file", "a folder"
+    elif path is not None and isinstance(error, FileNotFoundError) and path.is_symlink():
+        expected, received = "a file", f"a link to {path.readlink()}, which is not there"
+    elif path is not None and isinstance(error, NotADirectoryError):
+        files = [above for above in (path, *path.parents) if above.is_file()]
+        if files:
+            path, expected, received = files[0], "a folder", "a file"
+    if not expected:
+        return f"storage: {home.url} can't be written: {error.strerror or error}"
+    return explain(
+        f"storage: {path}", expected=expected, received=received, mend="move it away, or take another run id"
+    )
 
 
 def _remove(root: Storage, run: str) -> None:

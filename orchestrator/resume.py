@@ -252,12 +252,13 @@ def already_done(point: Committed, limits: Limits) -> str | None:
     return None if done < goal else f"{done} of {goal} {what}; raise train.{name}, or take another run id"
 
 
-def way_on(registry: Registry, iteration: int) -> str:
+def way_on(registry: Registry, iteration: int, limits: Limits | None = None) -> str:
     """In words, after a run that did not come to its end: where the same command goes on.
 
     Args:
         registry: the run's checkpoints.
         iteration: where it ended.
+        limits: how long it trains, if it may have come to its goal.
     """
     try:
         committed = registry.committed()
@@ -267,6 +268,8 @@ def way_on(registry: Registry, iteration: int) -> str:
         return "nothing was saved"
     newest = committed[-1]
     if newest.manifest.iteration == iteration:
+        if limits is not None and already_done(newest, limits) is not None:
+            return f"saved as {newest.name}, with which it is done: there is nothing left to do"
         return f"saved as {newest.name}; the same command goes on from there"
     return f"the same command goes on from {newest.name}"
 

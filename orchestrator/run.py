@@ -216,7 +216,9 @@ class Run:
         self.gates.note_dropped()
         state, last = self._buses[TRAINER].state, self.gates.finished[0]
         self.journal.iteration, self.journal.epoch = last.iteration, last.epoch
-        state.iteration, state.epoch = last.iteration, last.epoch
+        state.stand(iteration=last.iteration, epoch=last.epoch)
+        if self.stop_reason is None and not all(word.completed for word in self.gates.finished.values()):
+            self.stop_reason = "the ranks ended before the goal: a handler or step there called terminate or interrupt"
 
     def _join(self, rewinds: dict[int, Rewind] | None, load: LoadPoint | None) -> None:
         self.ranks.join(

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from orchestrator.asking import Asking, RegroupedError
 from orchestrator.checkpoints.manifest import Manifest
 from orchestrator.checkpoints.registry import Committed, Registry, Staging
+from orchestrator.contents import differing
 from orchestrator.errors import CheckpointError, RankfireError, name_ranks
 from orchestrator.flight import Flight
 from orchestrator.loop import Loop
@@ -29,6 +30,7 @@ from workers.retry import retrying
 __all__ = ["OnSaveError", "Saver"]
 
 OnSaveError = Literal["stop", "continue"]
+ONE_RANKS = "a checkpoint holds what rank 0 has; reduce a number over ranks before anything is set by it"
 REMOVING = 10.0  # seconds in which a storage must have removed what was given up
 
 
@@ -46,6 +48,7 @@ class Saver:
         again: set when a save was lost with a rank: it is to be made anew at the next gate.
         committed: called with each checkpoint when it is one.
         failed: called with each error of a save.
+        differing: called, once, with what is not set alike in the optimizers and schedulers of the ranks.
         on_error: what an error means for the run.
     """
 
@@ -54,6 +57,7 @@ class Saver:
     ) -> None:
         self.committed: Callable[[Committed], None] = lambda _: None
         self.failed: Callable[[CheckpointError], None] = lambda _: None
+        self.differing: Callable[[str], None] = lambda _: None
         self.on_error: OnSaveError = "stop"
         self._loop = loop
         self._asking = asking
@@ -64,6 +68,7 @@ class Saver:
         self._stale: list[Staging] = []  # given up; somebody may still be writing there
         self.again = False
         self._flight: Flight | None = None
+        self._compared = False  # and what differs was told
         self._given_up: list[str] = []  # staging folders in which ranks may write for ever
         loop.on_tick.append(self._tick)
         loop.handle({Saved: self._on_saved})
@@ -99,6 +104,7 @@ class Saver:
             ).items()
         }
         first, gate = planned[0], self._asking.gate
+        self._compare({rank: one.settings for rank, one in planned.items()})
         plan = GlobalPlan({rank: one.plan for rank, one in planned.items()}, first.spread)
         try:
             staging = self._registry.open(manifest.iteration)
@@ -118,6 +124,13 @@ class Saver:
         )
         self.again = False
         return self._registry.storage.locate(staging.name)
+
+    def _compare(self, settings: Mapping[int, Mapping[str, Mapping[str, str]]]) -> None:
+        """What is not alike on all ranks would be lost: a checkpoint holds one rank's."""
+        if not self._compared and (told := differing(settings)) is not None:
+            self._compared = True
+            self.differing(told)
+            notice(f"ranks differ in what is set: {told}; {ONE_RANKS}")
 
     def whence(self, load: LoadPoint) -> LoadPoint:
         """The same checkpoint, with the gate at which it was made if this run made it."""

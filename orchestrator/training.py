@@ -16,6 +16,7 @@ from typing import Any, Literal
 from orchestrator.bus import EventBus, expressions_of
 from orchestrator.checkpoints.draft import versions
 from orchestrator.checkpoints.registry import Committed
+from orchestrator.contents import changed_config, digests_of
 from orchestrator.errors import (
     FencedError,
     HeadLostError,
@@ -34,7 +35,7 @@ from orchestrator.notice import notice
 from orchestrator.ownership import see_whose
 from orchestrator.parts import Parts
 from orchestrator.recording import driver_log
-from orchestrator.refused import nothing_left_if_refused
+from orchestrator.refused import in_the_way, nothing_left_if_refused
 from orchestrator.resume import (
     Resume,
     already_done,
@@ -62,6 +63,7 @@ from workers.state import State
 __all__ = ["RunResult", "train"]
 
 Status = Literal["completed", "terminated"]
+THEIRS = "what the checkpoint holds, such as an optimizer's learning rate, is that of the checkpoint all the same"
 SALVAGE = 10.0  # seconds that a save in flight gets when the run ends with an error
 
 
@@ -70,7 +72,8 @@ class RunResult:
     """How a run ended.
 
     Attributes:
-        status: "completed", or "terminated" if a handler called `terminate`, or a number was not finite.
+        status: "completed", or "terminated" if a handler ended it before the goal, on the driver or on the ranks, or a
+            number was not finite.
         state: the trainer's state as the driver knows it.
         metrics: the last reduced metrics.
         checkpoint: path of the newest checkpoint, or None.
@@ -119,7 +122,7 @@ def _own(parts: Parts, resume: Resume) -> None:
         if settings.storage.startswith("memory://"):
             notice(f"run {settings.run!r} is in the memory of this process: nothing of it will be left when that ends")
     except OSError as error:
-        raise SystemFailure(f"storage: {settings.home.url} can't be written: {error.strerror or error}") from error
+        raise SystemFailure(in_the_way(settings.home, error)) from error
 
 
 def _close(journal: Journal) -> None:
@@ -150,8 +153,8 @@ def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
     if run.interrupted and run.failure is None:
         run.life.enter(Phase.STOPPED)
         journal.write("RUN_INTERRUPTED")
-        where, then = f"after iteration {journal.iteration}", way_on(parts.registry, journal.iteration)
-        raise RunInterrupted(f"run {settings.run!r} was interrupted {where}; {then}")
+        then = way_on(parts.registry, journal.iteration, limits)
+        raise RunInterrupted(f"run {settings.run!r} was interrupted after iteration {journal.iteration}; {then}")
     run.life.enter(Phase.COMPLETED)
     status: Status = "completed" if run.stop_reason is None else "terminated"
     reason = run.stop_reason if run.failure is None else str(run.failure)
@@ -297,12 +300,12 @@ def _begin_at(parts: Parts, resume: Resume) -> tuple[Committed | None, LoadPoint
         notice(
             f"checkpoint {point.name} was made with other versions: {changed}; results may differ in their last bits"
         )
+    changed = changed_config(manifest.driver.get("config", {}), digests_of(settings.config))
+    if changed is not None and "config" in manifest.driver:
+        parts.journal.write("CONFIG_CHANGED", text=changed)
+        notice(f"config has changed since checkpoint {point.name}: {changed}; {THEIRS}")
     state = parts.buses[TRAINER].state
-    state.iteration, state.epoch, state.epoch_length = (
-        manifest.iteration,
-        manifest.epoch,
-        manifest.epoch_length,
-    )
+    state.stand(iteration=manifest.iteration, epoch=manifest.epoch, epoch_length=manifest.epoch_length)
     state.metrics.update(manifest.metrics)
     parts.evaluated.update(manifest.driver.get("evaluated", {}))
     parts.journal.iteration, parts.journal.epoch = manifest.iteration, manifest.epoch

@@ -12,7 +12,7 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("rewinding.py", "speaking.py"),
     ("saving.py", "snapshot.py"),
     ("checkpointing.py", "own.py"),
-    ("apart.py", "building.py", "evaluating.py", "gates.py", "reports.py", "steps.py", "writer.py"),
+    ("apart.py", "building.py", "evaluating.py", "gates.py", "optimizers.py", "reports.py", "steps.py", "writer.py"),
     ("gradients.py", "worker.py"),
     ("inplace.py", "program.py"),
     ("handlers/*",),
@@ -79,7 +79,7 @@ ORCHESTRATOR = (
     ),
     ("flight.py",),
     ("checkpoints/plan.py", "checkpoints/registry.py", "runs.py", "tailing.py"),
-    ("streams.py",),
+    ("contents.py", "streams.py"),
     ("clerk.py", "exchange.py", "killed.py", "nodes.py", "placement.py", "reduce.py", "rendezvous.py", "watch.py"),
     ("launch/*",),
     ("settings.py",),
@@ -89,8 +89,8 @@ ORCHESTRATOR = (
     ("journal.py", "lease.py", "lifecycle.py", "limits.py", "skew.py", "spec.py", "yaml_text.py"),
     ("spec_recovery.py",),
     (
-        *("cluster_events.py", "errors.py", "interval.py", "notice.py", "samples.py", "spec_values.py"),
-        *("timeouts.py",),
+        *("cluster_events.py", "driver_state.py", "errors.py", "interval.py", "notice.py", "samples.py"),
+        *("spec_values.py", "timeouts.py"),
     ),
     ("causes.py", "contact.py", "stopwatch.py", "wording.py"),
 )

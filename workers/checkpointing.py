@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
+
 from workers.apart import begin_as_stranger, check_places, fitting, stateful_data
 from workers.buckets import Layout
 from workers.building import fingerprint_of
@@ -17,6 +19,7 @@ from workers.data.loader import GlobalLoader
 from workers.errors import ProgramError, UnreadableError
 from workers.failpoints import failpoint
 from workers.locations import storage_at
+from workers.optimizers import check_optimizer, parameters_of
 from workers.parcels import TRAINER, LoadPoint
 from workers.program import Program, Stateful
 from workers.rng import capture_rng, restore_rng
@@ -44,6 +47,8 @@ def shards_of(worker: Worker, program: Program) -> Shards:
         "samples": worker.samples,
         "layouts": worker.models.layouts(),
     }
+    if worker.rank == 0:
+        own["parameters"] = parameters_of(program)
     return Shards(shared, own, worker.rank)
 
 
@@ -86,7 +91,7 @@ def restore(worker: Worker, program: Program, point: LoadPoint) -> list[Layout |
     _check_names("engine", program.engines, own["engines"])
     check_places(program, own, point.world_size, worker.world_size)
     for name, entry in program.state.items():
-        _take_up(name, entry, shared[name], point)
+        _take_up(name, entry, shared[name], point, own.get("parameters", {}).get(name), program)
     for name, engine in program.engines.items():
         engine.load_state_dict(fitting(own["engines"][name], engine.attached) if stranger else own["engines"][name])
     for name, data in stateful_data(program).items():
@@ -115,8 +120,11 @@ def _readable(url: str) -> Iterator[None]:
         raise UnreadableError(f"checkpoint {url}: can't be read: {type(error).__name__}: {why}") from error
 
 
-def _take_up(name: str, entry: Stateful, state: Any, point: LoadPoint) -> None:
+def _take_up(name: str, entry: Stateful, state: Any, point: LoadPoint, parameters: Any, program: Program) -> None:
     """Whatever an entry has against its state, the checkpoint and the entry are named."""
+    optimizer: object = entry
+    if isinstance(optimizer, torch.optim.Optimizer):
+        check_optimizer(name, optimizer, state, parameters, parameters_of(program)[name])
     try:
         entry.load_state_dict(state)
     except Exception as error:
@@ -132,10 +140,11 @@ def _restore_entries(program: Program, point: LoadPoint, entries: tuple[str, ...
     storage, mend = storage_at(point.url), "leave it out of start_from.state"
     with _readable(point.url):
         held, states = read_structure(storage), load_state(storage, entries.__contains__, shares_in(program.state))
+        parameters = read_rank_file(storage, 0).get("parameters", {})
     _check_names("state", entries, held, mend=mend)
     _check_names("state", entries, program.state, where="the program", mend=mend)
     for name, state in states.items():
-        _take_up(name, program.state[name], state, point)
+        _take_up(name, program.state[name], state, point, parameters.get(name), program)
 
 
 def _check_names(

@@ -113,8 +113,8 @@ class EventSource:
 
         Raises:
             TypeError: `event` is no event, or `handler` can't be called.
-            ValueError: a call with these arguments does not fit the handler's signature, or a string is
-                unknown.
+            ValueError: a call with these arguments does not fit the handler's signature, or would run nothing of it
+                (an asynchronous function, a generator), or a string is unknown.
 
         Example:
             >>> source = EventSource()

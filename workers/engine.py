@@ -16,6 +16,7 @@ from workers.events import Event, Events
 from workers.feed import Feed
 from workers.listeners import Listeners
 from workers.resumable import Resumable
+from workers.signature import check_function
 from workers.state import State
 from workers.timers import Timer
 
@@ -42,6 +43,7 @@ class Engine(Resumable):
         worker: this rank's `Worker`, where there is one; for handlers that want more than the engine.
         foreign: tells exceptions that come from outside the program, such as a lost peer: they are raised, and no
             handler hears of them.
+        driven: whether a driver runs it, who must hear of each exception: `suppress()` does nothing then.
 
     Example:
         >>> trainer = Engine(lambda engine, batch: batch * 2)
@@ -54,11 +56,7 @@ class Engine(Resumable):
     """
 
     def __init__(self, process_function: Callable[[Engine, Any], Any]) -> None:
-        if not callable(process_function):
-            raise TypeError(
-                f"Engine(process_function): expected a function f(engine, batch), received {process_function!r}; pass "
-                "the function itself, not what it returns"
-            )
+        check_function(process_function, "Engine(process_function)", "a function f(engine, batch)")
         super().__init__()
         self.process_function = process_function
         self.announced = 0
@@ -67,6 +65,7 @@ class Engine(Resumable):
         self._within = self._timers
         self._first_iteration = 0
         self.foreign: Callable[[Exception], bool] = lambda error: False
+        self.driven = False
 
     # ---------------------------------------------------------------- running
     def run(
@@ -132,7 +131,7 @@ class Engine(Resumable):
             if self.foreign(error):
                 raise
             self._tell_exception(error)
-            if not self._suppressed:
+            if self.driven or not self._suppressed:
                 raise
         finally:
             self._end()

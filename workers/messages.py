@@ -224,7 +224,8 @@ class Pulse(Message):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished(Message):
-    """The trainer's run ended on this rank."""
+    """The trainer's run ended on this rank; `completed`: it reached its goal."""
 
     iteration: int
     epoch: int
+    completed: bool = True

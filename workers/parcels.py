@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from workers.errors import RankfireError
@@ -173,6 +173,7 @@ class Planned:
         state: bytes of the tensors in each entry.
         cursor: where the trainer's data stands: `seed`, and `position` in samples; empty if it has no global order.
         data: that data's fingerprint.
+        settings: of its optimizers and schedulers, by entry and name, as texts.
     """
 
     plan: Any
@@ -180,6 +181,7 @@ class Planned:
     state: Mapping[str, int]
     cursor: Mapping[str, int]
     data: Mapping[str, Any]
+    settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,6 +46,11 @@ class Resumable(Steered):
         """Whether it is in `run`."""
         return self._running
 
+    @property
+    def completed(self) -> bool:
+        """Whether its last run reached its goal."""
+        return self._completed
+
     def attach(self, name: str, thing: Any) -> None:
         """Keep a thing under a name; one with `state_dict` and `load_state_dict` is saved with the engine.
 

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.planner import SavePlan
 from workers.apart import spread_entries
 from workers.checkpointing import cursor_of, shards_of
 from workers.failpoints import failpoint
+from workers.optimizers import settings_of
 from workers.parcels import Failure, Planned, Writing
 from workers.program import Program
 from workers.shards import Shards
@@ -51,6 +52,7 @@ class RankSaver:
             state=self._shards.sizes,
             cursor=cursor,
             data=data,
+            settings=settings_of(self._program),
         )
         failpoint("save.planned", self._worker.rank)
         return planned

@@ -145,7 +145,7 @@ class Session(Surviving):
         self._worker.told = self._tell_mended
         program = build_program(order, self._worker)
         for engine in program.engines.values():
-            engine.foreign = lambda error: fault_kind(error) == "communication"
+            engine.foreign, engine.driven = lambda error: fault_kind(error) == "communication", True
         attach_gates(program, order.gates, order.watches, arrive=self._arrive, observe=self._observe)
         self._shipped.attach(program, order.handlers, order.membership, built=True)
         self.send(
@@ -231,7 +231,7 @@ class Session(Surviving):
             epoch_length=order.epoch_length,
         )
         self._note("finished")
-        self.send(Finished, iteration=state.iteration, epoch=state.epoch)
+        self.send(Finished, iteration=state.iteration, epoch=state.epoch, completed=self.trainer.completed)
 
     def _leave(self, order: Leave) -> None:
         self._note("leaving")

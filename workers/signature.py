@@ -11,7 +11,7 @@ from typing import Any
 
 from workers.events import Event, Events
 
-__all__ = ["Handler", "bind_handler", "name_of"]
+__all__ = ["Handler", "bind_handler", "check_function", "name_of"]
 
 _BUILT_IN = frozenset(event.key for event in Events)
 _MOST_EXTRA = 4  # arguments that a firing of a custom event may bring along
@@ -63,13 +63,9 @@ def bind_handler(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
 
     Raises:
         TypeError: `function` can't be called at all.
-        ValueError: it can't be called with these arguments.
+        ValueError: it can't be called with these arguments, or a call would only make a coroutine or generator.
     """
-    if not callable(function):
-        raise TypeError(
-            f"{event!r}: expected a handler that can be called, received {function!r}; pass the function itself, not "
-            "what it returns"
-        )
+    check_function(function, repr(event), "a handler that can be called")
     try:
         signature = inspect.signature(function)
     except ValueError:  # some builtins do not tell
@@ -79,6 +75,42 @@ def bind_handler(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
         if rooms:
             return Handler(function, args, kwargs, takes_subject=takes_subject, room=max(rooms))
     raise ValueError(_misfit(function, signature, args, kwargs, event))
+
+
+def check_function(function: object, where: str, expected: str) -> None:
+    """See that a call runs something: a call of an asynchronous function or a generator runs nothing of it.
+
+    Args:
+        function: what was given: a function, or an object that can be called.
+        where: for what it was given, for the error.
+        expected: what is expected there, in words.
+
+    Raises:
+        TypeError: it can't be called.
+        ValueError: a call would run nothing.
+
+    Example:
+        >>> async def tell(engine): ...
+        >>> check_function(tell, "STARTED", "a handler")
+        Traceback (most recent call last):
+        ...
+        ValueError: STARTED: expected a handler, received tell, an asynchronous function, of which a call runs \
+nothing; make it a plain one, with asyncio.run(...) in it
+    """
+    if not callable(function):
+        raise TypeError(
+            f"{where}: expected {expected}, received {function!r}; pass the function itself, not what it returns"
+        )
+    forms = (function, vars(type(function)).get("__call__"))
+    if any(map(inspect.iscoroutinefunction, forms)):
+        kind, mend = "an asynchronous function", "make it a plain one, with asyncio.run(...) in it"
+    elif any(map(inspect.isgeneratorfunction, forms)) or any(map(inspect.isasyncgenfunction, forms)):
+        kind, mend = "a generator function", "make it a plain one, without yield"
+    else:
+        return
+    raise ValueError(
+        f"{where}: expected {expected}, received {name_of(function)}, {kind}, of which a call runs nothing; {mend}"
+    )
 
 
 def name_of(handler: object) -> str:

@@ -62,7 +62,11 @@ class Steered(EventSource):
         self._requested = True
 
     def suppress(self) -> None:
-        """In a handler of EXCEPTION_RAISED: let the run end quietly instead of raising."""
+        """In a handler of EXCEPTION_RAISED: let the run end quietly instead of raising.
+
+        For an engine used alone. A run of the orchestrator ends with the exception all the same: other ranks, and who
+        started it, must not take it for one that reached its goal.
+        """
         self._suppressed = True
 
     @property

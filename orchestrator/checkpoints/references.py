@@ -85,16 +85,13 @@ def folder_of(run: str, root: Storage) -> Storage:
             return folder
         beside = storage_named(above or "/") if slash else root
         near = difflib.get_close_matches(name, beside.names(), n=1)
-    raise SpecError(
-        explain(
-            f"run {run!r}",
-            expected=f"a run in {beside.url}",
-            received="none of that name",
-            mend=f"did you mean {above}{slash}{near[0]}?"
-            if near
-            else "write the id of a run, or the path or URL of its folder",
-        )
-    )
+    mend = "write the id of a run, or the path or URL of its folder"
+    received = "none of that name"
+    if near == [name]:
+        received = "a folder of that name that is none"
+    elif near:
+        mend = f"did you mean {above}{slash}{near[0]}?"
+    raise SpecError(explain(f"run {run!r}", expected=f"a run in {beside.url}", received=received, mend=mend))
 
 
 def storage_named(url: str) -> Storage:

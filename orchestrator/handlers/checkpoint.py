@@ -174,6 +174,10 @@ class Checkpoint:
         return best_of(metrics, self.best.metric, self.best.mode)
 
     def _check_metric(self, metrics: Mapping[str, Any]) -> None:
+        if self.best is not None and not isinstance(value := metrics.get(self.best.metric, 0), int | float):
+            received, mend = f"{value!r} ({type(value).__name__})", "set it with float(...), or name another metric"
+            where = f"checkpoint.best.metric {self.best.metric!r}"
+            raise SpecError(explain(where, expected="a number", received=received, mend=mend))
         if self.best is None or self.best.metric in metrics or self.unit != "epochs":
             return
         name, known = self.best.metric, sorted(metrics)

@@ -180,6 +180,7 @@ class Share:
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
+        self.lr = 0.1
         self._shards: Any = None
 
     def planned(self) -> Planned:
@@ -191,7 +192,7 @@ class Share:
         self._shards = Shards({"model": {"w": torch.ones(3), "b": torch.zeros(2)}}, {"rank": self.rank}, self.rank)
         return Planned(
             plan=self._shards.plan(), spread=("model",), state=self._shards.sizes,
-            cursor={"seed": 1, "position": 40}, data={"length": 100},
+            cursor={"seed": 1, "position": 40}, data={"length": 100}, settings={"adam": {"lr": str(self.lr)}},
         )  # fmt: skip
 
     def written(self, order: FreezeSave) -> object:

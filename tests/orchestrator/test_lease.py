@@ -322,6 +322,14 @@ def test_a_lease_of_damaged_fields_is_nobodys(durable: Storage) -> None:
             assert mine.token == 8
 
 
+@pytest.mark.parametrize("number", ["9" * 18, "9" * 30])
+def test_a_number_however_great_is_followed_by_a_greater_one(durable: Storage, number: str) -> None:
+    durable.claim(f"lease/{number}.json", b"{}")
+    with held(durable) as mine:
+        mine.check()
+        assert mine.token == int(number) + 1
+
+
 def test_other_files_beside_the_leases_are_left_alone(durable: Storage) -> None:
     durable.claim("lease/notes.txt", b"mine")
     with held(durable) as mine:

@@ -192,6 +192,33 @@ def saves(storage: Path, run: str = "linear") -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
+@pytest.mark.parametrize("field", ["event", "time", "generation", "epoch", "iteration"])
+def test_a_note_does_not_overwrite_what_every_line_says(tmp_path: Path, field: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        make(tmp_path).note("X", **{field: -5, "mine": 1})
+    assert str(caught.value) == (
+        f"orchestrator.note('X'): expected names that are not those of every line, received {field!r}; call it "
+        f"{field}_ or the like"
+    )
+
+
+@pytest.mark.parametrize("name", ["iteration", "epoch", "epoch_length", "max_epochs", "max_iters"])
+def test_where_the_ranks_are_is_not_the_drivers_to_say(tmp_path: Path, name: str) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.attach(Checkpoint())
+    orchestrator.on(Events.EPOCH_COMPLETED)(lambda run: setattr(run.state, name, 77))
+    error = failure(orchestrator, HandlerError)
+    assert f"AttributeError: run.state.{name}: expected what " in str(error)
+    assert ", received 77; " in str(error)
+    assert getattr(orchestrator.state, name) != 77
+
+
+def test_what_handlers_hang_on_the_drivers_state_is_theirs(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.on(Events.EPOCH_COMPLETED)(lambda run: setattr(run.state, "mine", run.state.epoch))
+    assert orchestrator.run(max_epochs=2).state.mine == 2
+
+
 def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
     orchestrator = make(tmp_path)
     orchestrator.on(Events.EPOCH_COMPLETED)(
@@ -254,10 +281,12 @@ def test_ctrl_c_saves_at_the_next_iteration_and_the_run_goes_on_bit_equal(tmp_pa
     text = interrupted(tmp_path, "linear", iteration)
     reached = journal(tmp_path)[-1]["iteration"]
     assert iteration <= reached <= iteration + 1
-    assert text == (
-        f"run 'linear' was interrupted after iteration {reached}; saved as {saves(tmp_path)[-1]}; "
-        "the same command goes on from there"
+    left = (
+        "; the same command goes on from there"
+        if reached < 9
+        else ", with which it is done: there is nothing left to do"
     )
+    assert text == f"run 'linear' was interrupted after iteration {reached}; saved as {saves(tmp_path)[-1]}{left}"
     assert saves(tmp_path)[-1].startswith(f"step-{reached:08d}")
     assert events(tmp_path)[-1] == "RUN_INTERRUPTED"
     if reached < 9:
@@ -619,6 +648,33 @@ def test_an_exception_in_a_handler_on_a_rank_names_the_rank(tmp_path: Path) -> N
     assert str(failure(orchestrator, TrainingError)) == (
         f"rank 0 raised IndexError: no such layer (test_orchestrator.py:{look.__code__.co_firstlineno + 2})"
     )
+
+
+@pytest.mark.parametrize("event", [Events.ITERATION_COMPLETED(once=3), Events.COMPLETED])
+def test_an_exception_that_is_suppressed_on_a_rank_ends_the_run_all_the_same(tmp_path: Path, event: Any) -> None:
+    orchestrator, told = make(tmp_path), []
+    orchestrator.attach(Checkpoint())
+
+    def fail(engine: Engine) -> None:
+        raise ValueError("beside the model")
+
+    orchestrator.on(event, rank=0)(fail)
+    orchestrator.on(Events.EXCEPTION_RAISED, rank=0)(Engine.suppress)
+    orchestrator.on(Events.EXCEPTION_RAISED)(lambda run, error: told.append(str(error)))
+    error = failure(orchestrator, TrainingError)
+    assert "rank 0 raised ValueError: beside the model" in str(error)
+    assert told == [str(error)]
+
+
+@pytest.mark.parametrize("ending", [Engine.terminate, Engine.interrupt])
+def test_ranks_that_end_before_the_goal_are_told_as_terminated(tmp_path: Path, ending: Any) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.on(Events.ITERATION_COMPLETED(once=4), rank="all")(ending)
+    result = orchestrator.run(max_epochs=2)
+    assert (result.status, result.state.iteration) == ("terminated", 4)
+    assert result.reason is not None
+    assert result.reason.startswith("the ranks ended before the goal")
+    assert journal(tmp_path)[-1]["status"] == "terminated"
 
 
 def test_an_exception_in_a_called_function_is_the_callers(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """What is refused before it trains leaves nothing where nothing was, and all that is worth its record elsewhere."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import CapacityError, CheckpointError, RankfireError, SpecError, TrainingError
+from orchestrator.errors import CapacityError, CheckpointError, RankfireError, SpecError, SystemFailure, TrainingError
 from orchestrator.lease import Lease
 from orchestrator.refused import nothing_left_if_refused
 from tests.orchestrator.linear import make
@@ -42,6 +42,26 @@ def test_a_new_run_leaves_nothing(durable: Storage, lease: Lease, error: Rankfir
     lease.release()
     assert durable.files() == ["other/spec.yaml"]
     assert not durable.moves or durable.names() == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("path", "make_it", "words"),
+    [
+        ("journal.jsonl", Path.mkdir, "a file, received a folder"),
+        ("journal.jsonl", lambda path: path.symlink_to("/nonexistent/x"), "a file, received a link to /nonexistent/x"),
+        ("lease/00000002.json", lambda path: path.mkdir(parents=True), "a file, received a folder"),
+        ("lease", Path.touch, "a folder, received a file"),
+    ],
+)
+def test_what_lies_where_a_file_of_the_run_belongs_is_named(
+    tmp_path: Path, path: str, make_it: Callable[[Path], None], words: str
+) -> None:
+    (tmp_path / "linear").mkdir()
+    make_it(tmp_path / "linear" / path)
+    with pytest.raises(SystemFailure) as caught:
+        make(tmp_path).run(max_epochs=1)
+    assert str(caught.value).startswith(f"storage: {tmp_path}/linear/{path}: expected {words}")
+    assert str(caught.value).endswith("; move it away, or take another run id")
 
 
 def test_the_next_try_is_a_new_run(durable: Storage, lease: Lease) -> None:

@@ -83,6 +83,16 @@ def test_what_only_ranks_know_is_in_the_manifest(make_run: MakeRun) -> None:
     assert (manifest.iteration, manifest.world_size) == (10, 2)
 
 
+def test_what_is_not_set_alike_on_all_ranks_is_told_once(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    group, told = FakeGroup(2, gates(3)), []
+    group.shares[1].lr = 0.05
+    saves = Saves(make_run, group)
+    saves.saver.differing = told.append
+    saves.execute()
+    assert told == ["state 'adam': lr is 0.1 on rank 0, 0.05 on rank 1"]
+    assert capsys.readouterr().err.count(f"ranks differ in what is set: {told[0]}; a checkpoint holds") == 1
+
+
 def test_ranks_go_on_as_soon_as_all_have_copied(make_run: MakeRun) -> None:
     group = FakeGroup(2, gates(1))
     saves = Saves(make_run, group)

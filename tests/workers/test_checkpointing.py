@@ -254,6 +254,25 @@ def test_a_model_with_buffers_is_shared_out_only_if_they_were_broadcast(broadcas
 
 
 # ---------------------------------------------------------------- only a part of it
+@pytest.mark.parametrize("entries", [None, ("adam",)])
+def test_an_optimizer_of_another_kind_or_order_is_refused_with_words(tmp_path, entries):
+    def rank(kind, order):
+        rank = Rank(0, 1)
+        rank.program.state["adam"] = kind(order(list(rank.model.parameters())), lr=0.1)
+        return rank
+
+    saved = rank(torch.optim.Adam, list)
+    written(storage_at(tmp_path), [shards_of(saved.worker, saved.program)])
+    point = LoadPoint(url=str(tmp_path), world_size=1, entries=entries)
+    for kind, order, told in (
+        (torch.optim.SGD, list, "expected the state of a SGD "),
+        (torch.optim.Adam, lambda found: found[::-1], "expected its parameter 0 to be model.weight of shape"),
+    ):
+        other = rank(kind, order)
+        with pytest.raises(ProgramError, match=f"state 'adam': {told}"):
+            restore(other.worker, other.program, point)
+
+
 def test_a_new_program_takes_only_the_entries_that_it_names(point):
     load, ranks = point
     fresh = Rank(0, 1, head=torch.nn.Linear(1, 1))

@@ -88,6 +88,40 @@ def test_a_handler_can_be_called(source):
         source.add_event_handler(DING, 3)
 
 
+async def asynchronous(source):
+    """A call of it makes a coroutine."""
+
+
+def generating(source):
+    yield source
+
+
+async def both(source):
+    yield source
+
+
+class Asynchronous:
+    async def __call__(self):
+        """A call of it makes a coroutine."""
+
+
+@pytest.mark.parametrize(
+    ("handler", "kind"),
+    [
+        (asynchronous, "an asynchronous function"),
+        (functools.partial(asynchronous, 1), "an asynchronous function"),
+        (Asynchronous(), "an asynchronous function"),
+        (Asynchronous().__call__, "an asynchronous function"),
+        (generating, "a generator function"),
+        (both, "a generator function"),
+    ],
+)
+def test_a_handler_of_which_a_call_runs_nothing_is_refused(source, handler, kind):
+    with pytest.raises(ValueError, match=f"DING: expected a handler .*, {kind}, of which a call runs nothing; make it"):
+        source.add_event_handler(DING, handler)
+    assert not source.listens(DING)
+
+
 @pytest.mark.parametrize("event", [3, None, max])
 def test_only_events_are_listened_to(source, event):
     with pytest.raises(TypeError, match=r"event: expected an event, received"):

@@ -86,6 +86,7 @@ EXAMPLES = {
     "held": (LABEL,),
     "after": 4,
     "moves": 12,
+    "completed": True,
     "busy": 0.3,
     "versions": {"torch": "2.13.0"},
     "kills": 1,

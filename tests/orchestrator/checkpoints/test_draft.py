@@ -1,16 +1,13 @@
-"""A manifest before there are files: where training stood, what the driver's handlers keep, the versions."""
+"""A manifest before there are files: where training stood, and the versions."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
-from orchestrator.checkpoints.draft import manifest_of, states_of, versions
-from orchestrator.errors import SpecError
+from orchestrator.checkpoints.draft import manifest_of, versions
 from workers.state import State
 
 
@@ -22,25 +19,6 @@ def test_a_manifest_tells_where_training_stood() -> None:
     assert (manifest.run, manifest.epoch, manifest.iteration, manifest.world_size) == ("digits", 2, 20, 4)
     assert manifest.metrics == {"loss": 0.5, "best": 7}
     assert manifest.versions == versions()
-
-
-def test_a_handler_whose_state_json_can_not_hold_is_named() -> None:
-    stop = SimpleNamespace(state_dict=lambda: {"bad": 3})
-    odd = SimpleNamespace(state_dict=lambda: {"bad": {1, 2}})
-    assert states_of({"Stop": stop}) == {"Stop": {"bad": 3}}
-    with pytest.raises(SpecError) as caught:
-        states_of({"Stop": stop, "Odd": odd})
-    assert str(caught.value) == (
-        "orchestrator.checkpoint: state_dict() of handler Odd: expected numbers, texts, lists and dictionaries of them "
-        "by texts, which JSON can hold, received something else: Object of type set is not JSON serializable; leave it "
-        "out, or give its parts"
-    )
-
-
-@pytest.mark.parametrize("state", [{1: "a"}, {"deep": [{None: 1}]}, {"deep": ({True: 1},)}])
-def test_a_key_that_json_would_make_a_text_is_refused(state: Any) -> None:
-    with pytest.raises(SpecError, match=r"of handler Odd: .* received something else: key \w+ is no text; leave it"):
-        states_of({"Odd": SimpleNamespace(state_dict=lambda: state)})
 
 
 def test_versions_are_told_of_what_takes_part() -> None:

@@ -73,6 +73,16 @@ def test_a_run_that_is_not_there_is_told(root: Storage) -> None:
     )
 
 
+def test_a_folder_that_is_no_run_is_told_to_be_that(root: Storage) -> None:
+    root.claim("notes/a.txt", b"")
+    with pytest.raises(SpecError) as caught:
+        registry_of(root.locate("notes"), root.child("elsewhere"))
+    assert str(caught.value) == (
+        f"run {root.locate('notes')!r}: expected a run in {root.url}, received a folder of that name that is none; "
+        "write the id of a run, or the path or URL of its folder"
+    )
+
+
 @pytest.mark.parametrize("which", ["7", "first", "-1", "step-5"])
 def test_a_step_that_is_not_there_is_told_with_those_that_are(root: Storage, which: str) -> None:
     assert refusal(f"digits@{which}", root) == (

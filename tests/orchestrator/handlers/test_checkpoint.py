@@ -162,6 +162,17 @@ def test_a_metric_that_is_not_there_is_refused_with_what_is(driver: Any, known: 
     )
 
 
+@pytest.mark.parametrize("unit", ["epochs", "iterations"])
+def test_a_metric_that_is_no_number_is_refused(driver: Any, unit: str) -> None:
+    driver.metrics, driver.handler = {"q": "high"}, Checkpoint(every={unit: 1}, best=Best("q"))
+    with pytest.raises(SpecError) as caught:
+        driver.handler(driver)
+    assert str(caught.value) == (
+        "checkpoint.best.metric 'q': expected a number, received 'high' (str); set it with float(...), or name another "
+        "metric"
+    )
+
+
 def test_in_the_middle_of_an_epoch_a_metric_may_be_missing_yet(driver: Any) -> None:
     driver.handler = Checkpoint(every={"iterations": 1}, best=Best("validation/accuracy"))
     driver.state.iteration = 1

@@ -1,0 +1,164 @@
+"""What the driver itself notes, in a checkpoint: states of its handlers, metrics by name, what was what in the config.
+
+Of the config only digests are noted, since a value may be a secret. Used by `ordering.py` when it saves, and by
+`training.py` when a run goes on; also for what ranks say of themselves as a save begins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from orchestrator.errors import SpecError, explain, name_ranks
+from orchestrator.journal import OF_EVERY_LINE
+
+__all__ = ["changed_config", "check_fields", "check_names", "differing", "digests_of", "states_of"]
+
+TOLD = 8  # keys that are told by name
+
+
+def check_names(metrics: Mapping[str, object]) -> None:
+    """See that metrics can be noted by name.
+
+    Args:
+        metrics: of the driver's state.
+
+    Raises:
+        SpecError: a name is no text.
+    """
+    for name in metrics:
+        if not isinstance(name, str):
+            raise SpecError(
+                explain(
+                    f"run.metrics[{name!r}]",
+                    expected="a text as the name of a metric",
+                    received=f"{name!r} ({type(name).__name__})",
+                    mend=f"name it {f'metric/{name}'!r}, for example",
+                )
+            )
+
+
+def check_fields(event: str, fields: Iterable[str]) -> None:
+    """See that a line of the user's in the journal leaves alone what every line says.
+
+    Args:
+        event: the line's.
+        fields: names of what stands in it beside that.
+
+    Raises:
+        SpecError: a name is taken.
+    """
+    if taken := sorted(OF_EVERY_LINE.intersection(fields)):
+        raise SpecError(
+            explain(
+                f"orchestrator.note({event!r})",
+                expected="names that are not those of every line",
+                received=", ".join(map(repr, taken)),
+                mend=f"call it {taken[0]}_ or the like",
+            )
+        )
+
+
+def digests_of(config: Mapping[str, object], above: str = "") -> dict[str, str]:
+    """Dotted key → digest of its value, for all values that JSON can hold.
+
+    Args:
+        config: the job's.
+        above: what stands before its keys.
+
+    Example:
+        >>> sorted(digests_of({"lr": 0.1, "model": {"hidden": 64, "loss": print}}))
+        ['lr', 'model.hidden']
+    """
+    found: dict[str, str] = {}
+    for key, value in config.items():
+        name = f"{above}{key}"
+        if isinstance(value, Mapping) and value:
+            found.update(digests_of(value, f"{name}."))
+            continue
+        try:
+            text = json.dumps(value, sort_keys=True)
+        except (TypeError, ValueError, RecursionError):
+            continue
+        found[name] = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:12]
+    return found
+
+
+def changed_config(then: Mapping[str, str], now: Mapping[str, str]) -> str | None:
+    """Which keys of the config are not what they were at a checkpoint, in words; None if all are.
+
+    Args:
+        then: digests of the config with which it was made.
+        now: those of the config that goes on.
+
+    Example:
+        >>> changed_config(digests_of({"lr": 0.1, "seed": 1}), digests_of({"lr": 0.2, "seed": 1, "warm": True}))
+        'lr, warm (new)'
+    """
+    words = [name for name in then if name in now and then[name] != now[name]]
+    words += [f"{name} (new)" for name in now if name not in then]
+    words += [f"{name} (gone)" for name in then if name not in now]
+    told = ", ".join(sorted(words)[:TOLD])
+    return f"{told} and {len(words) - TOLD} more" if len(words) > TOLD else told or None
+
+
+def differing(settings: Mapping[int, Mapping[str, Mapping[str, str]]]) -> str | None:
+    """What is not set alike on all ranks in the optimizers and schedulers, in words; None if all is.
+
+    Args:
+        settings: rank → entry of the state → setting → value, as text.
+
+    Example:
+        >>> differing({0: {"adam": {"lr": "0.1"}}, 1: {"adam": {"lr": "0.1"}}, 2: {"adam": {"lr": "0.05"}}})
+        "state 'adam': lr is 0.1 on ranks 0-1, 0.05 on rank 2"
+    """
+    words = []
+    names = dict.fromkeys((entry, name) for of in settings.values() for entry in of for name in of[entry])
+    for entry, name in names:
+        ranks: dict[str, list[int]] = {}
+        for rank, of in sorted(settings.items()):
+            ranks.setdefault(of.get(entry, {}).get(name, "not there"), []).append(rank)
+        if len(ranks) > 1:
+            told = ", ".join(f"{value} on {name_ranks(those)}" for value, those in list(ranks.items())[:TOLD])
+            words.append(f"state {entry!r}: {name} is {told}")
+    return "; ".join(words[:TOLD]) or None
+
+
+def states_of(handlers: Mapping[str, Any]) -> dict[str, Any]:
+    """The states of the driver's handlers, which go into the manifest.
+
+    Args:
+        handlers: name → handler with a `state_dict()`.
+
+    Raises:
+        SpecError: one of them is not what JSON can hold; names the handler.
+    """
+    states = {name: handler.state_dict() for name, handler in handlers.items()}
+    for name, state in states.items():
+        try:
+            json.dumps(state)
+            _check_keys(state)
+        except (TypeError, ValueError) as error:
+            raise SpecError(
+                explain(
+                    f"orchestrator.checkpoint: state_dict() of handler {name}",
+                    expected="numbers, texts, lists and dictionaries of them by texts, which JSON can hold",
+                    received=f"something else: {error}",
+                    mend="leave it out, or give its parts",
+                )
+            ) from error
+    return states
+
+
+def _check_keys(state: object) -> None:
+    """JSON makes texts of all keys, so others would not come back as they were."""
+    if isinstance(state, Mapping):
+        if strange := [key for key in state if not isinstance(key, str)]:
+            raise TypeError(f"key {strange[0]!r} is no text")
+        for value in state.values():
+            _check_keys(value)
+    elif isinstance(state, list | tuple):
+        for value in state:
+            _check_keys(value)
