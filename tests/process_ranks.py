@@ -69,6 +69,7 @@ class ProcessGroup:
         roots: tuple[str, ...] = (),
         environment: Mapping[str, str] | None = None,
         lease: float = 60.0,
+        logs: object = None,  # what these ranks print goes where the test's own words go
     ) -> None:
         self.size = workers.count + workers.spares
         self.lines: dict[int, Line] = {}
