@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator import journal as module
-from orchestrator.cluster_events import Recovered, WorkerLost
+from orchestrator.cluster_events import ClusterEvents, Recovered, WorkerLost
 from orchestrator.errors import FencedError
 from orchestrator.journal import Journal, read_journal
 from workers import failpoints
@@ -312,3 +313,13 @@ def test_a_disk_that_refuses_the_second_half_of_a_line_keeps_no_first_half(path:
         failpoints.arm("")
     journal.close()
     assert [line["number"] for line in read_journal(path)] == [0, 1, 2]
+
+
+def test_every_event_that_is_written_is_in_the_readme() -> None:
+    package = Path(module.__file__).parent
+    table = (package / "README.md").read_text().partition("## The journal")[2].partition("\n## ")[0]
+    told = {event.key.removeprefix("cluster.") for event in ClusterEvents} | {"SPARE_LOST"}
+    for path in package.rglob("*.py"):
+        told |= set(re.findall(r'(?:journal\.write|\.note)\(\s*"([A-Z_]+)"', path.read_text()))
+    assert {"RUN_STARTED", "EPOCH_COMPLETED", "CHECKPOINT_PRUNED"} <= told
+    assert sorted(name for name in told if f"`{name}`" not in table) == []
