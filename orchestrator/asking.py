@@ -129,8 +129,8 @@ class Asking:
         Raises:
             SpecError: no gate is open, or there is no such engine.
         """
-        if engine not in self._ranks.engines:
-            raise SpecError(no_engine("orchestrator.evaluate", engine, self._ranks.engines))
+        if engine not in self._ranks.programs.engines:
+            raise SpecError(no_engine("orchestrator.evaluate", engine, self._ranks.programs.engines))
         from orchestrator.reduce import reduce_packs  # imported by `Run` while the ranks start
 
         answers = self.ask(
@@ -138,7 +138,7 @@ class Asking:
         )
         packs: list[Any] = [answer.value for answer in answers.values()]
         self._gates.packs[engine] = packs
-        return reduce_packs(packs, self._ranks.empty_metrics(engine))
+        return reduce_packs(packs, self._ranks.programs.empty_metrics(engine))
 
     def call(
         self,
@@ -181,7 +181,7 @@ class Asking:
             there = ", ".join(map(repr, sorted({name for pack in packs for name in pack}))) or "none"
             where, expected = "orchestrator.per_rank", f"a metric that ranks have told of engine {engine!r}"
             raise SpecError(explain(where, expected=expected, received=repr(metric), mend=f"there are {there}"))
-        return each_rank(metric, packs, self._ranks.empty_metrics(engine))
+        return each_rank(metric, packs, self._ranks.programs.empty_metrics(engine))
 
     def cut(self) -> None:
         """Have all ranks arrive at a gate of its own after one common iteration. Two cuts at once are one."""

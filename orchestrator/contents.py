@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from orchestrator.checkpoints.committed import Committed
+from orchestrator.cluster_events import CheckpointCommitted
 from orchestrator.errors import SpecError, explain, name_ranks
 from orchestrator.journal import OF_EVERY_LINE
 
-__all__ = ["changed_config", "check_fields", "check_names", "differing", "digests_of", "states_of"]
+__all__ = [
+    "as_told", "changed_config", "check_fields", "check_names", "differing", "digests_of", "of_now", "states_of",
+]  # fmt: skip
 
 TOLD = 8  # keys that are told by name
 
@@ -162,3 +166,39 @@ def _check_keys(state: object) -> None:
     elif isinstance(state, list | tuple):
         for value in state:
             _check_keys(value)
+
+
+def of_now(
+    metrics: Mapping[str, Any], evaluated: Mapping[str, int], prefixes: Collection[str], iteration: int
+) -> dict[str, Any]:
+    """Metrics without what an evaluation measured at another iteration: that was another model.
+
+    Args:
+        metrics: of the driver's state, by name.
+        evaluated: metric of an evaluation → iteration at which it was measured last.
+        prefixes: with which names of metrics of evaluations begin, whether they were measured or not.
+        iteration: of now.
+
+    Example:
+        >>> of_now({"loss": 0.5, "validation/accuracy": 0.9}, {"validation/accuracy": 10}, (), 20)
+        {'loss': 0.5}
+    """
+    of_evaluations = {name.partition("/")[0] for name in evaluated} | set(prefixes)
+    return {
+        name: value
+        for name, value in metrics.items()
+        if name.partition("/")[0] not in of_evaluations or evaluated.get(name) == iteration
+    }
+
+
+def as_told(checkpoint: Committed) -> CheckpointCommitted:
+    """What handlers are told of a checkpoint."""
+    manifest = checkpoint.manifest
+    return CheckpointCommitted(
+        name=checkpoint.name,
+        url=checkpoint.url,
+        epoch=manifest.epoch,
+        iteration=manifest.iteration,
+        size=manifest.size,
+        metrics=dict(manifest.metrics),
+    )

@@ -302,7 +302,7 @@ class Gatekeeper:
         gone = [one.packs for one in self.left_behind if one.epoch == in_order[0].epoch and key.engine == TRAINER]
         packs = [*(report.packs for report in in_order), *gone]
         self.packs[key.engine] = [report.packs for report in in_order]
-        bus.state.metrics.update(reduce_packs(packs, self._ranks.empty_metrics(key.engine)))
+        bus.state.metrics.update(reduce_packs(packs, self._ranks.programs.empty_metrics(key.engine)))
         bus.state.output = reduce_numbers([report.output for report in in_order])
         with self._final():  # these ranks are not released
             bus.fire(key.event, key.count)

@@ -19,13 +19,14 @@ from orchestrator.limits import Limits
 from orchestrator.ordering import Ordering
 from orchestrator.parts import Parts
 from orchestrator.ranks import Ranks
+from orchestrator.result import RunResult
 from orchestrator.resume import Resume, StartFrom
 from orchestrator.run import Run
 from orchestrator.settings import Settings
 from orchestrator.spec import JobSpec, RecoverySpec, WorkersSpec
 from orchestrator.specfile import load_spec
 from orchestrator.target import load_target
-from orchestrator.training import RunResult, train
+from orchestrator.training import train
 from workers.handlers.terminate_on_nan import TerminateOnNan
 from workers.parcels import TRAINER
 from workers.tracebacks import place_of, text_of
@@ -263,9 +264,9 @@ class Orchestrator(Ordering):
         """See that the handlers attached here name what the program has, as far as that is known before it runs."""
         for handler in self._attached:
             if isinstance(handler, Evaluate):
-                handler.check(ranks.engines)
+                handler.check(ranks.programs.engines)
         evaluated = {handler.prefix: handler.engine for handler in self._attached if isinstance(handler, Evaluate)}
-        measured = {prefix: list(ranks.empty_metrics(engine)) for prefix, engine in evaluated.items()}
+        measured = {prefix: list(ranks.programs.empty_metrics(engine)) for prefix, engine in evaluated.items()}
         for handler in self._attached:
             if isinstance(handler, Checkpoint):
                 handler.check(measured)

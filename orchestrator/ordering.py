@@ -13,8 +13,8 @@ from typing import Any, Literal
 from orchestrator.bus import users_code
 from orchestrator.checkpoints.draft import manifest_of
 from orchestrator.checkpoints.registry import Committed, Registry
-from orchestrator.cluster_events import CheckpointCommitted, EvaluationCompleted
-from orchestrator.contents import check_fields, check_names, digests_of, states_of
+from orchestrator.cluster_events import EvaluationCompleted
+from orchestrator.contents import as_told, check_fields, check_names, digests_of, of_now, states_of
 from orchestrator.errors import CheckpointError, NotFiniteError, RankfireError, SpecError, explain
 from orchestrator.guard import divergence, not_finite, unfit
 from orchestrator.handlers.checkpoint import Checkpoint
@@ -220,16 +220,8 @@ class Ordering(Registrations):
 
     # ---------------------------------------------------------------- within
     def _of_now(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Without what an evaluation measured at another iteration: that was another model."""
-        evaluations = {name.partition("/")[0] for name in self.evaluated} | {
-            handler.prefix for handler in self._attached if isinstance(handler, Evaluate)
-        }
-        now = self.state.iteration
-        return {
-            name: value
-            for name, value in metrics.items()
-            if name.partition("/")[0] not in evaluations or self.evaluated.get(name) == now
-        }
+        prefixes = {handler.prefix for handler in self._attached if isinstance(handler, Evaluate)}
+        return of_now(metrics, self.evaluated, prefixes, self.state.iteration)
 
     def _fit_to_save(self, run: Run) -> bool:
         """Whether the state at the open gate may become a checkpoint; if not, the run ends."""
@@ -293,17 +285,7 @@ class Ordering(Registrations):
             if (tell := getattr(handler, "committed", None)) is not None:
                 with users_code(f"the commit of {checkpoint.name}"):  # the saver ends the run, if it shall end
                     tell(self, checkpoint)
-        manifest = checkpoint.manifest
-        self._running("checkpoint").gates.tell(
-            CheckpointCommitted(
-                name=checkpoint.name,
-                url=checkpoint.url,
-                epoch=manifest.epoch,
-                iteration=manifest.iteration,
-                size=manifest.size,
-                metrics=dict(manifest.metrics),
-            )
-        )
+        self._running("checkpoint").gates.tell(as_told(checkpoint))
 
     def _save_failed(self, error: CheckpointError) -> None:
         self.note("CHECKPOINT_FAILED", text=str(error))

@@ -34,7 +34,7 @@ def see_whose(home: Storage, run: str) -> None:
         path = home.root / part if part else home.root
         try:
             found = path.lstat()
-        except FileNotFoundError:
+        except OSError:  # it is not there, or can't be looked at: who opens it will be told
             continue
         if stat.S_ISLNK(found.st_mode):
             received, mend = f"a link, {path}", "give the folder itself its name, or choose another run id"

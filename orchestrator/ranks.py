@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from orchestrator.cluster_events import Payload, WorkerJoined
 from orchestrator.errors import StartError, name_ranks
@@ -18,6 +17,7 @@ from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.loop import Loop
 from orchestrator.notice import notice
+from orchestrator.programs import Programs
 from orchestrator.skew import check_same, other_versions
 from workers.messages import Built, Hello, Joined
 from workers.orders import Build, Join, Order
@@ -44,6 +44,7 @@ class Ranks:
         ready: called with each of these when it has built.
         told: called with the ranks to which an order goes.
         tell: called with each cluster event.
+        programs: what the workers have built.
         late: called when they do not join in time after a fault; whether another generation is tried then.
     """
 
@@ -62,11 +63,10 @@ class Ranks:
         self._timeout = start_timeout
         self._workers: list[int] = []  # rank → worker
         self._members: dict[int, Membership] = {}
-        self._built: dict[int, Built] = {}
+        self.programs = Programs(journal)
         self._joined: dict[int, int] = {}  # worker → samples that it had consumed by then
         self._started = 0  # workers ever started: the next one's id
         self._build: Callable[[Membership], Build] | None = None
-        self._program: Built | None = None
         loop.handle({Hello: self._on_hello, Built: self._on_built, Joined: self._on_joined})
 
     # ---------------------------------------------------------------- the start
@@ -96,12 +96,12 @@ class Ranks:
         for worker in everyone:
             self._loop.group.order(worker, order(self._members[worker]))
         self._until(
-            lambda: len(self._built) == len(everyone),
+            lambda: len(self.programs.built) == len(everyone),
             "build",
-            lambda: self._members.keys() - self._built.keys(),
+            lambda: self._members.keys() - self.programs.built.keys(),
             patient=True,
         )
-        self._program = self._built[self._workers[0]]
+        self.programs.settle(self._workers[0])
 
     def join(
         self,
@@ -139,14 +139,14 @@ class Ranks:
             lambda: generation != self.generation or self._joined.keys() >= set(self._workers),
             "join",
             lambda: set(self._workers) - self._joined.keys(),
-            patient=load is not None or any(self._built[worker].shards for worker in self._workers),
+            patient=load is not None or any(self.programs.built[worker].shards for worker in self._workers),
         )
 
     def tell_joined(self, workers: Collection[int] | None = None) -> None:
         """Tell who has joined, all or some."""
         for rank, worker in enumerate(self._workers):
             if workers is None or worker in workers:
-                place, device = self._loop.facts.places[worker], self._built[worker].device
+                place, device = self._loop.facts.places[worker], self.programs.built[worker].device
                 self.tell(
                     WorkerJoined(
                         rank=rank,
@@ -209,7 +209,7 @@ class Ranks:
         self.coming.discard(worker)
         if worker in self.spares:
             self.spares.remove(worker)
-        for known in (self._built, self._loop.facts.places, self._loop.facts.phases):
+        for known in (self.programs.built, self._loop.facts.places, self._loop.facts.phases):
             known.pop(worker, None)
         self._loop.facts.building.discard(worker)
 
@@ -236,29 +236,9 @@ class Ranks:
         return sum(self._joined.values())
 
     @property
-    def engines(self) -> tuple[str, ...]:
-        """Names of the program's engines."""
-        return self._first.engines
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """Fingerprint of the trainer's data; empty if it has no global order."""
-        return dict(self._first.data)
-
-    @property
     def state(self) -> tuple[str, ...]:
         """Names of the entries of the program's state."""
-        return tuple(self._built[self._workers[0]].state_bytes)
-
-    def empty_metrics(self, engine: str) -> dict[str, object]:
-        """Empty copies of the metrics attached to an engine."""
-        return dict(self._first.metrics.get(engine, {}))
-
-    @property
-    def _first(self) -> Built:
-        """What rank 0 built at the start; what others build is the same."""
-        assert self._program is not None, "nothing was built yet"
-        return self._program
+        return tuple(self.programs.built[self._workers[0]].state_bytes)
 
     def _until(
         self, done: Callable[[], bool], step: str, missing: Callable[[], set[int]], *, patient: bool = False
@@ -310,17 +290,9 @@ class Ranks:
             self._loop.group.order(message.worker, self._build(member))
 
     def _on_built(self, message: Built) -> None:
-        self._built[message.worker] = message
         place, members = self._loop.facts.places.get(message.worker), self._workers
-        self._journal.write(
-            "WORKER_BUILT",
-            rank=members.index(message.worker) if message.worker in members else None,  # a spare holds none
-            pid=None if place is None else place.pid,
-            seconds=round(message.seconds, 3),
-            device=message.device,
-            threads=message.threads,
-            state_bytes=dict(message.state_bytes),
-        )
+        rank = members.index(message.worker) if message.worker in members else None
+        self.programs.take(message, rank=rank, place=place)
         self._loop.facts.building.discard(message.worker)
         if message.worker in self.coming:
             self.coming.remove(message.worker)

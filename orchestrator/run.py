@@ -114,7 +114,7 @@ class Run:
             checkpoint=self._checkpoint,
             go=self._go,
             gate=lambda: self.gates.open[-1].key if self.gates.open else None,
-            samples=lambda iteration: samples_of(self.ranks.data, iteration),
+            samples=lambda iteration: samples_of(self.ranks.programs.data, iteration),
             leave_behind=self.gates.left_behind.append,
             pause=self._pause,
             tell=self.tell,
@@ -163,7 +163,7 @@ class Run:
                 bus.seal()
             self._check_engines()
             self.built()
-            check_data(data, self.ranks.data)
+            check_data(data, self.ranks.programs.data)
             if self.announcement is not None:
                 notice(self.announcement)
             self._store = stack.enter_context(Rendezvous(self.group.address())) if self.group.needs_store else None
@@ -307,5 +307,5 @@ class Run:
 
     def _check_engines(self) -> None:
         for name in self._buses:
-            if name not in self.ranks.engines:
-                raise SpecError(no_engine(f"orchestrator.on(engine={name!r})", name, self.ranks.engines))
+            if name not in self.ranks.programs.engines:
+                raise SpecError(no_engine(f"orchestrator.on(engine={name!r})", name, self.ranks.programs.engines))

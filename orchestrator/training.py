@@ -9,9 +9,8 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from orchestrator.bus import EventBus, expressions_of
 from orchestrator.checkpoints.draft import versions
@@ -36,6 +35,7 @@ from orchestrator.ownership import see_whose
 from orchestrator.parts import Parts
 from orchestrator.recording import driver_log
 from orchestrator.refused import in_the_way, nothing_left_if_refused
+from orchestrator.result import RunResult, Status
 from orchestrator.resume import (
     Resume,
     already_done,
@@ -58,35 +58,11 @@ from workers.failpoints import TRACE, VARIABLE, failpoint
 from workers.orders import Build
 from workers.parcels import TRAINER, LoadPoint
 from workers.rank import Membership
-from workers.state import State
 
-__all__ = ["RunResult", "train"]
+__all__ = ["train"]
 
-Status = Literal["completed", "terminated"]
 THEIRS = "what the checkpoint holds, such as an optimizer's learning rate, is that of the checkpoint all the same"
 SALVAGE = 10.0  # seconds that a save in flight gets when the run ends with an error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunResult:
-    """How a run ended.
-
-    Attributes:
-        status: "completed", or "terminated" if a handler ended it before the goal, on the driver or on the ranks, or a
-            number was not finite.
-        state: the trainer's state as the driver knows it.
-        metrics: the last reduced metrics.
-        checkpoint: path of the newest checkpoint, or None.
-        reason: why it was terminated, or None.
-        failure: the error with which `rankfire run` ends where training failed though nothing raised, or None.
-    """
-
-    status: Status
-    state: State
-    metrics: dict[str, Any]
-    checkpoint: str | None
-    reason: str | None = None
-    failure: TrainingError | None = None
 
 
 def train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:

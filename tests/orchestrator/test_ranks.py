@@ -70,10 +70,10 @@ def test_the_program_is_known_by_what_rank_0_built(make_run: MakeRun) -> None:
     )  # fmt: skip
     run = make_run(group)
     run.execute(None)
-    assert run.ranks.engines == ("trainer", "evaluator")
-    assert run.ranks.empty_metrics("trainer") == {"loss": "empty copy of 0"}
-    assert run.ranks.empty_metrics("evaluator") == {}
-    assert run.ranks.data == {"length": 9}
+    assert run.ranks.programs.engines == ("trainer", "evaluator")
+    assert run.ranks.programs.empty_metrics("trainer") == {"loss": "empty copy of 0"}
+    assert run.ranks.programs.empty_metrics("evaluator") == {}
+    assert run.ranks.programs.data == {"length": 9}
 
 
 def test_the_journal_tells_in_which_generation_a_line_was_written(make_run: MakeRun) -> None:
