@@ -105,16 +105,20 @@ class Reserves:
 
         Else somebody is asked for, on another node, so that one can be given up if they do not meet the next time.
 
+        Args:
+            workers: those that told so.
+
         Returns:
             The worker; None: all shall try once more.
         """
         facts = self._loop.facts
         last = max(workers, key=lambda worker: facts.ranks[worker])
-        names = name_ranks(sorted(facts.ranks[worker] for worker in workers))
-        if self.ready or self.suffice(self._ranks.world_size - 1):
-            notice(f"{names} can't reach each other: rank {facts.ranks[last]} is given up")
+        told = f"ranks can't reach each other (as told by {name_ranks(facts.ranks[worker] for worker in workers)}):"
+        builds = [worker for worker in self._ranks.coming if worker in facts.places]
+        if self.ready or builds or self.suffice(self._ranks.world_size - 1):
+            notice(f"{told} rank {facts.ranks[last]} is given up")
             return last
-        notice(f"{names} can't reach each other: another worker is asked for, and they try once more")
+        notice(f"{told} another worker is asked for, and they try once more")
         self.want(1, avoid=[facts.places[last].node])
         return None
 

@@ -239,8 +239,8 @@ def test_of_ranks_that_can_not_reach_each_other_one_is_replaced(tmp_path: Path, 
         run.until("RECOVERED")
         run.say("end")
         run.must_equal(calm())
-        assert "can't reach each other: rank 1 is given up" in run.said
-        assert [(line["rank"], line["pid"] in pair.values()) for line in run.lines("WORKER_LOST")] == [(1, True)]
+        assert "ranks can't reach each other" in run.said
+        assert [line["pid"] in pair.values() for line in run.lines("WORKER_LOST")] == [True]
 
 
 def test_a_slow_network_takes_nobody_for_dead(tmp_path: Path, private_root: Path, calm: Calm) -> None:

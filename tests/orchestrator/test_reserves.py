@@ -56,7 +56,10 @@ def test_without_anybody_instead_one_is_asked_for_elsewhere_and_nobody_is_given_
     assert cluster.asked == {3: ["node-0", "node-x"]}
     assert reserves.instead_of_one([2, 0]) is None
     assert cluster.asked.keys() == {3}, "it is on its way"
-    assert "rankfire: ranks 0-1 can't reach each other: another worker is asked for" in capfd.readouterr().err
+    assert (
+        "rankfire: ranks can't reach each other (as told by ranks 0-1): another worker is asked for"
+        in capfd.readouterr().err
+    )
 
 
 def test_with_somebody_instead_the_last_of_those_who_did_not_meet_is_given_up(tmp_path: Path) -> None:
@@ -65,6 +68,14 @@ def test_with_somebody_instead_the_last_of_those_who_did_not_meet_is_given_up(tm
     assert reserves.instead_of_one([1, 2, 0]) == 1
     assert reserves.instead_of_one([2, 0]) == 0
     assert cluster.asked == {}
+
+
+def test_who_is_up_and_builds_is_waited_for_but_not_who_has_no_place_yet(tmp_path: Path) -> None:
+    reserves, ranks, _ = reserves_of(tmp_path)
+    assert reserves.instead_of_one([2, 0]) is None
+    assert reserves.instead_of_one([2, 0]) is None
+    ranks._loop.facts.places[3] = Place(node="node-3", host="host", address="127.0.0.1", pid=3)
+    assert reserves.instead_of_one([2, 0]) == 0
 
 
 @pytest.mark.parametrize(("least", "given_up"), [(2, 1), (3, None)])
