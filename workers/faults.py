@@ -76,8 +76,9 @@ def _is_raised_by_others(error: BaseException) -> bool:
         return False
     while trace.tb_next is not None:
         trace = trace.tb_next
-    code = trace.tb_frame.f_code
-    raised = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+    code, at = trace.tb_frame.f_code, trace.tb_lasti
+    known = 0 <= at < len(code.co_code)  # a frame that C has made up has no code
+    raised = known and dis.opname[code.co_code[at]] == "RAISE_VARARGS"
     return raised and not code.co_filename.startswith(_TALKING) and not is_ours(code.co_filename)
 
 
