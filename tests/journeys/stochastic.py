@@ -40,12 +40,12 @@ class Points(torch.utils.data.Dataset):
 
 def build(worker: Worker) -> Program:
     """The program; `worker.config`: loader_workers, kill (iteration at which this process ends), log (a folder),
-    strategy (of the model).
+    prepare (its arguments).
     """
     config = worker.config
     model = worker.prepare(
         nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 1)),
-        strategy=config.get("strategy", "ddp"),
+        **config.get("prepare", {}),
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.9)

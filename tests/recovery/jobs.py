@@ -67,7 +67,7 @@ class Job:
         at_iteration: what the driver does when it hears of an iteration, without anybody waiting.
         blocking: whether all wait for it after all.
         group: the class of the workers.
-        strategy: how the model is spread.
+        prepare: arguments of `worker.prepare`.
     """
 
     workers: Mapping[str, Any] = field(default_factory=lambda: {"count": 2, "spares": 1})
@@ -82,7 +82,7 @@ class Job:
     at_iteration: Callable[[Orchestrator, ProcessGroup, int], None] | None = None
     blocking: bool = False
     group: type[ProcessGroup] = ProcessGroup
-    strategy: str = "ddp"
+    prepare: Mapping[str, Any] = field(default_factory=dict)
 
     def calm(self) -> Job:
         """The same, with nothing happening to it."""
@@ -90,13 +90,13 @@ class Job:
             workers={**self.workers, "spares": 0},
             epochs=self.epochs,
             checkpoints=self.checkpoints,
-            strategy=self.strategy,
+            prepare=self.prepare,
         )
 
     @property
     def key(self) -> str:
         """What decides how a calm run ends."""
-        return json.dumps([self.workers["count"], self.epochs, self.checkpoints, self.strategy])
+        return json.dumps([self.workers["count"], self.epochs, self.checkpoints, self.prepare])
 
 
 @dataclass(kw_only=True)
@@ -183,7 +183,7 @@ def run(job: Job, folder: Path) -> Ended:
 def _orchestrator(job: Job, ended: Ended) -> Orchestrator:
     folder = ended.folder
     faults = [asdict(fault) for fault in job.faults]
-    config = {"log": str(folder), "marks": str(folder / "marks"), "faults": faults, "strategy": job.strategy}
+    config = {"log": str(folder), "marks": str(folder / "marks"), "faults": faults, "prepare": job.prepare}
     orchestrator = Orchestrator(
         program.build, run="job", workers=job.workers, config=config, storage=folder / "runs", recovery=job.recovery
     )
