@@ -42,14 +42,14 @@ class Points(torch.utils.data.Dataset):
 def build(worker: Worker) -> Program:
     """The program.
 
-    `worker.config`: loader_workers, width, log (a folder), pause (seconds that an iteration takes at least), strategy
-    (of the model); kill is for `attach`.
+    `worker.config`: loader_workers, width, log (a folder), pause (seconds that an iteration takes at least), prepare
+    (arguments of `worker.prepare`); kill is for `attach`.
     """
     config = worker.config
     width = config.get("width", 16)
     model = worker.prepare(
         nn.Sequential(nn.Linear(5, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.3), nn.Linear(width, 1)),
-        strategy=config.get("strategy", "ddp"),
+        **config.get("prepare", {}),
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7, gamma=0.9)

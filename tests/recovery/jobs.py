@@ -69,7 +69,7 @@ class Job:
         at_iteration: what the driver does when it hears of an iteration, without anybody waiting.
         blocking: whether all wait for it after all.
         group: the class of the workers.
-        strategy: how the model is spread.
+        prepare: arguments of `worker.prepare`.
     """
 
     workers: Mapping[str, Any] = field(default_factory=lambda: {"count": 2, "spares": 1})
@@ -86,7 +86,7 @@ class Job:
     at_iteration: Callable[[Orchestrator, ProcessGroup, int], None] | None = None
     blocking: bool = False
     group: type[ProcessGroup] = ProcessGroup
-    strategy: str = "ddp"
+    prepare: Mapping[str, Any] = field(default_factory=dict)
 
     def calm(self) -> Job:
         """The same, with nothing happening to it."""
@@ -95,13 +95,13 @@ class Job:
             epochs=self.epochs,
             config=self.config,
             checkpoints=self.checkpoints,
-            strategy=self.strategy,
+            prepare=self.prepare,
         )
 
     @property
     def key(self) -> str:
         """What decides how a calm run ends."""
-        return json.dumps([self.workers["count"], self.epochs, self.config, self.checkpoints, self.strategy])
+        return json.dumps([self.workers["count"], self.epochs, self.config, self.checkpoints, self.prepare])
 
 
 @dataclass(kw_only=True)
@@ -193,7 +193,7 @@ def _orchestrator(job: Job, ended: Ended) -> Orchestrator:
         "log": str(folder),
         "marks": str(folder / "marks"),
         "faults": faults,
-        "strategy": job.strategy,
+        "prepare": job.prepare,
     }
     orchestrator = Orchestrator(
         program.build, run="job", workers=job.workers, config=config, storage=folder / "runs", recovery=job.recovery

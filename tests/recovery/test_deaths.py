@@ -52,6 +52,20 @@ def test_a_rank_is_killed_in_the_program(survives: Any, where: str, rank: int, r
     survives(job, fired=[str(fault(where, rank))], lost=[rank])
 
 
+OPTIONS = [
+    {"static_graph": True},
+    {"compression": "bf16", "gradient_as_bucket_view": True},
+    {"compile": {"backend": "eager"}},
+]
+"""Arguments of `worker.prepare`; what comes of them is the same to the last bit too."""
+
+
+@pytest.mark.parametrize("options", choice(OPTIONS[:1], OPTIONS), ids=str)
+def test_a_rank_is_killed_whose_model_was_prepared_with_options(survives: Any, options: dict[str, Any]) -> None:
+    job = Job(workers={"count": 3, "spares": 1}, faults=[fault("step", 1)], prepare=options)
+    survives(job, fired=[str(fault("step", 1))], lost=[1])
+
+
 @pytest.mark.parametrize("where", choice(["forward"], list(WHERES)))
 def test_a_rank_ends_its_own_process(survives: Any, where: str) -> None:
     ended = survives(Job(faults=[fault(where, 1, "exit")]), fired=[str(fault(where, 1, "exit"))], lost=[1])

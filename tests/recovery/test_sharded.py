@@ -10,26 +10,27 @@ import pytest
 from tests.recovery.jobs import PER_EPOCH, Ended, Job, checkpoints_hold, run, until_committed
 from tests.recovery.program import Fault
 
+FSDP = {"strategy": "fsdp"}
 SAVED = {2: until_committed}  # the checkpoint of the first epoch, before the second one is begun
 
 
 @pytest.mark.parametrize(("world_size", "where"), [(2, "forward"), (3, "step")])
 def test_a_lost_rank_is_replaced_and_all_go_back_to_the_checkpoint(survives: Any, world_size: int, where: str) -> None:
     fault = Fault(where=where, iteration=19, rank=1)
-    job = Job(workers={"count": world_size, "spares": 1}, faults=[fault], at_gate=SAVED, strategy="fsdp")
+    job = Job(workers={"count": world_size, "spares": 1}, faults=[fault], at_gate=SAVED, prepare=FSDP)
     ended = survives(job, fired=[str(fault)], lost=[1])
     assert [line["snapshot"] for line in ended.told("RECOVERED")] == [None]
 
 
 def test_where_nobody_takes_the_place_the_others_share_the_model_out_anew(tmp_path: Path) -> None:
     fault = Fault(where="forward", iteration=19, rank=1)
-    job = Job(workers={"count": 3, "min": 2}, faults=[fault], at_gate=SAVED, strategy="fsdp")
+    job = Job(workers={"count": 3, "min": 2}, faults=[fault], at_gate=SAVED, prepare=FSDP)
     worlds_end(run(job, tmp_path / "job"), fault, 2)
 
 
 def test_a_rank_that_is_left_alone_goes_on_with_the_plain_model(tmp_path: Path) -> None:
     fault = Fault(where="step", iteration=19, rank=0)
-    job = Job(workers={"count": 2, "min": 1}, faults=[fault], at_gate=SAVED, strategy="fsdp")
+    job = Job(workers={"count": 2, "min": 1}, faults=[fault], at_gate=SAVED, prepare=FSDP)
     worlds_end(run(job, tmp_path / "job"), fault, 1)
 
 
@@ -48,7 +49,7 @@ def test_a_run_goes_on_with_another_strategy_and_world(
     before: tuple[str, int], after: tuple[str, int], tmp_path: Path
 ) -> None:
     for epochs, (strategy, world_size) in enumerate((before, after), start=1):
-        ended = run(Job(workers={"count": world_size}, strategy=strategy, epochs=epochs), tmp_path / "job")
+        ended = run(Job(workers={"count": world_size}, prepare={"strategy": strategy}, epochs=epochs), tmp_path / "job")
         assert ended.error is None, getattr(ended.error, "traceback", ended.error)
     assert [len(ranks) for ranks in ended.consumed.values()] == [before[1]] * PER_EPOCH + [after[1]] * PER_EPOCH
     assert ended.metrics[-1]["loss"] < 5
