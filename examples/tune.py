@@ -1,9 +1,9 @@
-"""Cross-validation by Ray Tune: each trial is a run of an orchestrator, and poor ones are stopped early (ASHA).
+"""Cross-validation by Ray Tune over orchestrators; poor settings are given up early (ASHA).
 
-    python examples/tune.py            # 2 learning rates x 2 folds, each trial on 2 ranks
+    python examples/tune.py            # 4 learning rates, each on up to 3 folds, each run on 2 ranks
 
-A trial is a function that makes an orchestrator and reports what it measures. Tune starts trials, stops them, and keeps
-the checkpoint of the best one; a trial that is started again goes on from its own newest checkpoint.
+A trial is a function: it validates one setting fold by fold, each in a run of an orchestrator, and reports the mean so
+far with a checkpoint. A trial that is started again goes on from the newest checkpoints of its runs.
 """
 
 import os
@@ -19,9 +19,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from orchestrator import Checkpoint, Evaluate, Orchestrator
-from workers import Engine, Events, Program, Worker, attach_metric
+from workers import Engine, Program, Worker, attach_metric
 
-FOLDS = 2
+FOLDS = 3
+RATES = [3e-3, 1e-2, 1e-5, 1e-6]
 
 
 def fold_of_digits(fold: int) -> tuple[TensorDataset, TensorDataset]:
@@ -63,51 +64,45 @@ def build(worker: Worker) -> Program:
     )
 
 
-def trial(config: dict) -> None:
-    """One trial, in a process of Tune's: train a fold, report each epoch with its checkpoint."""
-    run = f"lr-{config['lr']:g}-fold-{config['fold']}"
+def validate(config: dict, fold: int) -> tuple[float, str]:
+    """Train with one fold held out: the accuracy there, and the checkpoint."""
+    run = f"lr-{config['lr']:g}-fold-{fold}"
+    config = {**config, "fold": fold}
     orchestrator = Orchestrator(build, run=run, workers=config["workers"], config=config, storage=config["storage"])
     orchestrator.attach(Evaluate())
-
-    @orchestrator.on(Events.EPOCH_COMPLETED)
-    def report(run):
-        accuracy = run.metrics["validation/accuracy"]
-        folder = run.checkpoint(wait=True)
-        tune.report({"accuracy": accuracy, "epoch": run.state.epoch}, checkpoint=tune.Checkpoint.from_directory(folder))
-
     orchestrator.attach(Checkpoint(keep=1))
-    orchestrator.run(max_epochs=config["epochs"])
+    result = orchestrator.run(max_epochs=config["epochs"])
+    return result.metrics["validation/accuracy"], result.checkpoint
 
 
-def search(storage: str, *, workers: int = 2, epochs: int = 8, concurrent: int = 2) -> tune.ResultGrid:
-    """All settings on all folds; the result of each."""
-    space = {
-        "lr": tune.grid_search([3e-3, 1e-6]),
-        "fold": tune.grid_search(list(range(FOLDS))),
-        "workers": workers,
-        "epochs": epochs,
-        "storage": storage,
-    }
-    asha = ASHAScheduler(metric="accuracy", mode="max", time_attr="epoch", max_t=epochs, grace_period=1)
+def trial(config: dict) -> None:
+    """One setting, in a process of Tune's: validate it fold by fold, report the mean after each."""
+    accuracies = []
+    for fold in range(FOLDS):
+        accuracy, checkpoint = validate(config, fold)
+        accuracies.append(accuracy)
+        tune.report(
+            {"accuracy": sum(accuracies) / len(accuracies), "folds": len(accuracies)},
+            checkpoint=tune.Checkpoint.from_directory(checkpoint),
+        )
+
+
+def search(storage: str, *, workers: int = 2, epochs: int = 5, concurrent: int = 2) -> tune.ResultGrid:
+    """Validate each learning rate; poor ones are given up after a fold or two."""
+    asha = ASHAScheduler(
+        metric="accuracy", mode="max", time_attr="folds", max_t=FOLDS, grace_period=1, reduction_factor=2
+    )
     tuner = tune.Tuner(
         tune.with_resources(trial, {"cpu": 1}),  # the ranks of a trial reserve their own
-        param_space=space,
+        param_space={"lr": tune.grid_search(RATES), "workers": workers, "epochs": epochs, "storage": storage},
         tune_config=tune.TuneConfig(scheduler=asha, max_concurrent_trials=concurrent),
         run_config=tune.RunConfig(name="digits", storage_path=os.path.join(storage, "tune"), verbose=0),
     )
     return tuner.fit()
 
 
-def scores(results: tune.ResultGrid) -> dict[float, float]:
-    """Learning rate → accuracy over the folds; the last one of each trial counts, also if it was stopped early."""
-    found: dict[float, list[float]] = {}
-    for result in results:
-        found.setdefault(result.config["lr"], []).append(result.metrics["accuracy"])
-    return {rate: sum(folds) / len(folds) for rate, folds in found.items()}
-
-
 if __name__ == "__main__":
     results = search(str(Path(sys.argv[1] if len(sys.argv) > 1 else "runs").resolve()))
-    for rate, accuracy in scores(results).items():
-        print(f"lr {rate:g}: {accuracy:.3f} over {FOLDS} folds")
-    print(f"best checkpoint: {results.get_best_result('accuracy', 'max').checkpoint}")
+    for result in results:
+        print(f"lr {result.config['lr']:g}: {result.metrics['accuracy']:.3f} over {result.metrics['folds']} folds")
+    print(f"best checkpoint: {results.get_best_result('accuracy', 'max').checkpoint.path}")

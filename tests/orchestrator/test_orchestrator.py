@@ -917,3 +917,55 @@ def test_each_ranks_own_value_stands_beside_the_reduced_one(tmp_path: Path) -> N
 
     orchestrator.run(2)
     assert seen == [True] * 4
+
+
+class Counter:
+    """Attaches itself on ranks, or counts on the driver."""
+
+    def __init__(self, *ranks: Any) -> None:
+        self.ranks = ranks
+        self.count = 0
+
+    def attach(self, target: Any) -> None:
+        if isinstance(target, Engine):
+            target.add_event_handler(Events.ITERATION_COMPLETED, self)
+            target.attach("counter", self)
+        else:
+            target.send(self, rank=self.ranks[0] if self.ranks else "all")
+
+    def __call__(self) -> None:
+        self.count += 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.count = state["count"]
+
+
+def counted(worker: Any) -> int:
+    return worker.program.engines["trainer"].attached["counter"].count  # type: ignore[no-any-return]
+
+
+def test_what_is_sent_attaches_itself_on_the_rank_and_keeps_its_state_there(tmp_path: Path) -> None:
+    for epochs, expected in ((2, 6), (4, 12)):
+        orchestrator, seen = make(tmp_path), []
+        counter = Counter()
+        orchestrator.attach(counter)
+        orchestrator.attach(Checkpoint())
+        orchestrator.on(Events.COMPLETED)(lambda run, seen=seen: seen.append(run.call(counted, rank=0)))
+        orchestrator.run(epochs)
+        assert seen == [expected]
+        assert counter.count == 0  # that of the driver stays as it was
+        assert counter not in orchestrator.stateful.values()
+
+
+def test_what_cant_be_sent_is_refused(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    with pytest.raises(SpecError, match=r"orchestrator\.send\(rank=3\): expected rank 0, or 'all' or 'local_rank_0'"):
+        orchestrator.attach(Counter(3))
+    with pytest.raises(SpecError, match=r"orchestrator\.send\(Counter\): expected something that can be pickled"):
+        orchestrator.send(Counter(threading.Lock()))
+    orchestrator.run(1)
+    with pytest.raises(SpecError, match=r"orchestrator\.send\(rank='all'\)"):
+        orchestrator.send(Counter())

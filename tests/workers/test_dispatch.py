@@ -361,3 +361,19 @@ def test_a_source_travels_with_its_handlers():
     copy.fire_event(DONG)
     assert copy.heard == ["hi", "hi"]
     assert source.heard == []
+
+
+def test_what_was_attached_inside_a_block_is_known_to_who_opened_it():
+    source = EventSource()
+    before = source.add_event_handler(DING, print)
+    with source.recorded() as handles:
+        source.add_event_handler(DING, len)
+        with source.recorded() as inner:
+            source.on(DING)(repr)
+        source.add_phase_handler("gate", DING, str)
+    assert (len(handles), len(inner)) == (2, 1)
+    for handle in [*handles, *inner]:
+        handle.remove()
+    assert source.has_event_handler(print)
+    assert not any(source.has_event_handler(handler) for handler in (len, repr, str))
+    before.remove()

@@ -118,3 +118,41 @@ def test_a_rank_that_becomes_another_has_the_handlers_of_that_one_and_keeps_what
         calls.setdefault(who, []).append(count)
     assert sorted(calls.values()) == [[1], [1, 2, 3]]
     assert list(engine.attached) == ["handler 1: Counted"]
+
+
+class Hanging(Counted):
+    """A handler that attaches itself, to several events, and is saved with its engine."""
+
+    def attach(self, engine, name):
+        engine.add_event_handler(Events.STARTED | EPOCH, self)
+        engine.attach(name, self)
+
+
+def hanging(where, name):
+    pickled = cloudpickle.dumps((Hanging(), (name,), {}))
+    return RankHandler(engine="trainer", event=None, where=where, pickled=pickled)
+
+
+def test_a_handler_without_an_event_attaches_itself_once_with_all_its_events(program, engine):
+    shipment, handlers = Shipped(), (hanging("all", "one"), hanging(1, "other"))
+    shipment.attach(program, handlers, member(0))
+    engine.run([0])
+    assert [calls for _, calls in engine.state.seen] == [1, 2]
+    assert list(engine.attached) == ["one"]
+    shipment.attach(program, handlers, member(1))
+    assert list(engine.attached) == ["one", "other"]
+    shipment.attach(program, handlers, member(0))
+    engine.run([0], resume_from_iteration=0)
+    assert [calls for _, calls in engine.state.seen] == [1, 2, 3, 4]
+    assert list(engine.attached) == ["one"]
+
+
+def test_of_a_program_that_was_just_built_only_what_every_rank_attaches_comes_at_once(program, engine):
+    handlers = (hanging(0, "first"), hanging("all", "every"), shipped("all"))
+    shipment = Shipped()
+    shipment.attach(program, handlers, member(0), built=True)
+    assert list(engine.attached) == ["every"]
+    assert not engine.has_event_handler(print)
+    shipment.attach(program, handlers, member(0))
+    assert list(engine.attached) == ["every", "first"]
+    assert engine.has_event_handler(print)
