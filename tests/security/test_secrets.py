@@ -1,4 +1,4 @@
-"""S6: secrets are given by reference, and stand nowhere: not in the run's folder, not in errors, not in what is shown."""
+"""S6: secrets are given by reference, and stand nowhere: not in a run's folder, not in errors, not in what is shown."""
 
 import os
 import subprocess
