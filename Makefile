@@ -14,7 +14,7 @@ MLFLOW := build/mlflow
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-deploy check lint types trackers chaos bench lock clean python
+.PHONY: help demo test test-deploy mutate audit check lint types trackers chaos bench lock clean python
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -32,6 +32,13 @@ test-deploy: $(INSTALLED) ## Run the job on a Ray cluster with a token and on a 
 	  || echo "no Slurm here, and none can be installed: its test will be skipped"
 	$(BIN)/python $(PIP) install kubernetes-validate || echo "no kubernetes-validate here: its tests will be skipped"
 	RANKFIRE_DEPLOY=1 $(BIN)/python -m pytest tests/deploy
+
+mutate: $(INSTALLED) ## Take away each guard of the security promises, and see that a test fails; rewrites the record
+	PYTHONPATH=. $(BIN)/python -m tests.security.mutate
+
+audit: $(INSTALLED) ## Ask for known holes in what is locked; where the index can't say, that is told, not passed over
+	$(BIN)/python $(PIP) install pip-audit
+	$(BIN)/python deploy/audit.py $(BIN)/pip-audit
 
 check: COVERAGE := --cov
 check: lint types test ## Format, lint, types, then all tests (house rules too) with coverage
@@ -66,6 +73,12 @@ lock: python ## Resolve the dependencies anew and rewrite deploy/constraints.txt
 	$(LOCK)/bin/python $(PIP) install -e '.[dev]'
 	$(LOCK)/bin/python deploy/lock.py > $(LOCK)/constraints.txt
 	mv $(LOCK)/constraints.txt $(CONSTRAINTS)
+	$(LOCK)/bin/python $(PIP) install uv
+	grep -v '^torch==' $(CONSTRAINTS) | $(LOCK)/bin/uv pip compile - --generate-hashes --no-deps --universal \
+	  --python-version 3.10 --no-header --no-annotate --quiet -o $(LOCK)/hashes
+	@{ sed -n '/^[^#]/q;p' deploy/requirements.lock; cat $(LOCK)/hashes; } > $(LOCK)/requirements.lock
+	mv $(LOCK)/requirements.lock deploy/requirements.lock
+	$(PYTHON) deploy/sbom.py > deploy/sbom.json
 	rm -rf $(LOCK)
 
 clean: ## Remove .venv and everything that was built

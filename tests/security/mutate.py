@@ -1,0 +1,82 @@
+"""Takes away each guard of the security promises in a copy of the code, and runs the test that must fail then.
+
+`make mutate`, or `python -m tests.security.mutate [NAME…]` for some promises (then the record is left as it is). The
+record, `RECORD.md`, says what was seen; a guard that no test misses makes it exit with 1.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.security.mutations import MUTATIONS, Mutation
+
+TOP = Path(__file__).parents[2]
+RECORD = Path(__file__).with_name("RECORD.md")
+COPIED = ("orchestrator", "workers", "tests", "deploy", "examples", ".github")
+FAILED, PASSED = 1, 0  # exit codes of pytest; others mean that it did not run the test
+HEADER = """\
+# Record of mutations
+
+Written by `make mutate`: each guard was taken away in a copy of the code, and the test beside it was run. *seen* means
+that it passed before and failed then.
+
+| promise | without | the test | |
+|---|---|---|---|
+"""
+
+
+def copy_of_the_code(folder: Path) -> None:
+    """What a test needs to run, apart from the real one."""
+    for name in COPIED:
+        shutil.copytree(TOP / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "runs"))
+    shutil.copy(TOP / "pyproject.toml", folder)
+
+
+def run(folder: Path, test: str) -> int:
+    """Run a test in a copy; gives pytest's exit code, FAILED if it did not end."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *test.split()]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=300).returncode
+    except subprocess.TimeoutExpired:
+        return FAILED
+
+
+def seen(folder: Path, mutation: Mutation) -> str:
+    """Whether the test misses the guard: `seen`, or what was the matter."""
+    path = folder / mutation.path
+    whole = path.read_text()
+    if whole.count(mutation.before) != 1:
+        return f"NOT TRIED: the guard stands there {whole.count(mutation.before)} times"
+    if (code := run(folder, mutation.test)) != PASSED:
+        return f"NOT TRIED: the test fails with the guard, exit code {code}"
+    path.write_text(whole.replace(mutation.before, mutation.after))
+    try:
+        code = run(folder, mutation.test)
+    finally:
+        path.write_text(whole)
+    return "seen" if code == FAILED else f"NOT SEEN: exit code {code}"
+
+
+def main(names: list[str]) -> int:
+    """Try all mutations, or those of some promises; write the record."""
+    chosen = [mutation for mutation in MUTATIONS if not names or mutation.promise in names]
+    rows = []
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        copy_of_the_code(Path(folder))
+        for mutation in chosen:
+            verdict = seen(Path(folder), mutation)
+            print(f"{mutation.promise}: {mutation.guard}: {verdict}", flush=True)
+            rows.append(f"| {mutation.promise} | {mutation.guard} | `{mutation.test}` | {verdict} |\n")
+    if not names:
+        RECORD.write_text(HEADER + "".join(rows))
+    return int(any(not row.endswith("| seen |\n") for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
