@@ -89,7 +89,7 @@ def main() -> None:
             print(f"  {name:<20} {taken:6.3f} {used:6.3f}{target}")
         refused, slowest, worst = hostile_specs(Path(folder))
     print(
-        f"{SPECS} hostile job files: {refused} refused, slowest {slowest:.2f} s of the processor (seed {worst}; target 1)"
+        f"{SPECS} hostile job files: {refused} refused, slowest {slowest:.2f} s of CPU time (seed {worst}; target 1)"
     )
 
 
