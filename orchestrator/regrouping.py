@@ -194,13 +194,13 @@ class Regrouping:
         self._episode.reached = max(self._episode.reached, *seen, 0)
         again = self._judged == ranks.generation  # nothing was tried in between, so nothing has failed once more
         apart = [fault.worker for fault in facts.faults] if self._episode.attempts > 1 and not facts.lost else []
-        progress, self._judged = Progress() if again else self._progress, ranks.generation
+        progress, self._judged = Progress() if again or apart else self._progress, ranks.generation
         decision = judge(
             facts,
             budgets=self._budgets,
             progress=progress,
             now=time.monotonic(),
-            iteration=None if apart else max(seen, default=None),
+            iteration=max(seen, default=None),
             gate=self._way.gate(),
             on_loss=self._spec.on_loss,
             samples=self._way.samples,

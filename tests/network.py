@@ -27,6 +27,7 @@ __all__ = ["Network", "RayNetwork", "why_not"]
 
 SWITCH = "switch"
 PORT = 6390  # of the head
+ATTEMPTS = 3  # to start a node
 ESTABLISHED = "01"  # in /proc/net/tcp
 
 
@@ -105,7 +106,7 @@ class Network:
     def end_all(self) -> None:
         """End whoever runs on any host."""
         for host in self._keepers:
-            self._end(host)
+            self.end(host)
 
     # ---------------------------------------------------------------- what happens to it
     def cut(self, host: str) -> None:
@@ -167,7 +168,9 @@ class Network:
         self._ip(host, "link", "set", "eth0", "up")
         self._ip(host, "route", "add", "default", "dev", "eth0")  # so that Ray finds this address to be the host's
 
-    def _end(self, host: str) -> None:
+    def end(self, host: str) -> None:
+        """End whoever runs on a host."""
+
         def left() -> list[psutil.Process]:
             for process in (found := self.processes(host)):
                 with contextlib.suppress(psutil.Error):
@@ -224,13 +227,8 @@ class RayNetwork:
         """All nodes, as long as the block lasts; the network ends their processes, which are awaited here."""
         self._folder.mkdir(exist_ok=True)
         try:
-            self._start(self.head)
-            self._until_up(self.head)
-            others = [host for host in self._cpus if host != self.head]
-            for host in others:
-                self._start(host)
-            for host in others:
-                self._until_up(host)
+            for host in sorted(self._cpus, key=lambda host: host != self.head):
+                self._start_up(host)
             yield self
         finally:
             self.network.end_all()
@@ -260,10 +258,19 @@ class RayNetwork:
         with self._log(host).open("wb") as log:
             self._nodes[host] = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log)
 
-    def _until_up(self, host: str) -> None:
-        def up() -> bool:
-            text = self._log(host).read_text(errors="replace")
-            assert self._nodes[host].poll() is None, f"the node on host {host} has ended: {text}"
-            return "Ray runtime started" in text
+    def _start_up(self, host: str) -> None:
+        """Start a node, and wait until it is up; once more if Ray gives up after 30 s, as on a busy machine."""
 
-        wait_until(up, what=f"the node on host {host}", timeout=90)
+        def told() -> bool:
+            return self._is_up(host) or self._nodes[host].poll() is not None
+
+        for _ in range(ATTEMPTS):
+            self._start(host)
+            wait_until(told, what=f"the node on host {host}", timeout=150)
+            if self._is_up(host):
+                return
+            self.network.end(host)
+        raise AssertionError(f"the node on host {host} does not start: {self._log(host).read_text()[-2000:]}")
+
+    def _is_up(self, host: str) -> bool:
+        return "Ray runtime started" in self._log(host).read_text(errors="replace")
