@@ -115,13 +115,13 @@ class Striker:
         self._iteration = 0
         self._struck_at = 0
         self._run: Any = None
-        self._kinds: dict[str, tuple[float, Callable[[], None]]] = {
+        self._kinds: dict[str, tuple[float, Callable[[], bool]]] = {
             "kill a rank": (4.0, lambda: self._kill(self._member())),
             "kill both ranks": (0.5, lambda: self._kill(*self._run.ranks.members)),
             "kill a spare": (1.0, lambda: self._kill(*self._run.ranks.spares[:1])),
             "stop a rank": (1.0, lambda: self._signal(self._member(), signal.SIGSTOP)),
             "kill a loader process": (2.0, self._kill_a_loader),
-            "kill a node": (0.5, self._kill_a_node),
+            "kill a node": (1.0, self._kill_a_node),
         }
 
     @property
@@ -146,25 +146,25 @@ class Striker:
         self._next, self._struck_at = now + self._chance.uniform(*APART), self._iteration
         weights = [weight for weight, _ in self._kinds.values()]
         for kind in self._chance.choices(list(self._kinds), weights, k=self._chance.choice((1, 1, 1, 1, 2))):
-            before = len(self._soak.gone)
-            self._kinds[kind][1]()
-            self._soak.struck[kind] += len(self._soak.gone) > before
+            self._soak.struck[kind] += self._kinds[kind][1]()
 
     def _member(self) -> int:
         member: int = self._chance.choice(self._run.ranks.members)
         return member
 
-    def _kill(self, *workers: int) -> None:
-        for worker in workers:
-            self._signal(worker, signal.SIGKILL)
+    def _kill(self, *workers: int) -> bool:
+        return any([self._signal(worker, signal.SIGKILL) for worker in workers])
 
-    def _signal(self, worker: int, number: int) -> None:
+    def _signal(self, worker: int, number: int) -> bool:
+        """Whether it could be done: it may be gone already."""
         place = self._run.loop.facts.places[worker]
         if place.pid not in self._soak.gone and psutil.pid_exists(place.pid):
             os.kill(place.pid, number)
             self._soak.gone.append(place.pid)
+            return True
+        return False
 
-    def _kill_a_loader(self) -> None:
+    def _kill_a_loader(self) -> bool:
         """The process that loads for a rank: the last one in the line from the rank over its fork server."""
         rank = self._run.loop.facts.places[self._member()].pid
         if rank not in self._soak.gone and psutil.pid_exists(rank):
@@ -172,16 +172,19 @@ class Striker:
             for loader in [loader for server in servers for loader in server.children()][:1]:
                 loader.kill()
                 self._soak.gone.append(loader.pid)
+                return True
+        return False
 
-    def _kill_a_node(self) -> None:
+    def _kill_a_node(self) -> bool:
         """One that is not the driver's, as long as enough are left."""
         cluster, facts = self._soak.cluster, self._run.loop.facts
         if len(cluster.others) <= NODES:
-            return
+            return False
         node = self._chance.choice(cluster.others)
         self._soak.gone += [place.pid for place in facts.places.values() if place.node == node.node_id]
         cluster.kill(node).wait()
         cluster.remove(node)
+        return True
 
 
 @pytest.mark.skipif(not SECONDS, reason="RANKFIRE_SOAK does not say for how many seconds")
