@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,13 @@ from torch import distributed as dist
 from tests.journeys import stochastic
 from workers import Engine, Events, Program, Worker
 
-__all__ = ["HOWS", "WHERES", "Fault", "build", "touch"]
+__all__ = ["HOWS", "WHERES", "Fault", "build", "models_alive", "touch"]
 
 WHERES = ("forward", "backward", "all-reduce", "step", "handler", "evaluation", "call", "completed")
 """The places in a program, in the order in which a rank comes by them; "handler" is a local one of the iteration,
 "call" is in `touch`, "completed" a local handler at the end of training."""
 _faults: Faults | None = None  # of this process
+_layers: list[weakref.ref[torch.nn.Module]] = []  # one of each model that was built in this process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,7 @@ def build(worker: Worker) -> Program:
     trainer = program.engines["trainer"]
     model: Any = program.state["model"]
     optimizer: Any = program.state["optimizer"]
+    _layers.append(weakref.ref(model[0]))
 
     def forward(module: object, inputs: object, output: object) -> None:
         faults.pass_by("forward" if model.training else "evaluation", trainer.state.iteration)
@@ -168,6 +171,11 @@ def touch(worker: Worker) -> str:
     torch.rand(1)
     _faults.pass_by("call", worker.program.engines["trainer"].state.iteration)
     return stochastic.digest(worker)
+
+
+def models_alive(worker: Worker) -> int:
+    """How many of the models that were built in this process are still there."""
+    return sum(layer() is not None for layer in _layers)
 
 
 def _update_between(optimizer: Any, act: Callable[[], None]) -> None:
