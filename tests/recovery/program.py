@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import distributed as dist
 from tests.journeys import stochastic
 from workers import Engine, Events, Program, Worker
 
-__all__ = ["ENOUGH", "HOWS", "WHERES", "Fault", "build", "touch"]
+__all__ = ["ENOUGH", "HOWS", "WHERES", "Fault", "build", "models_alive", "touch"]
 
 WHERES = ("forward", "backward", "all-reduce", "step", "handler", "evaluation", "call", "completed")
 """The places in a program, in the order in which a rank comes by them; "handler" is a local one of the iteration,
@@ -32,6 +33,7 @@ WHERES = ("forward", "backward", "all-reduce", "step", "handler", "evaluation", 
 CONTROL_GROUP = "RANKFIRE_TEST_CONTROL_GROUP"  # names the folder of one whose memory is limited
 ENOUGH = 1024  # MB, more than its limit
 _faults: Faults | None = None  # of this process
+_layers: list[weakref.ref[torch.nn.Module]] = []  # one of each model that was built in this process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +170,7 @@ def build(worker: Worker) -> Program:
     trainer = program.engines["trainer"]
     model: Any = program.state["model"]
     optimizer: Any = program.state["optimizer"]
+    _layers.append(weakref.ref(model[0]))
 
     def forward(module: object, inputs: object, output: object) -> None:
         faults.pass_by("forward" if model.training else "evaluation", trainer.state.iteration)
@@ -211,6 +214,11 @@ def touch(worker: Worker) -> str:
     torch.rand(1)
     _faults.pass_by("call", worker.program.engines["trainer"].state.iteration)
     return stochastic.digest(worker)
+
+
+def models_alive(worker: Worker) -> int:
+    """How many of the models that were built in this process are still there."""
+    return sum(layer() is not None for layer in _layers)
 
 
 def _update_between(optimizer: Any, act: Callable[[], None]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.recovery.jobs import PER_EPOCH, Ended, Job, checkpoints_hold, run, until_committed
-from tests.recovery.program import Fault
+from tests.recovery.program import Fault, models_alive
 
 FSDP = {"strategy": "fsdp"}
 SAVED = {2: until_committed}  # the checkpoint of the first epoch, before the second one is begun
@@ -17,8 +17,11 @@ SAVED = {2: until_committed}  # the checkpoint of the first epoch, before the se
 @pytest.mark.parametrize(("world_size", "where"), [(2, "forward"), (3, "step")])
 def test_a_lost_rank_is_replaced_and_all_go_back_to_the_checkpoint(survives: Any, world_size: int, where: str) -> None:
     fault = Fault(where=where, iteration=19, rank=1)
-    job = Job(workers={"count": world_size, "spares": 1}, faults=[fault], at_gate=SAVED, prepare=FSDP)
+    alive: list[list[int]] = []
+    at_gate = {**SAVED, 3: lambda run, group: alive.append(run.call(models_alive))}
+    job = Job(workers={"count": world_size, "spares": 1}, faults=[fault], at_gate=at_gate, prepare=FSDP)
     ended = survives(job, fired=[str(fault)], lost=[1])
+    assert alive == [[1] * world_size]  # those of other process groups are gone
     assert [line["snapshot"] for line in ended.told("RECOVERED")] == [None]
 
 
