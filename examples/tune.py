@@ -68,7 +68,14 @@ def validate(config: dict, fold: int) -> tuple[float, str]:
     """Train with one fold held out: the accuracy there, and the checkpoint."""
     run = f"lr-{config['lr']:g}-fold-{fold}"
     config = {**config, "fold": fold}
-    orchestrator = Orchestrator(build, run=run, workers=config["workers"], config=config, storage=config["storage"])
+    orchestrator = Orchestrator(
+        build,
+        run=run,
+        workers=config["workers"],
+        config=config,
+        storage=config["storage"],
+        cluster={"start_timeout": 600},  # its ranks may have to wait for those of other trials
+    )
     orchestrator.attach(Evaluate())
     orchestrator.attach(Checkpoint(keep=1))
     result = orchestrator.run(max_epochs=config["epochs"])

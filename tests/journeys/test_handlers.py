@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from orchestrator import Checkpoint, Evaluate, Orchestrator
 from orchestrator.journal import read_journal
+from orchestrator.loggers import JSONLLogger
 from tests.journeys import programs, stochastic
 from tests.process_ranks import ProcessGroup
 from workers import Engine, Events, Program, Worker
@@ -109,6 +110,7 @@ class Trained:
             Profile(first=10, iterations=2, ranks=[0, 1]),
             TimeLimit(3600),
             Timers(tell=self.told.append),
+            JSONLLogger(),
             Checkpoint(every=1, keep=9),
         ):
             self.orchestrator.attach(handler)
@@ -123,6 +125,13 @@ class Trained:
 
     def lines(self, event: str) -> list[dict[str, Any]]:
         return [line for line in read_journal(self.folder / "r" / "journal.jsonl") if line["event"] == event]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """What was logged, without what a clock or the machine decides."""
+        lines = (self.folder / "r" / "metrics.jsonl").read_text().splitlines()
+        kept = ("iteration", "epoch", "loss", "lr", "gradient_norm", "parameter_norm", "validation/mse")
+        return [{key: value for key, value in json.loads(line).items() if key in kept} for line in lines]
 
     @property
     def decided(self) -> Any:
@@ -154,6 +163,11 @@ def test_the_rates_were_lowered_once_on_all_ranks_and_all_ranks_agree(calm: Trai
     assert calm.found["entries"] == ["model", "optimizer", "ema"]
 
 
+def test_each_epoch_was_logged_once(calm: Trained) -> None:
+    assert [row["epoch"] for row in calm.rows] == list(range(1, calm.result.state.epoch + 1))
+    assert all(len(row) == 7 for row in calm.rows)
+
+
 def test_metrics_of_the_ranks_are_told_for_all_of_them(calm: Trained) -> None:
     metrics = calm.result.metrics
     assert {"lr", "gradient_norm", "parameter_norm", "process_memory"} <= metrics.keys()
@@ -181,6 +195,7 @@ def test_a_rank_that_dies_changes_no_bit_and_no_decision(calm: Trained, tmp_path
     assert len(killed.lines("RECOVERED")) == 1
     assert (killed.found, killed.decided) == (calm.found, calm.decided)
     assert len(killed.lines("LEARNING_RATE_REDUCED")) == len(calm.lines("LEARNING_RATE_REDUCED"))
+    assert killed.rows == calm.rows
 
 
 def test_a_run_that_is_gone_on_with_ends_the_same_and_one_that_was_stopped_stays_so(
@@ -188,7 +203,7 @@ def test_a_run_that_is_gone_on_with_ends_the_same_and_one_that_was_stopped_stays
 ) -> None:
     Trained(tmp_path).run(max_epochs=2)
     resumed = Trained(tmp_path).run(max_epochs=9)
-    assert (resumed.found, resumed.decided) == (calm.found, calm.decided)
+    assert (resumed.found, resumed.decided, resumed.rows) == (calm.found, calm.decided, calm.rows)
     again = Trained(tmp_path).run(max_epochs=9)
     assert again.result.state.epoch == calm.result.state.epoch
     assert again.result.reason == calm.result.reason

@@ -24,6 +24,7 @@ from orchestrator import (
 from orchestrator.errors import exit_code_of
 from tests.orchestrator.linear import build, journal, make, parameters, trained
 from workers import Engine, Events, Program
+from workers.handlers import TimeLimit
 
 
 def events(storage: Path, run: str = "linear") -> list[str]:
@@ -969,3 +970,19 @@ def test_what_cant_be_sent_is_refused(tmp_path: Path) -> None:
     orchestrator.run(1)
     with pytest.raises(SpecError, match=r"orchestrator\.send\(rank='all'\)"):
         orchestrator.send(Counter())
+
+
+@pytest.mark.parametrize("of", ["start", "run"])
+def test_a_time_limit_ends_training_with_a_checkpoint_and_may_count_earlier_starts(tmp_path: Path, of: Any) -> None:
+    ended = []
+    for _ in range(2):
+        orchestrator, now = make(tmp_path), [0.0]
+        orchestrator.attach(Checkpoint(every=10**6))
+        orchestrator.attach(TimeLimit(4, of=of, clock=lambda now=now: now[0]))  # type: ignore[arg-type]
+        orchestrator.on(Events.ITERATION_COMPLETED)(lambda run, now=now: now.append(now.pop() + 1))  # a second each
+        result = orchestrator.run(10**6)
+        assert (result.status, result.reason) == ("terminated", "the time limit of 4 s is over")
+        assert f"/step-{result.state.iteration:08d}" in str(result.checkpoint)
+        ended.append(result.state.iteration)
+    assert ended[0] >= 4
+    assert (ended[1] - ended[0] >= 4) == (of == "start")

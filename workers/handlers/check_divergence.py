@@ -53,9 +53,13 @@ class CheckDivergence:
         self.every = interval("CheckDivergence", every)
         self.optimizer = optimizer
 
-    def attach(self, orchestrator: Ranks) -> None:
-        """Run on every rank."""
-        orchestrator.on(Events.ITERATION_COMPLETED(every=self.every), rank="all")(self)
+    def attach(self, target: Engine | Ranks) -> None:
+        """Run on this engine; at the orchestrator on every rank."""
+        event = Events.ITERATION_COMPLETED(every=self.every)
+        if isinstance(target, Engine):
+            target.add_event_handler(event, self)
+        else:
+            target.on(event, rank="all")(self)
 
     def __call__(self, engine: Engine) -> None:
         """Compare; a rank that trains alone has nobody to differ from.

@@ -48,6 +48,12 @@ def test_only_what_output_gives_is_looked_at() -> None:
     assert ended_at(TerminateOnNan(lambda out: out[0]), [(1.0, math.nan), (math.nan, 1.0), (1.0, 1.0)]) == 2
 
 
+def test_it_attaches_itself_to_an_engine_too() -> None:
+    trainer = Engine(lambda engine, batch: batch)
+    TerminateOnNan(every=2).attach(trainer)
+    assert trainer.run([1.0, 1.0, math.nan, math.nan, 1.0]).iteration == 4
+
+
 def test_it_looks_at_every_so_many_iterations() -> None:
     assert ended_at(TerminateOnNan(every=3), [1.0, math.nan, 1.0, 1.0, 1.0, math.nan, 1.0]) == 6
 
