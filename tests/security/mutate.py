@@ -1,7 +1,7 @@
 """Takes away each guard of the security promises in a copy of the code, and runs the test that must fail then.
 
-`make mutate`, or `python -m tests.security.mutate [NAME…]` for some promises (then the record is left as it is). The
-record, `RECORD.md`, says what was seen; a guard that no test misses makes it exit with 1.
+`make mutate`, or `python -m tests.security.mutate [S1 …]` for some promises. The record, `RECORD.md`, says what was seen;
+a guard that no test misses makes it exit with 1.
 """
 
 from __future__ import annotations
@@ -100,16 +100,24 @@ def main(names: list[str]) -> int:
     chosen = [mutation for mutation in MUTATIONS if not names or mutation.promise in names]
     for name in HEAVY:
         import_module(name)
-    rows = []
+    verdicts = recorded()
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         copy_of_the_code(Path(folder))
         for mutation in chosen:
-            verdict = seen(Path(folder), mutation)
-            print(f"{mutation.promise}: {mutation.guard}: {verdict}", flush=True)
-            rows.append(f"| {mutation.promise} | {mutation.guard} | `{mutation.test}` | {verdict} |\n")
-    if not names:
-        RECORD.write_text(HEADER + "".join(rows))
-    return int(any(not row.endswith("| seen |\n") for row in rows))
+            verdicts[mutation.guard] = seen(Path(folder), mutation)
+            print(f"{mutation.promise}: {mutation.guard}: {verdicts[mutation.guard]}", flush=True)
+    rows = [
+        f"| {one.promise} | {one.guard} | `{one.test}` | {verdicts.get(one.guard, 'NOT TRIED')} |" for one in MUTATIONS
+    ]
+    RECORD.write_text(HEADER + "\n".join(rows) + "\n")
+    return int(any(verdicts[mutation.guard] != "seen" for mutation in chosen))
+
+
+def recorded() -> dict[str, str]:
+    """Guard → what the record says of it."""
+    lines = RECORD.read_text().splitlines() if RECORD.exists() else []
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| S")]
+    return {guard: verdict for _, guard, _, verdict in cells}
 
 
 if __name__ == "__main__":
