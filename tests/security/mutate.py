@@ -1,7 +1,7 @@
 """Takes away each guard of the security promises in a copy of the code, and runs the test that must fail then.
 
-`make mutate`, or `python -m tests.security.mutate [S1 …]` for some promises. The record, `RECORD.md`, says what was seen;
-a guard that no test misses makes it exit with 1.
+`make mutate`, or `python -m tests.security.mutate [S1 …]` for some promises. The record, `RECORD.md`, says what was
+seen; a guard that no test misses makes it exit with 1.
 """
 
 from __future__ import annotations
