@@ -36,7 +36,7 @@ def see_whose(home: Storage, run: str) -> None:
         path = home.root / part if part else home.root
         try:
             found = path.lstat()
-        except FileNotFoundError:
+        except OSError:  # not there; or what is in the way is told when the run is taken
             continue
         if stat.S_ISLNK(found.st_mode):
             received, mend = f"a link, {path}", "give the folder itself its name, or choose another run id"

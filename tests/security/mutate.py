@@ -92,7 +92,7 @@ def seen(folder: Path, mutation: Mutation) -> str:
         code = run(folder, mutation.test)
     finally:
         path.write_text(whole)
-    return "seen" if code == FAILED else f"NOT SEEN: exit code {code}"
+    return "seen" if code == FAILED or code < 0 else f"NOT SEEN: exit code {code}"  # below 0: the attack ended it
 
 
 def main(names: list[str]) -> int:
