@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
+from pathlib import Path
 
 from orchestrator.errors import SpecError, explain
 from workers.folder import Folder
@@ -34,13 +36,22 @@ def see_whose(home: Storage, run: str) -> None:
         path = home.root / part if part else home.root
         try:
             found = path.lstat()
-        except OSError:  # it is not there, or can't be looked at: who opens it will be told
+        except OSError:  # not there; or what is in the way is told when the run is taken
             continue
         if stat.S_ISLNK(found.st_mode):
             received, mend = f"a link, {path}", "give the folder itself its name, or choose another run id"
-        elif found.st_uid != os.geteuid():
+        elif found.st_uid != os.geteuid() and found.st_uid != _here(home.root.parent):
             received = f"one of user {found.st_uid}, {path}"
             mend = "run it as that user, or choose another run id"
         else:
             continue
         raise SpecError(explain(f"run {run!r}", expected="a folder of your own", received=received, mend=mend))
+
+
+def _here(folder: Path) -> int | None:
+    """As whom this process writes there, which a network file system decides for itself; None: it does not."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".whose-", suffix=".tmp") as file:
+            return os.fstat(file.fileno()).st_uid
+    except OSError:
+        return None

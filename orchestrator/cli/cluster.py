@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from orchestrator.cli.version import version_of
+
 if TYPE_CHECKING:
     from orchestrator.launch.jobs import Job, Jobs
 
@@ -44,7 +46,9 @@ def entered(address: str | None, insecure: bool) -> Jobs:
     from workers.redaction import learn
 
     jobs = Jobs(address or os.environ.get("RAY_API_SERVER_ADDRESS") or HERE, dict(os.environ), insecure=insecure)
-    jobs.enter()
+    theirs, ours = jobs.enter(), version_of("ray")
+    if theirs != ours:
+        notice(f"the cluster has Ray {theirs}, here is {ours}: what runs there, runs with its own")
     if jobs.dashboard.token is not None:
         learn(jobs.dashboard.token.value)
     if jobs.warning is not None:

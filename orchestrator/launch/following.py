@@ -17,6 +17,7 @@ from orchestrator.launch.jobs import Job, Jobs
 __all__ = ["follow", "until_ended"]
 
 PAUSE = 0.5  # seconds between two looks at a job
+LATE = 3.0  # seconds that the exit code of a job may come after its end
 
 
 def follow(jobs: Jobs, job_id: str, show: Callable[[str], None]) -> None:
@@ -44,12 +45,13 @@ def follow(jobs: Jobs, job_id: str, show: Callable[[str], None]) -> None:
 def until_ended(jobs: Jobs, job_id: str, *, timeout: float | None = None) -> Job | None:
     """Wait until a job has ended; None if it has not within the time, in seconds."""
     until = None if timeout is None else time.monotonic() + timeout
+    ended: float | None = None  # when it was first seen to have ended
     while True:
-        job = jobs.get(job_id)
-        if job is not None and job.ended and (job.code is not None or job.status != "FAILED"):
-            return job
-        if until is not None and time.monotonic() > until:
-            return job if job is not None and job.ended else None
-        if job is not None and job.ended and until is None:
-            until = time.monotonic() + 3.0  # its exit code may come a moment later
+        job, now = jobs.get(job_id), time.monotonic()
+        if job is not None and job.ended:
+            ended = now if ended is None else ended
+            if job.code is not None or job.status != "FAILED" or now - ended > LATE:
+                return job
+        elif until is not None and now > until:
+            return None
         time.sleep(PAUSE)

@@ -88,9 +88,8 @@ def main() -> None:
             target = f"  (target {TARGETS[name]:g})" if name in TARGETS else ""
             print(f"  {name:<20} {taken:6.3f} {used:6.3f}{target}")
         refused, slowest, worst = hostile_specs(Path(folder))
-    print(
-        f"{SPECS} hostile job files: {refused} refused, slowest {slowest:.2f} s of CPU time (seed {worst}; target 1)"
-    )
+    slow = f"slowest {slowest:.2f} s of the processor (seed {worst}; target 1)"
+    print(f"{SPECS} hostile job files: {refused} refused, {slow}")
 
 
 if __name__ == "__main__":

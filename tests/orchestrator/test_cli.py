@@ -1,6 +1,7 @@
 """The rankfire command: what it prints, how it exits, and what it does not import."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import NoReturn
 
 import pytest
 
-from orchestrator.cli.main import main
+from orchestrator.cli.main import main, rankfire
 from orchestrator.errors import NotFiniteError, RunInterrupted, SystemFailure, TrainingError
 from orchestrator.spec import JobSpec
 
@@ -283,7 +284,7 @@ def test_help_has_examples_and_the_exit_codes(capsys: pytest.CaptureFixture[str]
 def test_what_trains_nothing_imports_neither_torch_nor_ray(arguments: list[str], job: str) -> None:
     code = """
 import sys
-from orchestrator.cli.main import main
+from orchestrator.cli.main import main, rankfire
 try:
     main(sys.argv[1:])
 except SystemExit as end:
@@ -291,6 +292,23 @@ except SystemExit as end:
 """
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}){code}"
     assert python(code, *arguments).stderr == "[] 0\n"
+
+
+def test_shells_complete_commands() -> None:
+    environment = {**os.environ, "_RANKFIRE_COMPLETE": "bash_complete", "COMP_WORDS": "rankfire st", "COMP_CWORD": "1"}
+    command = [sys.executable, "-m", "orchestrator"]
+    root = Path(__file__).parents[2]
+    end = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, timeout=60)
+    assert end.stdout.split() == ["plain,status", "plain,stop"]
+
+
+def test_every_command_has_help_with_examples_and_json() -> None:
+    for name, command in rankfire.commands.items():
+        if command.hidden:
+            continue
+        options = {word for parameter in command.params for word in parameter.opts}
+        assert "--json" in options, name
+        assert name == "version" or "Examples:" in (command.epilog or ""), name
 
 
 def test_python_m_orchestrator_is_the_same_command() -> None:

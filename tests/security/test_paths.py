@@ -62,6 +62,13 @@ def test_another_users_run_is_not_taken(tmp_path):
         see_whose(storage_at(home), "digits")
 
 
+def test_a_storage_that_gives_all_files_to_one_user_is_no_reason_to_refuse(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)  # as where root's files become nobody's
+    see_whose(storage_at(tmp_path / "digits"), "digits")
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run that has saved, made with the rights that most people have."""

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SpecError
+from orchestrator.journal import Journal
 from orchestrator.specfile import parse_spec
 from workers.errors import ProgramError
+from workers.locations import storage_at
+from workers.parcels import Failure
 from workers.secrets import resolve
 
 TOP = Path(__file__).parents[2]
@@ -106,6 +109,24 @@ def test_a_secret_itself_is_refused_with_the_mend(text: str) -> None:
 )
 def test_references_and_other_words_are_accepted(text: str) -> None:
     parse_spec(config(text))
+
+
+def test_a_journal_masks_whatever_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", CANARY)
+    journal = Journal(storage_at(tmp_path))
+    journal.start()
+    journal.write("WORKER_LOST", text=f"refused {CANARY}", more={"deep": [f"s3://me:{CANARY}@host"]})
+    journal.close()
+    content = (tmp_path / "journal.jsonl").read_text()
+    assert CANARY not in content
+    assert content.count("***") == 2
+
+
+def test_what_a_rank_raises_leaves_it_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", CANARY)
+    failure = Failure.of(ValueError(f"refused {CANARY}"))
+    assert failure.text == "refused ***"
+    assert CANARY not in failure.traceback
 
 
 def test_a_refused_secret_is_not_repeated() -> None:
