@@ -103,7 +103,7 @@ class Cluster:
         address = self._cluster.address or os.environ.get("RAY_ADDRESS") or None
         self._environment = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_worker_niceness")}
         self._owned = True
-        with _signals_kept():
+        with _signals_kept(), _out_of_our_group():
             self._init(address, where)
 
     def _init(self, address: str | None, where: str) -> None:
@@ -287,6 +287,29 @@ def _signals_kept() -> Iterator[None]:
             theirs.set_sigterm_handler = take
         if threading.current_thread() is threading.main_thread() and mine is not None:
             signal.signal(signal.SIGTERM, mine)  # for a Ray that goes another way
+
+
+@contextlib.contextmanager
+def _out_of_our_group() -> Iterator[None]:
+    """What Ray starts here gets process groups of its own, and dies with this process all the same.
+
+    Else a SIGTERM to our group, as of timeout(1) or a shell, would end the cluster before the run has ended.
+    """
+    import ray._private.utils as theirs
+
+    tie: Any = getattr(theirs, "set_kill_on_parent_death_linux", None)  # called in each child, before its program
+
+    def tie_and_part() -> None:
+        tie()
+        os.setpgid(0, 0)
+
+    if tie is not None:
+        theirs.set_kill_on_parent_death_linux = tie_and_part
+    try:
+        yield
+    finally:
+        if tie is not None:
+            theirs.set_kill_on_parent_death_linux = tie
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -47,8 +47,9 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
         *("finite.py", "folder.py", "links.py", "microbatches.py", "objects.py", "recomputing.py", "rng.py"),
         *("sharded.py", "structure.py"),
     ),
+    ("laid.py",),
     (
-        *("data/carried.py", "data/fingerprint.py", "data/permutation.py"),
+        *("aliases.py", "data/carried.py", "data/fingerprint.py", "data/permutation.py"),
         *("errors.py", "failpoints.py", "filters.py", "giving_way.py", "memory.py", "rank.py", "redaction.py"),
         *("retry.py", "sockets.py", "stacks.py", "storage.py", "streams.py", "tracebacks.py", "versions.py"),
         *("watchdog.py",),

@@ -7,33 +7,21 @@ a rank's state, and by `handover.py` to send it as it lies there; whose state it
 from __future__ import annotations
 
 import io
-import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import cloudpickle
 import numpy as np
 import torch
 
 from workers.errors import ProgramError
+from workers.laid import Laid, laid_for, nested
 
-__all__ = ["Copies", "Laid", "bytes_in", "packed", "unpacked"]
+__all__ = ["Copies", "bytes_in", "packed", "unpacked"]
 
-_ALIGNMENT = 64  # bytes: a line of the processor's cache, and enough for every dtype
 _PLAIN = (torch.Tensor, torch.nn.Parameter)  # other classes, and other layouts, pickle themselves
-
-
-class Laid(NamedTuple):
-    """Where the copy of one tensor lies, and what it is a copy of."""
-
-    offset: int
-    size: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    device: torch.device
 
 
 class Copies:
@@ -54,6 +42,7 @@ class Copies:
         self._keys: list[tuple[object, ...]] = []  # what tells the tensors apart that were copied
         self._tensors: list[torch.Tensor] = []
         self._numbers: dict[int, int] = {}  # id of a copy → its number
+        self._holders: dict[int, int] = {}  # number of a view → that of the copy in which it lies
 
     def take(self, states: Mapping[str, object]) -> None:
         """Copy; what was here before is gone. Waits for accelerators to hand over what is copied.
@@ -68,11 +57,13 @@ class Copies:
         self.skeletons = {name: found.pickled(name, state) for name, state in states.items()}
         keys = list(found.keys)
         if keys != self._keys:  # else all is where it was the last time
-            self.lay(_laid(found.tensors), pinned=any(tensor.device.type == "cuda" for tensor in found.tensors))
+            self.lay(laid_for(found.tensors), pinned=any(tensor.device.type == "cuda" for tensor in found.tensors))
             self._keys = keys
         if found.tensors:
+            wholes = [number for number in range(len(found.tensors)) if number not in self._holders]
+            into, of = [self._tensors[number] for number in wholes], [found.tensors[number] for number in wholes]
             with torch.no_grad():
-                torch._foreach_copy_(self._tensors, found.tensors, non_blocking=True)
+                torch._foreach_copy_(into, of, non_blocking=True)
         if any(tensor.device.type != "cpu" for tensor in found.tensors):
             torch.accelerator.synchronize()  # the copies are on their way; training may change what they read
 
@@ -81,14 +72,27 @@ class Copies:
         return _Unpickler(self.skeletons[name], self._tensors.__getitem__).load()
 
     def clones(self, name: str) -> Any:
-        """A state that its receiver may keep and change: nothing of it lies in here. Tensors are where they were."""
+        """A state that its receiver may keep and change: nothing of it lies in here. Tensors are where they were.
+
+        What shared memory within it does so again.
+        """
+        met: set[int] = set()
         made: dict[int, torch.Tensor] = {}
+
+        def meet(number: int) -> torch.Tensor:
+            met.add(number)
+            return self._tensors[number]
 
         def clone(number: int) -> torch.Tensor:
             if number not in made:
-                made[number] = self.fresh(self._tensors[number])
+                holder = self._holders.get(number)
+                if holder is None or holder not in met:
+                    made[number] = self.fresh(self._tensors[number])
+                else:
+                    made[number] = self._within(clone(holder), number, holder)
             return made[number]
 
+        _Unpickler(self.skeletons[name], meet).load()
         return _Unpickler(self.skeletons[name], clone).load()
 
     def fresh(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -107,7 +111,7 @@ class Copies:
             pinned: page-locked, so that accelerators copy fast.
         """
         self._keys = []
-        size = laid[-1].offset + laid[-1].size if laid else 0
+        size = max((place.offset + place.size for place in laid), default=0)
         fits = size <= self.memory.numel() <= 2 * size and (not pinned or self.memory.is_pinned())
         if not fits:
             self._tensors, self._numbers = [], {}
@@ -116,7 +120,16 @@ class Copies:
         if not fits or laid != self.laid:
             self._tensors = [self._at(place) for place in laid]
             self._numbers = {id(tensor): number for number, tensor in enumerate(self._tensors)}
+        if laid != self.laid:
+            self._holders = nested(laid)
         self.laid, self.size = laid, size
+
+    def _within(self, whole: torch.Tensor, number: int, holder: int) -> torch.Tensor:
+        """A view of another copy's clone, as its own copy is one of that copy."""
+        place, before = self.laid[number], self.laid[holder].offset
+        offset = (place.offset - before) // place.dtype.itemsize
+        view = torch.empty(0, dtype=place.dtype, device=whole.device)
+        return view.set_(whole.untyped_storage(), offset, place.shape, place.stride)
 
     def _at(self, place: Laid) -> torch.Tensor:
         part = self.memory[place.offset : place.offset + place.size].view(place.dtype)
@@ -236,29 +249,7 @@ class _Packer(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
         return super().reducer_override(thing)
 
 
-def _laid(tensors: list[torch.Tensor]) -> tuple[Laid, ...]:
-    """Where copies of tensors lie: one after the other, each in the order of its dimensions."""
-    laid, end = [], 0
-    for tensor in tensors:
-        size, shape, stride = tensor.numel() * tensor.element_size(), tuple(tensor.shape), tensor.stride()
-        if not tensor.is_contiguous() and not _dense(shape, stride):
-            stride = torch.empty(shape, device="meta").stride()
-        laid.append(Laid(end, size, tensor.dtype, shape, stride, tensor.device))
-        end += math.ceil(size / _ALIGNMENT) * _ALIGNMENT
-    return tuple(laid)
-
-
 def _tensor(raw: bytes, dtype: torch.dtype, shape: tuple[int, ...], device: str) -> torch.Tensor:
     if not raw:
         return torch.empty(shape, dtype=dtype, device=device)
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(dtype).reshape(shape).to(device)
-
-
-def _dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    """Whether the elements lie side by side without gaps, in whatever order of dimensions."""
-    expected = 1
-    for step, length in sorted((step, length) for step, length in zip(stride, shape, strict=True) if length != 1):
-        if step != expected:
-            return False
-        expected *= length
-    return True

@@ -17,13 +17,14 @@ import torch
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
+from workers.aliases import Key, key_of, lying_in, tensors_of
 from workers.dcp import write_file, write_tensors
 from workers.failpoints import failpoint
 from workers.parcels import Receipt
 from workers.parts import read_tensors
 from workers.sharded import Part, Shares, part_of
 from workers.storage import Storage
-from workers.structure import TENSOR, compact, joined, plain, tensors_in
+from workers.structure import DEPTH, TENSOR, VIEW, compact, joined, plain, tensors_in
 
 __all__ = [
     "SHARED",
@@ -72,7 +73,7 @@ class Shards:
         """Bytes of the tensors in each entry of the shared state."""
         tensors = self.tensors
         return {
-            name: sum(tensors[found].numel() * tensors[found].element_size() for found in tensors_in(entry))
+            name: sum(tensors[found].numel() * tensors[found].element_size() for found in set(tensors_in(entry)))
             for name, entry in cast("dict[str, object]", self._structure).items()
         }
 
@@ -107,7 +108,12 @@ class Shards:
         return Frozen(self.rank, plan, self._planner, small)
 
     def _split(self, value: object, path: str) -> object:
+        known = _Aliases(value)
+
         def keep(tensor: torch.Tensor, where: str) -> object:
+            return known.mark(tensor, where, kept)
+
+        def kept(tensor: torch.Tensor, where: str) -> object:
             part = part_of(tensor, where)
             if isinstance(part, torch.Tensor):
                 part = part.detach()
@@ -207,6 +213,53 @@ def _load(
     structure = {name: entry for name, entry in read_structure(storage).items() if entries(name)}
     tensors, receipts = read_tensors(storage, set(tensors_in(structure)).__contains__, hashed=hashed, shares=shares)
     return cast("dict[str, Any]", joined(structure, tensors)), receipts
+
+
+class _Aliases:
+    """The tensors of a state that share memory: they are written once, and share it again when they are read.
+
+    Args:
+        state: as it lives.
+    """
+
+    def __init__(self, state: object) -> None:
+        found: dict[Key, tuple[str, torch.Tensor]] = {}
+        for path, tensor in tensors_of(state, "", DEPTH):
+            if (key := key_of(tensor)) is not None:
+                found.setdefault(key, (path, tensor))
+        keys, tensors = list(found), [tensor for _, tensor in found.values()]
+        self._found = found
+        self._holders: dict[Key, Key] = {
+            keys[number]: keys[holder]
+            for number, holder in enumerate(lying_in(tensors, _written_as_it_lies))
+            if holder is not None and tensors[number].dtype == tensors[holder].dtype
+        }
+        self._marks: dict[Key, object] = {}
+
+    def mark(self, tensor: torch.Tensor, where: str, keep: Callable[[torch.Tensor, str], object]) -> object:
+        """What stands in a tensor's place.
+
+        Args:
+            tensor: a tensor of the state.
+            where: its path.
+            keep: gives that for a tensor by itself.
+        """
+        key = key_of(tensor)
+        if key is None:
+            return keep(tensor, where)
+        holder = self._holders.get(key)
+        if holder is not None:
+            path, whole = self._found[holder]
+            mark = self.mark(whole, path, keep)
+            offset = (tensor.data_ptr() - whole.data_ptr()) // tensor.element_size()
+            return {**cast("dict[str, object]", mark), VIEW: (offset, tuple(tensor.shape), tensor.stride())}
+        if key not in self._marks:
+            self._marks[key] = keep(tensor, where)
+        return self._marks[key]
+
+
+def _written_as_it_lies(tensor: torch.Tensor) -> bool:
+    return tensor.dim() > 0 and tensor.is_contiguous()
 
 
 class _Planner(DefaultSavePlanner):

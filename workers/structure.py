@@ -14,13 +14,15 @@ import torch
 
 from workers.errors import ProgramError
 
-__all__ = ["DEPTH", "TENSOR", "compact", "joined", "plain", "tensors_in"]
+__all__ = ["DEPTH", "TENSOR", "VIEW", "compact", "joined", "plain", "tensors_in"]
 
 DEPTH = 100  # of containers in containers; what is much deeper, pickle gives up on
 TENSOR = "__tensor__"  # marks, in the structure, where a tensor of data/ belongs
+VIEW = "__view__"  # beside it: offset, shape and stride of a part of that tensor, in numbers
 _SCALARS = (bool, int, float, str, bytes)
 _BITS = 2000  # of an integer: what is much larger, weights_only=True can't read
 _VERSIONS, _STATE = "__versions__", "__state__"  # mark a state dict that knows the versions of its modules
+_MARKS = (TENSOR, VIEW, _VERSIONS, _STATE)
 
 
 def plain(value: object, path: str, keep: Callable[[torch.Tensor, str], object]) -> object:
@@ -45,7 +47,7 @@ def tensors_in(structure: object) -> list[str]:
         ['model.bias']
     """
     if isinstance(structure, dict):
-        if structure.keys() == {TENSOR}:
+        if TENSOR in structure:
             return [structure[TENSOR]]
         return [name for item in structure.values() for name in tensors_in(item)]
     if isinstance(structure, list | tuple):
@@ -54,10 +56,14 @@ def tensors_in(structure: object) -> list[str]:
 
 
 def joined(structure: object, tensors: Mapping[str, torch.Tensor]) -> object:
-    """Put tensors in the places of their marks, and versions of modules to their state dicts."""
+    """Put tensors in the places of their marks, and versions of modules to their state dicts.
+
+    Marks of one name become one tensor, and marks of its parts views of it.
+    """
     if isinstance(structure, dict):
-        if structure.keys() == {TENSOR}:
-            return tensors[structure[TENSOR]]
+        if TENSOR in structure:
+            tensor, part = tensors[structure[TENSOR]], structure.get(VIEW)
+            return tensor if part is None else tensor.as_strided(part[1], part[2], tensor.storage_offset() + part[0])
         if structure.keys() == {_VERSIONS, _STATE}:
             state = OrderedDict(cast("dict[str, object]", joined(structure[_STATE], tensors)))
             state._metadata = OrderedDict(structure[_VERSIONS])  # type: ignore[attr-defined]
@@ -145,7 +151,7 @@ def _readable(value: object, path: str) -> object:
 
 
 def _plain_key(key: object, path: str) -> object:
-    if type(key) in _SCALARS and key not in (TENSOR, _VERSIONS, _STATE):  # a key like a mark would be taken for one
+    if type(key) in _SCALARS and key not in _MARKS:  # a key like a mark would be taken for one
         return key
     raise _refusal(key, f"{path}, key {key!r}")
 

@@ -1,4 +1,4 @@
-"""Ctrl-C, as a terminal sends it: SIGINT to the whole process group of `rankfire run`, Ray's processes included."""
+"""Ctrl-C, as a terminal sends it, and SIGTERM, as `timeout` does: to the whole process group of `rankfire run`."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ def test_ctrl_c_once_stops_at_a_common_iteration_and_saves(start: object, tmp_pa
     assert events(tmp_path)[-2:] == ["CHECKPOINT_COMMITTED", "RUN_INTERRUPTED"]
 
 
-def test_sigterm_of_the_driver_alone_stops_and_saves_like_ctrl_c(start: object, tmp_path: Path) -> None:
+def test_sigterm_of_the_drivers_group_stops_and_saves_like_ctrl_c(start: object, tmp_path: Path) -> None:
     process = start()  # type: ignore[operator]
-    process.terminate()
+    os.killpg(process.pid, signal.SIGTERM)  # as of timeout(1): Ray, which was started here, must not end before the run
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
     assert "stopping at the next iteration; send SIGTERM again to stop now" in told

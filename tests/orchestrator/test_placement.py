@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 
 import pytest
 
 from orchestrator.errors import StartError
-from orchestrator.placement import Cluster, _signals_kept
+from orchestrator.placement import Cluster, _out_of_our_group, _signals_kept
 from orchestrator.spec import ClusterSpec, WorkersSpec
 
 
@@ -37,3 +38,23 @@ def test_a_handler_of_rays_never_stands_in_place_of_the_runs(monkeypatch: pytest
         utils.set_sigterm_handler(lambda number, frame: sys.exit(number))
         assert signal.getsignal(signal.SIGTERM) is before
     assert (signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler.__name__) == (before, "set_sigterm_handler")
+
+
+TELL = """\
+import ctypes, os
+signal = ctypes.c_int()
+ctypes.CDLL(None).prctl(2, ctypes.byref(signal))  # PR_GET_PDEATHSIG
+print(os.getpgid(0) == os.getpid(), signal.value)
+"""
+
+
+def test_what_ray_starts_here_is_in_a_group_of_its_own_and_dies_with_us() -> None:
+    from ray._private import utils
+
+    def start() -> str:
+        tie = utils.set_kill_on_parent_death_linux  # as Ray looks it up, in each child
+        return subprocess.run([sys.executable, "-c", TELL], preexec_fn=tie, capture_output=True, text=True).stdout
+
+    with _out_of_our_group():
+        assert start() == f"True {signal.SIGKILL.value}\n"
+    assert start() == f"False {signal.SIGKILL.value}\n"

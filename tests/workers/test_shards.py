@@ -74,6 +74,48 @@ def test_nested_containers_come_back_as_they_were(place, state):
     assert equal(round_trip(place, state), state)
 
 
+def sharing():
+    """A state whose tensors share memory in every way that can be kept, some before what they are a part of."""
+    table, count, turned = torch.arange(12.0).reshape(3, 4), torch.tensor(5), torch.arange(6.0).reshape(2, 3).t()
+    return {
+        "a": {"row": table[1], "table": table, "again": table, "turned": table.t(), "one": table[2, 3]},
+        "b": [table[:, 1::2], count, (count, turned), turned],
+    }
+
+
+def test_what_shared_memory_shares_it_again(place):
+    state = sharing()
+    loaded = round_trip(place, state)
+    assert equal(loaded, state)
+    for one in (state, loaded):
+        one["a"]["table"].mul_(2)
+        one["b"][1].add_(1)
+        one["b"][3].sub_(1)
+    assert equal(loaded, state)
+    assert loaded["a"]["again"] is loaded["a"]["table"]
+
+
+def test_what_shares_memory_is_written_once(place):
+    shards = Shards(sharing(), {}, 0)
+    assert list(shards.tensors) == ["a.table", "b.2.1"]
+    assert shards.sizes == {"a": 48, "b": 72}
+    written(place, [shards])
+    assert equal(load_state(place, "b".__eq__), {"b": sharing()["b"]})
+
+
+def test_tied_weights_are_one_parameter_before_and_after(place):
+    def tied():
+        model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+        model[1].weight = model[0].weight
+        return model
+
+    model, fresh = tied(), tied()
+    loaded = round_trip(place, {"model": model.state_dict()})
+    fresh.load_state_dict(loaded["model"])
+    assert equal(dict(fresh.state_dict()), dict(model.state_dict()))
+    assert fresh[1].weight is fresh[0].weight
+
+
 def test_other_mappings_and_numpy_come_back_as_plain_values(place):
     state = {"ordered": OrderedDict(a=1), "number": np.float64(0.5), "count": np.int32(3), "array": np.arange(3)}
     expected = {"ordered": {"a": 1}, "number": 0.5, "count": 3, "array": torch.arange(3)}
