@@ -27,7 +27,8 @@ from ray.util.placement_group import (
 )
 
 from orchestrator.capacity import bundle_of, check_capacity, in_words, local_cpus, nodes_for
-from orchestrator.errors import StartError
+from orchestrator.errors import RunInterrupted, StartError
+from orchestrator.leaving import end_rays_processes
 from orchestrator.spec import ClusterSpec, WorkersSpec
 
 __all__ = ["Cluster", "Places"]
@@ -59,6 +60,7 @@ class Cluster:
 
         Raises:
             CapacityError: the cluster can't ever hold the workers.
+            RunInterrupted: a signal came before it was there.
             StartError: there is no cluster at the address; names `cluster.address` or RAY_ADDRESS, as it was given.
         """
         self._connect()
@@ -97,8 +99,12 @@ class Cluster:
         address = self._cluster.address or os.environ.get("RAY_ADDRESS") or None
         self._environment = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_worker_niceness")}
         self._owned = True
-        with _signals_kept():
-            self._init(address, where)
+        try:
+            with _signals_kept():
+                self._init(address, where)
+        except KeyboardInterrupt:
+            end_rays_processes()  # those of a half-made cluster nobody else knows
+            raise RunInterrupted from None
 
     def _init(self, address: str | None, where: str) -> None:
         if address is not None:

@@ -81,7 +81,7 @@ ORCHESTRATOR = (
     ),
     ("checkpoints/committed.py", "checkpoints/verify.py", "recovery.py"),
     ("checkpoints/*", "episode.py", "passed.py", "roll_call.py", "specfile.py", "stopping.py", "verdict.py"),
-    ("budgets.py", "capacity.py", "spec_problems.py", "target.py"),
+    ("budgets.py", "capacity.py", "leaving.py", "spec_problems.py", "target.py"),
     ("journal.py", "lease.py", "lifecycle.py", "limits.py", "spec.py", "yaml_text.py"),
     ("spec_recovery.py",),
     ("cluster_events.py", "errors.py", "notice.py", "samples.py", "spec_values.py", "timeouts.py"),
