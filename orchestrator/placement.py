@@ -9,14 +9,12 @@ they are exchanged one by one.
 from __future__ import annotations
 
 import builtins
-import contextlib
 import os
 import shutil
-import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +27,10 @@ from ray.util.placement_group import (
 )
 
 from orchestrator.capacity import bundle_of, check_capacity, in_words, local_cpus, nodes_for
-from orchestrator.errors import StartError, explain
+from orchestrator.errors import RunInterrupted, StartError, explain
 from orchestrator.launch.access import see_entry
+from orchestrator.launch.local_ray import out_of_our_group, signals_kept
+from orchestrator.leaving import end_rays_processes
 from orchestrator.spec import ClusterSpec, WorkersSpec
 from orchestrator.spec_values import NODE_ID
 
@@ -63,6 +63,7 @@ class Cluster:
 
         Raises:
             CapacityError: the cluster can't ever hold the workers.
+            RunInterrupted: a signal came before it was there.
             StartError: this machine's disk is full, or there is no cluster at the address; names `cluster.address` or
                 RAY_ADDRESS, as it was given.
         """
@@ -103,8 +104,12 @@ class Cluster:
         address = self._cluster.address or os.environ.get("RAY_ADDRESS") or None
         self._environment = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_worker_niceness")}
         self._owned = True
-        with _signals_kept(), _out_of_our_group():
-            self._init(address, where)
+        try:
+            with signals_kept(), out_of_our_group():
+                self._init(address, where)
+        except KeyboardInterrupt:
+            end_rays_processes()  # those of a half-made cluster nobody else knows
+            raise RunInterrupted from None
 
     def _init(self, address: str | None, where: str) -> None:
         if address is not None:
@@ -269,47 +274,6 @@ def _knock(address: str) -> None:
     host, colon, port = address.rpartition("//")[2].rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK).close()
-
-
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself and ends the process at once; the run ends it well, also while Ray starts."""
-    import ray._private.utils as theirs
-
-    mine = signal.getsignal(signal.SIGTERM)
-    take: Any = getattr(theirs, "set_sigterm_handler", None)
-    if take is not None:
-        theirs.set_sigterm_handler = lambda _: None
-    try:
-        yield
-    finally:
-        if take is not None:
-            theirs.set_sigterm_handler = take
-        if threading.current_thread() is threading.main_thread() and mine is not None:
-            signal.signal(signal.SIGTERM, mine)  # for a Ray that goes another way
-
-
-@contextlib.contextmanager
-def _out_of_our_group() -> Iterator[None]:
-    """What Ray starts here gets process groups of its own, and dies with this process all the same.
-
-    Else a SIGTERM to our group, as of timeout(1) or a shell, would end the cluster before the run has ended.
-    """
-    import ray._private.utils as theirs
-
-    tie: Any = getattr(theirs, "set_kill_on_parent_death_linux", None)  # called in each child, before its program
-
-    def tie_and_part() -> None:
-        tie()
-        os.setpgid(0, 0)
-
-    if tie is not None:
-        theirs.set_kill_on_parent_death_linux = tie_and_part
-    try:
-        yield
-    finally:
-        if tie is not None:
-            theirs.set_kill_on_parent_death_linux = tie
 
 
 def _nodes() -> list[dict[str, Any]]:

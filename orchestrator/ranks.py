@@ -39,6 +39,7 @@ class Ranks:
 
     Attributes:
         generation: number of the membership; every message of a member carries it.
+        starting: whether the cluster that holds them is being found or started.
         spares: workers that have built and wait.
         coming: workers that were started later, and have not built yet.
         ready: called with each of these when it has built.
@@ -51,6 +52,7 @@ class Ranks:
     def __init__(self, loop: Loop, life: Lifecycle, journal: Journal, *, world_size: int, start_timeout: float) -> None:
         self.world_size = world_size
         self.generation = 0
+        self.starting = False
         self.spares: list[int] = []
         self.coming: set[int] = set()
         self.ready: Callable[[int], None] = lambda worker: None
@@ -74,7 +76,9 @@ class Ranks:
         """Start the workers; returns before they are up."""
         self._life.enter(Phase.PLACING)
         self._started = self._loop.group.size
+        self.starting = True
         self._loop.group.start()
+        self.starting = False
 
     def place(self) -> None:
         """Give each worker its rank when all are up."""

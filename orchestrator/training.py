@@ -27,6 +27,7 @@ from orchestrator.errors import (
 from orchestrator.exchange import Group, LeaseLost
 from orchestrator.group import RayGroup
 from orchestrator.journal import Journal
+from orchestrator.leaving import leave
 from orchestrator.lifecycle import Phase
 from orchestrator.limits import Limits
 from orchestrator.mishaps import note_mishaps
@@ -119,8 +120,7 @@ def _train(parts: Parts, limits: Limits, resume: Resume) -> RunResult:
         run = _begin(parts, _make_run(parts, limits, splits), point, load)
     try:
         with contextlib.closing(splits):
-            heeding = Heeding(parts.settings.home, parts.lease.token, run.group.interrupt)
-            _execute(run, load, None if point is None else point.manifest.data, heeding)
+            _execute(parts, run, load, None if point is None else point.manifest.data)
     except BaseException as error:  # however it ends, the record says so
         ended = _ended_badly(parts, run, error)
         if ended is error:
@@ -185,15 +185,17 @@ def _ended_badly(parts: Parts, run: Run, error: BaseException) -> BaseException:
     return error
 
 
-def _execute(run: Run, load: LoadPoint | None, data: Mapping[str, Any] | None, heeding: Heeding) -> None:
+def _execute(parts: Parts, run: Run, load: LoadPoint | None, data: Mapping[str, Any] | None) -> None:
     """Run, and end the workers in every case: gently if all went well, else at once."""
     grace = 0.0
-    with Signals(run.group) as signals, contextlib.ExitStack() as stack:
+    out = partial(leave, parts.settings.run, parts.journal, parts.lease)
+    signals = Signals(run.group, starting=lambda: run.ranks.starting, leave=out)
+    with signals, contextlib.ExitStack() as stack:
         stack.callback(run.saver.abandon)  # only now nobody writes there any more
         stack.callback(lambda: _stop(run, grace))
         stack.callback(run.saver.salvage, SALVAGE)
         stack.callback(signals.stopping)
-        stack.enter_context(heeding)
+        stack.enter_context(Heeding(parts.settings.home, parts.lease.token, run.group.interrupt))
         run.execute(load, data)
         grace = 2.0
 

@@ -86,7 +86,7 @@ ORCHESTRATOR = (
     ("settings.py",),
     ("checkpoints/committed.py", "checkpoints/draft.py", "checkpoints/verify.py", "recovery.py"),
     ("checkpoints/*", "episode.py", "passed.py", "roll_call.py", "specfile.py", "stopping.py", "verdict.py"),
-    ("budgets.py", "capacity.py", "programs.py", "spec_problems.py", "target.py"),
+    ("budgets.py", "capacity.py", "leaving.py", "programs.py", "spec_problems.py", "target.py"),
     ("journal.py", "lease.py", "lifecycle.py", "limits.py", "result.py", "skew.py", "spec.py", "yaml_text.py"),
     ("spec_recovery.py",),
     (

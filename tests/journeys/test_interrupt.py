@@ -1,7 +1,11 @@
-"""Ctrl-C, as a terminal sends it, and SIGTERM, as `timeout` does: to the whole process group of `rankfire run`."""
+"""Ctrl-C, as a terminal sends it, and SIGTERM, as `timeout` does: to the whole process group of `rankfire run`.
+
+And SIGTERM to the driver alone.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -41,7 +45,7 @@ def start(tmp_path: Path) -> Iterator[object]:
     """Start `rankfire run` on a job that never ends, in a process group of its own."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(program: str = "linear") -> subprocess.Popen[str]:
+    def run(program: str = "linear", *, wait: bool = True) -> subprocess.Popen[str]:
         (tmp_path / "handlers.py").write_text(HANDLERS)
         (tmp_path / "job.yaml").write_text(JOB.format(program=program, storage=tmp_path / "runs"))
         process = subprocess.Popen(
@@ -54,6 +58,8 @@ def start(tmp_path: Path) -> Iterator[object]:
             start_new_session=True,
         )
         started.append(process)
+        if not wait:
+            return process
         wait_until(lambda: (tmp_path / "third-epoch").exists() or process.poll() is not None, 90, "the third epoch")
         return process
 
@@ -85,6 +91,30 @@ def test_sigterm_of_the_drivers_group_stops_and_saves_like_ctrl_c(start: object,
     assert process.returncode == 130, told
     assert "stopping at the next iteration; send SIGTERM again to stop now" in told
     assert events(tmp_path)[-2:] == ["CHECKPOINT_COMMITTED", "RUN_INTERRUPTED"]
+
+
+def test_sigterm_that_ends_rays_processes_too_while_they_start_ends_the_run_cleanly(
+    start: object, tmp_path: Path
+) -> None:
+    process = start(wait=False)  # type: ignore[operator]
+    wait_until(lambda: raylet_of(process.pid) or process.poll() is not None, 90, "a raylet")
+    os.killpg(process.pid, signal.SIGTERM)
+    _, told = process.communicate(timeout=45)
+    assert process.returncode == 130, told
+    assert "error: run 'endless' was interrupted before it trained; nothing was saved" in told
+    assert events(tmp_path)[-1] == "RUN_INTERRUPTED"
+    wait_until(lambda: not raylet_of(process.pid), 30, "no raylet is left")
+
+
+def raylet_of(session: int) -> bool:
+    """Whether a raylet lives in this session."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                program = (entry / "cmdline").read_bytes().partition(b"\0")[0]
+                if program.endswith(b"/raylet") and os.getsid(int(entry.name)) == session:
+                    return True
+    return False
 
 
 def test_ctrl_c_twice_stops_at_once(start: object, tmp_path: Path) -> None:

@@ -122,7 +122,9 @@ def test_the_command_runs_a_job_and_prints_a_summary(job: Path) -> None:
     ended = rankfire(job)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[:2] == [f"epoch {epoch} of job, ['loss', 'validation/loss']" for epoch in (1, 2)]
-    assert [line.split("  ")[:2] for line in ended.stderr.splitlines()] == [
+    first, *epochs = ended.stderr.splitlines()
+    assert first == f"rankfire: run 'job': 1 rank, in this process; what it keeps goes to {job.parent / 'runs' / 'job'}"
+    assert [line.split("  ")[:2] for line in epochs] == [
         ["epoch 1/2", "iteration 3"],
         ["epoch 2/2", "iteration 6"],
     ]
@@ -142,10 +144,11 @@ def test_a_users_error_ends_the_command_with_1_and_its_traceback_once(job: Path)
 def test_a_refusal_of_what_a_program_is_ends_the_command_with_one_line(job: Path) -> None:
     ended = rankfire(job, "--set", "program=builtins:id")
     assert ended.returncode == 1
-    assert ended.stderr.splitlines() == [
+    assert ended.stderr.splitlines()[1:] == [
         "error: rank 0 raised ProgramError: builtins:id(worker): expected it to return a Program, received int; end it "
         "with `return Program(engines=…, data=…, state=…)`"
     ]
+    assert not (job.parent / "runs").exists() or list((job.parent / "runs").iterdir()) == []
 
 
 def test_a_metric_that_does_not_exist_ends_the_command_with_2(job: Path) -> None:

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from orchestrator.errors import StartError
-from orchestrator.placement import Cluster, _out_of_our_group, _signals_kept
+from orchestrator.launch.local_ray import out_of_our_group, signals_kept
+from orchestrator.placement import Cluster
 from orchestrator.spec import ClusterSpec, WorkersSpec
 
 
@@ -34,7 +35,7 @@ def test_a_handler_of_rays_never_stands_in_place_of_the_runs(monkeypatch: pytest
     from ray._private import utils
 
     before = signal.getsignal(signal.SIGTERM)
-    with _signals_kept():
+    with signals_kept():
         utils.set_sigterm_handler(lambda number, frame: sys.exit(number))
         assert signal.getsignal(signal.SIGTERM) is before
     assert (signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler.__name__) == (before, "set_sigterm_handler")
@@ -55,6 +56,6 @@ def test_what_ray_starts_here_is_in_a_group_of_its_own_and_dies_with_us() -> Non
         tie = utils.set_kill_on_parent_death_linux  # as Ray looks it up, in each child
         return subprocess.run([sys.executable, "-c", TELL], preexec_fn=tie, capture_output=True, text=True).stdout
 
-    with _out_of_our_group():
+    with out_of_our_group():
         assert start() == f"True {signal.SIGKILL.value}\n"
     assert start() == f"False {signal.SIGKILL.value}\n"

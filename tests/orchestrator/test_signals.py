@@ -1,8 +1,11 @@
 """Ctrl-C and SIGTERM: what the first, the second and the third do, and when none of them may do anything."""
 
+import ctypes
 import os
 import signal
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +60,27 @@ def test_the_second_stops_now_and_more_change_nothing() -> None:
     assert list(group.inbox) == [Interrupt()]
 
 
+def test_the_first_stops_a_start_now() -> None:
+    group = FakeGroup()
+    with Signals(group, starting=lambda: True), pytest.raises(StopNow):
+        press()
+    assert list(group.inbox) == [Interrupt()]
+
+
+def test_a_start_that_does_not_come_back_to_python_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.signals.DEAF", 0.05)
+    gate, left = tmp_path / "gate", []
+    os.mkfifo(gate)
+
+    def leave() -> None:
+        left.append(threading.current_thread().name)
+        gate.write_text("")
+
+    with Signals(FakeGroup(), starting=lambda: True, leave=leave), pytest.raises(StopNow):
+        ctypes.CDLL(None).system(f"kill -TERM {os.getpid()}; cat {gate}".encode())
+    assert left == ["rankfire-signals"]
+
+
 def test_while_the_workers_are_ended_none_does_anything() -> None:
     group = FakeGroup()
     with Signals(group) as signals:
@@ -71,3 +95,4 @@ def test_afterwards_signals_are_what_they_were() -> None:
     with Signals(FakeGroup()):
         assert [signal.getsignal(number) for number in PRESS] != before
     assert [signal.getsignal(number) for number in PRESS] == before
+    assert signal.set_wakeup_fd(-1) == -1
