@@ -108,7 +108,9 @@ def test_a_worker_that_never_begins_to_live_is_lost_in_the_end(ray_cluster: str)
         for _ in range(module.TRIES):
             actor = wait_until(lambda: member.actor, what="its actor")
             ray.kill(actor)
-            wait_until(lambda old=actor: heard.take() or member.actor is not old or heard.lost(), what="what follows")
+            wait_until(
+                lambda old=actor: (heard.take(), member.actor is not old or heard.lost())[1], what="what follows"
+            )
         assert "never ran" in heard.lost()[2]
 
 
