@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 __all__ = ["Timeouts"]
 
+AWAY = 120.0  # seconds that a storage may be away at least: servers of files take a minute or more to take over
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
@@ -68,7 +70,7 @@ class Timeouts:
             keepalive=lease / 10,
             unacknowledged=_between(3.0, hang_timeout / 20, 15.0),
             stacks=_between(2.0, hang_timeout / 10, 10.0),
-            saving=max(2.0 * hang_timeout, 5.0),
+            saving=max(2.0 * hang_timeout, AWAY),
         )
 
 
