@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 __all__ = ["Timeouts"]
 
+AWAY = 120.0  # seconds that a storage may be away at least: servers of files take a minute or more to take over
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
@@ -55,7 +57,7 @@ class Timeouts:
             collective=max(6.0 * hang_timeout, 10.0),
             forming=_between(5.0, hang_timeout / 10, 60.0),
             unwind=_between(2.0, hang_timeout / 10, 60.0),
-            saving=max(2.0 * hang_timeout, 5.0),
+            saving=max(2.0 * hang_timeout, AWAY),
         )
 
 

@@ -67,7 +67,7 @@ class Soak:
             storage=self.folder,
             config={"loader_workers": 1, "pause": pause},
             recovery={
-                "hang_timeout": 5.0,
+                "hang_timeout": 10.0,
                 "restarts": {"crash": 10_000, "hang": 10_000, "network": 10_000, "oom": 10_000, "window": 1.0},
             },
         )

@@ -8,12 +8,20 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from orchestrator.errors import RunInterrupted
 from tests.recovery.jobs import PER_EPOCH, Job, checkpoints_hold, run
 
 FOR_EVER = 10_000  # seconds
-HANGS = {"hang_timeout": 2.0}  # a save is given up after 5 s
+HANGS = {"hang_timeout": 2.0}
 WORDS = r"was given up: rank 1 has not come on for [5-9] s with data/__1_0\.distcp, of which it has \d+ bytes"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save is given up after five seconds."""
+    monkeypatch.setattr("orchestrator.timeouts.AWAY", 5.0)
 
 
 def job(seconds: float, **options: Any) -> Job:
@@ -59,7 +67,7 @@ def test_a_storage_that_comes_back_is_written_to_again(tmp_path: Path) -> None:
     checkpoints_hold(ended, 3 * PER_EPOCH)
 
 
-def test_sigterm_is_heard_while_the_storage_is_slow(tmp_path: Path) -> None:
+def test_sigterm_is_heard_while_the_storage_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training stops soon, the slow save comes to its end, and where training stands is saved as well."""
     at: list[int] = []
 
@@ -69,6 +77,7 @@ def test_sigterm_is_heard_while_the_storage_is_slow(tmp_path: Path) -> None:
             at.append(iteration)
             os.kill(os.getpid(), signal.SIGTERM)
 
+    monkeypatch.setattr("orchestrator.timeouts.AWAY", 60.0)
     slow = Job(points="shard.half=sleep:8@1#2!", epochs=10_000, at_iteration=terminate)
     ended = run(slow, tmp_path / "job")
     assert isinstance(ended.error, RunInterrupted)
