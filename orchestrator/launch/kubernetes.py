@@ -32,7 +32,7 @@ MOUNT = "/runs"
 JOB = "/etc/rankfire/job.yaml"
 USER = 10001
 QUEUE = "kueue.x-k8s.io/queue-name"
-RUN = "rankfire.dev/run"
+RUN = "rankfire.dev/run"  # its value is a label, which not every run id is
 SLACK = 30  # seconds of a pod's end that are not for saving
 
 Manifest = dict[str, Any]
@@ -134,7 +134,7 @@ def volume(spec: JobSpec, options: Options) -> Manifest:
 
 def network_policy(spec: JobSpec, options: Options) -> Manifest:
     """Who may talk to a run's pods: they themselves, the operator, who reads metrics; nobody else."""
-    own = {"podSelector": {"matchLabels": {RUN: spec.run}}}
+    own = {"podSelector": {"matchLabels": {RUN: name_of(spec.run, options)}}}
     operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
     metrics = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
     return {
@@ -142,7 +142,7 @@ def network_policy(spec: JobSpec, options: Options) -> Manifest:
         "kind": "NetworkPolicy",
         "metadata": _metadata(spec, options),
         "spec": {
-            "podSelector": {"matchLabels": {RUN: spec.run}},
+            "podSelector": {"matchLabels": {RUN: name_of(spec.run, options)}},
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [
                 {"from": [own]},
@@ -165,7 +165,7 @@ def pod_monitor(spec: JobSpec, options: Options) -> Manifest:
         "kind": "PodMonitor",
         "metadata": _metadata(spec, options),
         "spec": {
-            "selector": {"matchLabels": {RUN: spec.run}},
+            "selector": {"matchLabels": {RUN: name_of(spec.run, options)}},
             "podMetricsEndpoints": [{"port": "metrics", "interval": "15s"}],
         },
     }
@@ -173,7 +173,7 @@ def pod_monitor(spec: JobSpec, options: Options) -> Manifest:
 
 # -------------------------------------------------------------------- within
 def _metadata(spec: JobSpec, options: Options) -> Manifest:
-    labels = {"app.kubernetes.io/name": "rankfire", RUN: spec.run}
+    labels = {"app.kubernetes.io/name": "rankfire", RUN: name_of(spec.run, options)}
     return {"name": name_of(spec.run, options), "labels": labels}
 
 
@@ -242,7 +242,7 @@ def _pod(
     }
     if "nvidia.com/gpu" in amounts:
         pod["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    labels = {"app.kubernetes.io/name": "rankfire", RUN: spec.run}
+    labels = {"app.kubernetes.io/name": "rankfire", RUN: name_of(spec.run, options)}
     return {"metadata": {"labels": labels}, "spec": pod}
 
 
@@ -260,7 +260,7 @@ def _submitter(spec: JobSpec, options: Options) -> Manifest:
         "securityContext": _pod_security(),
         "containers": [container],
     }
-    labels = {"app.kubernetes.io/name": "rankfire", RUN: spec.run}
+    labels = {"app.kubernetes.io/name": "rankfire", RUN: name_of(spec.run, options)}
     return {"metadata": {"labels": labels}, "spec": pod}
 
 
