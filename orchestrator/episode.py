@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.causes import Cause, in_words
 from orchestrator.cluster_events import Payload, Recovered, WorkerLost
@@ -88,6 +88,24 @@ class Episode:
             world_size=world_size,
             generation=generation,
         )
+
+    def left_at(self, label: SnapshotLabel | None) -> list[bytes]:
+        """What belonged to ranks whose place nobody took, where the others go on.
+
+        Orders that others carried out at that gate, and these did not live to, have changed nothing of it.
+
+        Args:
+            label: of the snapshot to which all go back; None: to a checkpoint, which holds all.
+        """
+        found: list[bytes] = []
+        if label is None:
+            return found
+        for own in self.untaken.values():
+            there = [
+                one for one in own if replace(one, order=0) == replace(label, order=0) and one.order <= label.order
+            ]
+            found += [own[one] for one in sorted(there, key=lambda one: one.order)[-1:]]
+        return found
 
     def in_words(self, recovered: Recovered, before: int) -> str | None:
         """The line that tells of it; None if there is nothing to tell.

@@ -285,9 +285,8 @@ class Regrouping:
         self._own = {worker: known for worker, known in self._own.items() if worker in now}
         self._ranks.tell_joined([worker for worker in now if worker not in before])
         label = rewinds[0].label if rewinds else None
-        for own in episode.untaken.values():
-            if label in own:
-                self._way.leave_behind(left_behind(own[label]))
+        for own in episode.left_at(label):
+            self._way.leave_behind(left_behind(own))
         world, generation = len(now), self._ranks.generation
         recovered = episode.recovered(label or load, world_size=world, generation=generation)
         told = episode.in_words(recovered, len(before))

@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.cluster_events import WorkerLost
 from orchestrator.episode import Episode, loss_in_words
-from workers.parcels import LoadPoint, SnapshotLabel
+from workers.parcels import GateKey, LoadPoint, SnapshotLabel
 
 LOST = WorkerLost(rank=1, cause="crash", text="its stream ended", pid=7, node="a", host="h")
 CUT = SnapshotLabel(iteration=8)
@@ -57,6 +57,17 @@ def test_a_line_tells_of_a_recovery(back: SnapshotLabel | LoadPoint | None, now:
 def test_growth_is_no_recovery(before: int, now: int, words: str | None) -> None:
     one = episode(fault=False, lost=False)
     assert one.in_words(one.recovered(CUT, world_size=now, generation=1), before) == words
+
+
+def test_what_a_rank_leaves_behind_is_that_of_the_same_place_though_it_did_not_live_to_the_last_order() -> None:
+    gate = GateKey(engine="trainer", event="EPOCH_COMPLETED", count=2)
+    arrived, called, later = (SnapshotLabel(iteration=8, gate=gate, order=order) for order in (0, 3, 5))
+    one = episode()
+    one.untaken = {1: {CUT: b"cut", arrived: b"arrived", later: b"later"}, 2: {CUT: b"another"}}
+    assert one.left_at(called) == [b"arrived"]
+    assert one.left_at(later) == [b"later"]
+    assert one.left_at(CUT) == [b"cut", b"another"]
+    assert one.left_at(None) == []
 
 
 def test_broken_contact_loses_nobody() -> None:
