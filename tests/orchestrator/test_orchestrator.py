@@ -820,7 +820,9 @@ def test_the_same_run_id_can_not_run_twice_at_once(tmp_path: Path) -> None:
 def test_storage_that_can_not_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "linear").write_text("in the way")
     error = failure(make(tmp_path), SystemFailure)
-    assert str(error) == f"storage: {tmp_path}/linear can't be written: Not a directory"
+    assert str(error) == (
+        f"storage: {tmp_path}/linear: expected a folder, received a file; move it away, or take another run id"
+    )
 
 
 def test_handlers_for_ranks_are_registered_before_the_run(tmp_path: Path) -> None:
