@@ -117,7 +117,7 @@ MUTATIONS = [
     Mutation("S11", "a job file's name is no command", "orchestrator/launch/slurm.py",
              "shlex.join([job, *given])", "\" \".join([job, *given])", "tests/deploy/test_manifests.py -k no_command"),
     Mutation("S12", "an answer that trickles is cut off", "orchestrator/launch/http.py",
-             "            if left <= 0:", "            if False:",
+             "        until = time.monotonic() + self._patience\n", "        until = time.monotonic() + 1e6\n",
              f"{LAUNCH}/test_submission.py -k trickles --timeout=15"),
     Mutation("S12", "an answer without end is cut off", "orchestrator/launch/http.py",
              "            if size > MOST:", "            if False:", f"{LAUNCH}/test_submission.py -k endless"),
