@@ -15,6 +15,7 @@ from typing import NoReturn
 from orchestrator.errors import FencedError, RunInterrupted
 from orchestrator.journal import Journal
 from orchestrator.lease import Lease
+from workers.family import family
 
 __all__ = ["end_rays_processes", "leave"]
 
@@ -23,12 +24,16 @@ _RAYS = b"/ray/"  # in the command line of whatever Ray starts
 
 
 def end_rays_processes() -> None:
-    """End what Ray has started as children of this process; what they have started ends with them."""
-    for children in Path("/proc/self/task").glob("*/children"):
+    """End what Ray has started below this process, and what that has started, which would outlive it by a minute."""
+    for pid in {one for top in filter(_is_rays, family(os.getpid())[1:]) for one in family(top)}:
         with contextlib.suppress(OSError):
-            for pid in map(int, children.read_text().split()):
-                if _RAYS in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
+
+
+def _is_rays(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return _RAYS in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def leave(run: str, journal: Journal, lease: Lease) -> NoReturn:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from pathlib import Path
+
+from workers.family import family
 
 __all__ = ["GivingWay"]
 
@@ -57,7 +58,7 @@ class GivingWay:
                 return
             self._active = False
             self._timer.cancel()
-            while idle := [thread for process in _family(os.getpid()) for thread in _idle_threads(process)]:
+            while idle := [thread for process in family(os.getpid()) for thread in _idle_threads(process)]:
                 for thread in idle:
                     _set(thread, os.SCHED_OTHER)
 
@@ -86,21 +87,6 @@ def _set(thread: int, policy: int) -> None:
     """Give a thread a policy; 0: the calling one. One that has ended needs none."""
     with contextlib.suppress(ProcessLookupError):
         os.sched_setscheduler(thread, policy, os.sched_param(0))
-
-
-def _family(process: int) -> list[int]:
-    """A process and all that came from it."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has ended meanwhile
-            continue
-        children.setdefault(parent, []).append(int(folder.name))
-    family = [process]
-    for member in family:
-        family += children.get(member, [])
-    return family
 
 
 def _idle_threads(process: int) -> list[int]:
