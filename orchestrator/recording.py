@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 
-from orchestrator.errors import TrainingError
+from orchestrator.errors import FencedError, TrainingError
 from workers.logs import LineLog, LogPlace, Tee
 
 __all__ = ["driver_log"]
@@ -28,6 +28,8 @@ def driver_log(place: LogPlace) -> Iterator[None]:
     sys.stdout, sys.stderr = out, err
     try:
         yield
+    except FencedError:  # the log is another driver's now
+        raise
     except BaseException as error:
         told = [error.traceback] if isinstance(error, TrainingError) and error.traceback else []
         for line in "\n".join([*told, f"error: {str(error) or type(error).__name__}"]).splitlines():

@@ -29,7 +29,7 @@ def test_time_at_gates_is_no_training_time(make_run: MakeRun, monkeypatch: pytes
 
     group.scripts[Go] = five_seconds
     run = make_run(group, lambda: now.__setitem__(0, now[0] + 100.0))
-    monkeypatch.setattr("orchestrator.gatekeeper.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("orchestrator.stopwatch.time.monotonic", lambda: now[0])
     run.execute(None)
     assert run.gates.training_seconds == 5.0
 
