@@ -25,7 +25,7 @@ class Cluster(FakeGroup):
         super().__init__(3)
         self.asked: dict[int, list[str]] = {}
 
-    def add(self, worker: int, *, avoid: Collection[str] = ()) -> None:
+    def add(self, worker: int, *, avoid: Collection[str] = (), gives_way: bool = False) -> None:
         self.asked[worker] = list(avoid)
         self.size += 1
 
@@ -42,7 +42,7 @@ def reserves_of(folder: Path, **workers: int) -> tuple[Reserves, Ranks, Cluster]
     }
     loop.suspects.add("node-x")
     return (
-        Reserves(loop, ranks, journal, WorkersSpec(count=3, **workers), patience=1.0, silence=1.0),
+        Reserves(loop, ranks, WorkersSpec(count=3, **workers), patience=1.0, silence=1.0),
         ranks,
         cluster,
     )

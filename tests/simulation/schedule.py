@@ -105,6 +105,7 @@ def _stage(world: World) -> Iterator[None]:
         patch.setattr("workers.versions.version", lambda package: "1.0")  # reading them takes as long as all else
         patch.setattr(orchestrator.settings, "storage_at", world.disk.at)
         patch.setattr(orchestrator.training, "RayGroup", lambda *given, **named: world)
+        patch.setattr(orchestrator.training, "driver_log", lambda place: contextlib.nullcontext())
         patch.setattr(orchestrator.rendezvous, "Rendezvous", lambda host: contextlib.nullcontext(("sim", 1)))
         patch.setattr(orchestrator.regrouping, "left_behind", _left_behind)
         yield
