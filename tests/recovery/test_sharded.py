@@ -22,7 +22,7 @@ def test_a_lost_rank_is_replaced_and_all_go_back_to_the_checkpoint(survives: Any
     job = Job(workers={"count": world_size, "spares": 1}, faults=[fault], at_gate=at_gate, prepare=FSDP)
     ended = survives(job, fired=[str(fault)], lost=[1])
     assert alive == [[1] * world_size]  # those of other process groups are gone
-    assert [line["snapshot"] for line in ended.told("RECOVERED")] == [None]
+    assert [line["source"] for line in ended.told("RECOVERED")] == ["checkpoint"]
 
 
 def test_where_nobody_takes_the_place_the_others_share_the_model_out_anew(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def worlds_end(ended: Ended, fault: Fault, world_size: int) -> None:
     """All was trained, with fewer ranks in the end."""
     assert ended.error is None, getattr(ended.error, "traceback", ended.error)
     assert ended.fired == [str(fault)]
-    assert [(line["world_size"], line["snapshot"]) for line in ended.told("RECOVERED")] == [(world_size, None)]
+    assert [(line["world_size"], line["source"]) for line in ended.told("RECOVERED")] == [(world_size, "checkpoint")]
     assert sorted(ended.consumed) == list(range(1, 3 * PER_EPOCH + 1))
     assert len(ended.consumed[3 * PER_EPOCH]) == len(ended.digests) == world_size
     checkpoints_hold(ended, 3 * PER_EPOCH)

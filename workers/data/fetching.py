@@ -62,6 +62,7 @@ class Fetcher:
         self._told = told
         self._plan = _Plan(batches)
         self._seen: object = None
+        self._iterator: Iterator[object] | None = None  # the last one that the loader has made
         self._named = False  # whether its processes' semaphores have names yet
         self._alone = False  # whether there is but one process, which brings what it is asked for and no more
         self.loader: WatchedLoader | None = None
@@ -80,6 +81,8 @@ class Fetcher:
                     yield batch
                 careful -= careful > 0
             except ProcessesLost as lost:
+                if self._named and self._iterator is not None:
+                    forget_names(self._iterator)  # not when it is collected, which may be late
                 self._drop()
                 tried += 1
                 if tried == TRIES:
@@ -95,7 +98,7 @@ class Fetcher:
         if self.loader is None:
             self.loader, self._alone = self._make(alone=alone), alone
         self._plan.span, self._plan.rank, self._plan.world_size = span, rank, world_size
-        iterator = iter(self.loader)
+        iterator = self._iterator = iter(self.loader)
         if iterator is not self._seen and self.loader.num_workers:
             end_with(iterator)
             self._seen = iterator if self.loader.persistent_workers else None
@@ -131,7 +134,7 @@ class Fetcher:
         return cast(int, self._options["num_workers"]) * cast(int, self._options.get("prefetch_factor") or 2)
 
     def _drop(self) -> None:
-        self.loader, self._seen, self._named = None, None, False
+        self.loader, self._seen, self._iterator, self._named = None, None, None, False
 
     def _make(self, *, alone: bool) -> WatchedLoader:
         options = dict(self._options) | ({"num_workers": 1, "prefetch_factor": 1} if alone else {})
