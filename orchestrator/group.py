@@ -274,8 +274,8 @@ class RayGroup:
                 _end(member)
 
     def _actors_on(self, node: str) -> list[Any]:
-        places = self._streams.places
-        return [one.actor for worker, one in self._members.items() if worker in places and places[worker].node == node]
+        there = {worker for worker, place in self._streams.places.items() if place.node == node}
+        return [one.actor for worker, one in self._members.items() if worker in there]
 
     # ---------------------------------------------------------------- processes
     def _wait_ended(self, grace: float) -> None:
@@ -295,8 +295,7 @@ class RayGroup:
 
     def _end_stopped(self, place: Place) -> None:
         """On this node: a stopped process does not hear that it shall end, and without a head nobody is told to."""
-        deaf = place.node == self._here and (self._headless() or state_of(place.pid) == "T")
-        if deaf and _lives(place):
+        if place.node == self._here and (self._headless() or state_of(place.pid) == "T") and _lives(place):
             with contextlib.suppress(OSError):
                 os.kill(place.pid, signal.SIGKILL)
 
@@ -304,7 +303,8 @@ class RayGroup:
 def _lives(place: Place) -> bool:
     """Whether a worker's process on this machine runs: not one that waits to be reaped, nor another of its number."""
     with contextlib.suppress(OSError):
-        return b"RankActor" in Path(f"/proc/{place.pid}/cmdline").read_bytes() and state_of(place.pid) != "Z"
+        program = Path(f"/proc/{place.pid}/cmdline").read_bytes()  # empty while it ends: its memory goes first
+        return (not program or b"RankActor" in program) and state_of(place.pid) not in ("", "Z")
     return False
 
 

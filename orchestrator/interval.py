@@ -44,7 +44,7 @@ def advise(
     Example:
         >>> advice = advise(save=10.0, nodes=128, failures_per_node_day=6.5e-3)
         >>> round(advice.interval), round(advice.productive, 3)
-        (1441, 0.985)
+        (1441, 0.986)
     """
     rate = nodes * failures_per_node_day / DAY
     interval = max(math.sqrt(2 * save / rate), save)
