@@ -234,12 +234,12 @@ def test_overrides_are_told_after_the_file_in_their_order() -> None:
 def test_functions_are_looked_up_where_roots_are_given(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text("import nothing_of_that_name\n\ndef build(worker): ...\n")
     job = tmp_path / "job.yaml"
-    job.write_text("run: a\nprogram: program:biuld\nhandlers: handlers:attach\ntrain: {max_epochs: x}\nworkers: 1\n")
+    job.write_text("run: a\nprogram: program:biuld\nhandlers: no_handlers:attach\ntrain: {max_epochs: x}\nworkers: 1\n")
     with pytest.raises(SpecError) as caught:
         load_spec(job, roots=[str(tmp_path)])
     assert list(caught.value.problems) == [
         f"{job}:2: program: expected a function of the module program, received no 'biuld' there; did you mean build?",
-        f"{job}:3: handlers: expected a module that exists, received handlers; "
+        f"{job}:3: handlers: expected a module that exists, received no_handlers; "
         f"name one that is in {tmp_path} or on Python's path",
         f"{job}:4: train.max_epochs: expected a whole number, received 'x' (str); write a whole number such as 2",
     ]
