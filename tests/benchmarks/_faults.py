@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import psutil
 
+from orchestrator.journal import read_journal
 from tests.benchmarks import _report
 from tests.benchmarks._trail import Recovery, Trails, completions, recovery
 
@@ -103,7 +104,7 @@ class Training:
             time.sleep(LOOK)
 
     def steady(self, deadline: float = 120) -> None:
-        """Wait until all ranks have completed some iterations together, and their spares are there."""
+        """Wait until all ranks have completed some iterations together, and their spares have built."""
         self.wait(lambda: self._steady() or None, "training steadily", deadline)
 
     def _steady(self) -> bool:
@@ -112,7 +113,13 @@ class Training:
         if newest is None or newest.world_size != self.side.ranks:
             return False
         done = [key for key in completions(steps) if key[0] == newest.generation]
-        return len(done) >= STEADY and len(self.trails.waiting()) >= self.side.spares
+        return len(done) >= STEADY and self._ready() >= self.side.spares
+
+    def _ready(self) -> int:
+        """Spares that have built, by the run's journal: a trail is there already when that begins."""
+        waiting = {process.pid for process in self.trails.waiting()}
+        lines = [line for path in self.folder.glob("runs/*/journal.jsonl") for line in read_journal(path)]
+        return len(waiting & {line["pid"] for line in lines if line["event"] == "WORKER_BUILT"})
 
     def strike(self, how: signal.Signals, which: float) -> tuple[float, psutil.Process] | None:
         """Send a signal to a rank, the one that lies at `which` (0 … 1) among them.
