@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from workers.engine import Engine
-from workers.events import Events
 from workers.handlers.ranks import Ranks, in_step, interval
-from workers.handlers.trial import data_of, state_of, undone
+from workers.handlers.trial import BeforeTraining, data_of, state_of, undone
 from workers.parcels import TRAINER
 
 __all__ = ["BatchSizeFinder"]
@@ -25,7 +24,7 @@ __all__ = ["BatchSizeFinder"]
 STEPS = 2  # an optimizer makes its state in the first
 
 
-class BatchSizeFinder:
+class BatchSizeFinder(BeforeTraining):
     """Find how many samples a rank can take in one step: begin with a size, double it while it fits, halve it if not.
 
     It looks once, before the first epoch, and puts the size into `state.metrics["fitting_batch_size"]`; the batches
@@ -51,20 +50,6 @@ class BatchSizeFinder:
         self.largest = interval("BatchSizeFinder", largest, "largest")
         self.grow = grow
         self.size: int | None = None
-        self._state: Mapping[str, Any] | None = None
-
-    def attach(self, target: Engine | Ranks, *, state: Mapping[str, Any] | None = None) -> None:
-        """Look when the run starts.
-
-        Args:
-            target: the orchestrator, or an engine.
-            state: for an engine alone: what its steps change, by name, such as model and optimizer.
-        """
-        self._state = state
-        if isinstance(target, Engine):
-            target.add_phase_handler("metrics", Events.STARTED, self)
-        else:
-            target.listen(Events.STARTED, self, phase="metrics", blocking=True)
 
     def __call__(self, target: Engine | Ranks) -> None:
         """Look now.

@@ -6,7 +6,7 @@ All ranks take the steps together, and look at the loss over all of them, so tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
@@ -16,7 +16,7 @@ from workers.events import Events
 from workers.finite import numbers_in
 from workers.handlers.ranks import Ranks, in_step, interval, number
 from workers.handlers.rates import optimizer_of, rates_of, set_rates
-from workers.handlers.trial import data_of, state_of, undone
+from workers.handlers.trial import BeforeTraining, data_of, state_of, undone
 from workers.parcels import TRAINER
 
 __all__ = ["LRFinder"]
@@ -24,7 +24,7 @@ __all__ = ["LRFinder"]
 SMOOTHING = 0.9  # share of the loss so far in the smoothed loss, as in Smith's and Howard's
 
 
-class LRFinder:
+class LRFinder(BeforeTraining):
     """Find a learning rate: the one at which the loss falls most steeply while the rate grows exponentially.
 
     It looks once, before the first epoch; not where a run goes on.
@@ -71,20 +71,6 @@ class LRFinder:
         self.suggestion: float | None = None
         self.rates: list[float] = []
         self.losses: list[float] = []
-        self._state: Mapping[str, Any] | None = None
-
-    def attach(self, target: Engine | Ranks, *, state: Mapping[str, Any] | None = None) -> None:
-        """Look when the run starts.
-
-        Args:
-            target: the orchestrator, or an engine.
-            state: for an engine alone: what its steps change, by name, such as model and optimizer.
-        """
-        self._state = state
-        if isinstance(target, Engine):
-            target.add_phase_handler("metrics", Events.STARTED, self)
-        else:
-            target.listen(Events.STARTED, self, phase="metrics", blocking=True)
 
     def __call__(self, target: Engine | Ranks) -> None:
         """Look now."""

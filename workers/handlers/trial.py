@@ -16,10 +16,35 @@ from torch import nn
 from torch.optim import Optimizer
 
 from workers.engine import Engine
+from workers.events import Events
+from workers.handlers.ranks import Ranks
 from workers.parcels import TRAINER
 from workers.rng import capture_rng, restore_rng
 
-__all__ = ["data_of", "state_of", "undone"]
+__all__ = ["BeforeTraining", "data_of", "state_of", "undone"]
+
+
+class BeforeTraining:
+    """A handler that looks when a run starts, before anything is trained."""
+
+    _state: Mapping[str, Any] | None = None
+
+    def attach(self, target: Engine | Ranks, *, state: Mapping[str, Any] | None = None) -> None:
+        """Look when the run starts.
+
+        Args:
+            target: the orchestrator, or an engine.
+            state: for an engine alone: what its steps change, by name, such as model and optimizer.
+        """
+        self._state = state
+        if isinstance(target, Engine):
+            target.add_phase_handler("metrics", Events.STARTED, self)
+        else:
+            target.listen(Events.STARTED, self, phase="metrics", blocking=True)
+
+    def __call__(self, target: Engine | Ranks) -> None:
+        """Look now."""
+        raise NotImplementedError
 
 
 def state_of(engine: Engine, state: Mapping[str, Any] | None, call: str) -> Mapping[str, Any]:
