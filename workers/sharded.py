@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from workers.errors import ProgramError
 
-__all__ = ["Part", "Share", "Shares", "part_of", "shares_in"]
+__all__ = ["Part", "Share", "Shares", "held", "part_of", "shares_in"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,17 +100,21 @@ def shares_in(entries: Mapping[str, object]) -> Shares:
 
     Args:
         entries: the program's state. Of a model that is sharded, this rank takes its part of each parameter; of its
-            optimizer, the same part of what it remembers for each.
+            optimizer, the same part of what it remembers for each; of any other entry, what its own state holds.
     """
     by_name: dict[str, torch.Tensor] = {}
     by_parameter: dict[str, torch.Tensor] = {}
+    others = []
     for name, entry in entries.items():
         if isinstance(entry, nn.Module):
-            found = entry.state_dict()
-            by_name |= {f"{name}.{key}": value for key, value in found.items() if _is_sharded(value)}
+            by_name |= _sharded_in(name, entry.state_dict())
         elif isinstance(entry, Optimizer):
             parameters = [parameter for group in entry.param_groups for parameter in group["params"]]
             by_parameter |= {f"{name}.state.{number}": p for number, p in enumerate(parameters) if _is_sharded(p)}
+        else:
+            others.append((name, entry))
+    for name, entry in others if by_name or by_parameter else ():  # as averages of a sharded model's weights
+        by_name |= _sharded_in(name, cast(Any, entry).state_dict())
 
     def share(name: str, size: torch.Size) -> Share | None:
         like = by_name.get(name, by_parameter.get(name.rpartition(".")[0]))
@@ -120,6 +124,26 @@ def shares_in(entries: Mapping[str, object]) -> Shares:
         return Share(offsets, sizes, lambda local: _like(like, local))
 
     return share
+
+
+def held(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What this rank holds of each tensor, itself and no copy: for what is done to them element by element.
+
+    Args:
+        tensors: any, sharded or not.
+
+    Example:
+        >>> held([torch.ones(2)])
+        [tensor([1., 1.])]
+    """
+    return [tensor.to_local() if _is_sharded(tensor) else tensor for tensor in tensors]  # type: ignore[attr-defined]
+
+
+def _sharded_in(name: str, state: object) -> dict[str, torch.Tensor]:
+    """The sharded tensors of an entry's state, by the names that they have in a checkpoint."""
+    if not isinstance(state, Mapping):
+        return {}
+    return {f"{name}.{key}": value for key, value in state.items() if _is_sharded(value)}
 
 
 def _is_sharded(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""The driver's side: what every epoch brought; and a sample of text, written beside the model on rank 0."""
+"""The driver's side: averaged weights, what every epoch brought; a sample of text, written beside rank 0's model."""
 
 import math
 
@@ -6,12 +6,16 @@ import torch
 
 from examples.gpt.text import numbers_of, text_of
 from workers import Events
+from workers.handlers import EMA
 
 BEGINNING = "The "
 SAMPLE = 200  # characters
 
 
 def attach(orchestrator) -> None:
+    config = orchestrator.settings.config
+    orchestrator.attach(EMA(decay=config["ema"]))  # on every rank; the evaluation takes the averages
+
     @orchestrator.on(Events.EPOCH_COMPLETED)  # on the driver, once, after the shared evaluation
     def tell(run):
         loss, validation = run.metrics["loss"], run.metrics["validation/loss"]
@@ -20,7 +24,7 @@ def attach(orchestrator) -> None:
             f"({validation / math.log(2):.2f} bits a character)"
         )
 
-    sharded = orchestrator.settings.config["strategy"] == "fsdp"  # then it takes all ranks to call the model
+    sharded = config["strategy"] == "fsdp"  # then it takes all ranks to call the model
     orchestrator.on(Events.EPOCH_COMPLETED(every=5), rank="all" if sharded else 0)(write)
 
 

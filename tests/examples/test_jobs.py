@@ -28,7 +28,14 @@ def run(monkeypatch, tmp_path, capfd):
     return job
 
 
-SMALL = ("config.layers=2", "config.width=64", "config.length=64", "config.batch_size=32", "config.lr=0.005")
+SMALL = (
+    "config.layers=2",
+    "config.width=64",
+    "config.length=64",
+    "config.batch_size=32",
+    "config.lr=0.005",
+    "config.ema=0.9",
+)
 SHORT = ("config.steps=60", "config.warm_up=10", "train.epoch_length=20", "train.max_epochs=3")
 TINY = ("config.layers=1", "config.width=16", "config.heads=2", "config.length=32")
 

@@ -12,6 +12,7 @@ from tests.processes import joined, ranks
 from workers import Engine, Program, attach_metric
 from workers.errors import ProgramError
 from workers.evaluating import evaluate
+from workers.handlers.ema import AveragedWeights
 from workers.locations import storage_at
 from workers.rank import Membership
 from workers.sharded import shares_in
@@ -58,9 +59,14 @@ def built(membership, strategy, **options):
     return worker, model, optimizer
 
 
-def train(worker, model, optimizer, **options):
+def train(worker, model, optimizer, averages=None, **options):
     step = supervised_train_step(model, optimizer, nn.functional.mse_loss, clip=0.5, worker=worker, **options)
-    return [step(Engine(step), batch).item() for batch in worker.loader(DATA, global_batch_size=8, shuffle=True)]
+    losses = []
+    for batch in worker.loader(DATA, global_batch_size=8, shuffle=True):
+        losses.append(step(Engine(step), batch).item())
+        if averages is not None:
+            averages.update(decay=0.5)
+    return losses
 
 
 def whole(state):
@@ -106,9 +112,10 @@ def gathered(value):
 def trained_and_saved(membership, store, strategy, path, options):
     with joined(membership, store):
         worker, model, optimizer = built(membership, strategy, **options)
-        train(worker, model, optimizer, accumulate=2)
+        averages = AveragedWeights(model)
+        train(worker, model, optimizer, averages, accumulate=2)
         worker.models.share_buffers()
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": averages.state_dict()}
         save(path, state, membership.rank)
         return whole(state)
 
@@ -116,7 +123,7 @@ def trained_and_saved(membership, store, strategy, path, options):
 def taken_up(membership, store, strategy, path):
     with joined(membership, store):
         worker, model, optimizer = built(membership, strategy)
-        entries = {"model": model, "optimizer": optimizer}
+        entries = {"model": model, "optimizer": optimizer, "ema": AveragedWeights(model)}
         state = load_state(storage_at(path), shares=shares_in(entries))
         for name, entry in entries.items():
             entry.load_state_dict(state[name])
@@ -145,8 +152,9 @@ def test_all_strategies_train_alike(saved):
     _, expected = saved["ddp", 2]
     for key, (_, states) in saved.items():
         assert all(same(state, states[0]) for state in states), key
-        for name, weight in states[0]["model"].items():
-            assert "seen" in name or torch.allclose(weight, expected[0]["model"][name], atol=1e-5), (key, name)
+        for entry in ("model", "ema"):
+            for name, weight in states[0][entry].items():
+                assert "seen" in name or torch.allclose(weight, expected[0][entry][name], atol=1e-5), (key, name)
 
 
 @pytest.mark.parametrize(("before", "size"), [("fsdp", 3), ("fsdp", 2), ("ddp", 2)])
@@ -163,10 +171,38 @@ def test_a_sharded_checkpoint_is_taken_up_by_a_plain_model(saved):
     path, states = saved["fsdp", 3]
     state = load_state(storage_at(path))
     model = Tower()
-    optimizer = torch.optim.AdamW(model.parameters())
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    assert same({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, states[0])
+    entries = {"model": model, "optimizer": torch.optim.AdamW(model.parameters()), "ema": AveragedWeights(model)}
+    for name, entry in entries.items():
+        entry.load_state_dict(state[name])
+    assert same({name: entry.state_dict() for name, entry in entries.items()}, states[0])
+
+
+def evaluated_with_averages(membership, store):
+    with joined(membership, store):
+        worker, model, optimizer = built(membership, "fsdp")
+        averages = AveragedWeights(model)
+        trained = []
+        for _ in range(2):  # the second time the model was called, and is trained on, after averages stood in its place
+            train(worker, model, optimizer, averages)
+            weights, means = whole(model.state_dict()), whole(averages.state_dict())
+            averages.swap()
+            with torch.no_grad():
+                answers = model(X)
+            averages.swap()
+            assert not torch.equal(weights["head.weight"], means["head.weight"])
+            given_back = whole(dict(model.named_parameters()))
+            assert all(torch.equal(weight, weights[name]) for name, weight in given_back.items())
+            trained.append((weights, means, answers))
+        return trained
+
+
+def test_averages_of_sharded_weights_stand_in_their_place(worlds):
+    for trained in worlds[2].run(evaluated_with_averages):
+        for weights, means, answers in trained:
+            plain = Tower()
+            plain.load_state_dict(weights | means)
+            with torch.no_grad():
+                torch.testing.assert_close(plain(X), answers)
 
 
 def in_bfloat16(membership, store):

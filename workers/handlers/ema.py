@@ -16,6 +16,7 @@ from torch import nn
 from workers.engine import Engine
 from workers.events import Events
 from workers.handlers.ranks import Ranks, interval, number
+from workers.sharded import held
 
 __all__ = ["EMA", "AveragedWeights"]
 
@@ -28,25 +29,26 @@ class AveragedWeights:
             name: p for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point()
         }
         self._names, self._living = list(trained), list(trained.values())
-        self.averages = [parameter.detach().clone() for parameter in self._living]
+        self.averages = [parameter.detach().clone() for parameter in self._living]  # sharded as the parameters are
         self.swapped = False  # whether the model holds the averages at the moment, and this the weights
 
     @torch.no_grad()
     def follow(self) -> None:
         """Become the model's weights as they are."""
-        torch._foreach_copy_(self.averages, self._living)
+        torch._foreach_copy_(held(self.averages), held(self._living))
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
         """Move towards the model's weights by `1 - decay` of the way."""
-        torch._foreach_lerp_(self.averages, self._living, 1.0 - decay)
+        torch._foreach_lerp_(held(self.averages), held(self._living), 1.0 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the averages and the model's weights, in place."""
-        kept = [parameter.detach().clone() for parameter in self._living]
-        torch._foreach_copy_(self._living, self.averages)
-        torch._foreach_copy_(self.averages, kept)
+        averages, living = held(self.averages), held(self._living)
+        kept = [weight.clone() for weight in living]
+        torch._foreach_copy_(living, averages)
+        torch._foreach_copy_(averages, kept)
         self.swapped = not self.swapped
 
     def state_dict(self) -> dict[str, torch.Tensor]:
