@@ -1,7 +1,9 @@
-"""How long the light commands take, each in a process of its own: help, validate, list of 1,000 runs, render.
+"""How long the light commands take, each in a process of its own: help, validate, list of 1,000 runs, render, submit.
 
-Beside them stands what Python itself takes to start, and `ray --version`, the peer's lightest command. Also: ten
-thousand hostile job files, and the slowest of them. Run: `PYTHONPATH=. python tests/benchmarks/cli.py`.
+Beside them stands what Python itself takes to start, and `ray --version`, the peer's lightest command. `submit` goes to
+a Ray cluster with a token on this machine, until it says that it is accepted; beside it `ray job submit --no-wait` of
+the same folder. What is submitted ends at once. Also: ten thousand hostile job files, and the slowest of them. Run:
+`PYTHONPATH=. python tests/benchmarks/cli.py`.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -18,13 +21,14 @@ from pathlib import Path
 
 from orchestrator.errors import SpecError
 from orchestrator.specfile import load_spec
+from tests.ray_head import ray_head
 from tests.security.hostile import hostile
 
 TOP = Path(__file__).parents[2]
 TIMES = int(os.environ.get("RANKFIRE_TIMES", "7"))
 SPECS = int(os.environ.get("RANKFIRE_HOSTILE", "10000"))
 RUNS = 1000
-TARGETS = {"help": 0.3, "validate": 0.5, "list of 1,000 runs": 1.0, "render slurm": 0.5}
+TARGETS = {"help": 0.3, "validate": 0.5, "list of 1,000 runs": 1.0, "render slurm": 0.5, "submit": 1.0}
 JOB = "examples/digits/job.yaml"
 
 
@@ -42,17 +46,34 @@ def runs_in(folder: Path) -> None:
         (home / "journal.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def seconds(*command: str) -> tuple[float, float]:
-    """Median time of a command from its start to its end, and of the processor alone: a busy machine tells by both."""
-    environment = {**os.environ, "PYTHONPATH": str(TOP)}
+def seconds(*command: str, cwd: Path = TOP, **environment: str) -> tuple[float, float]:
+    """Median time of a command from its start to its end, and of the processor alone: a busy machine tells by both.
+
+    `{}` in the command is the number of the turn.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(TOP), **environment}
     taken, used = [], []
-    for _ in range(TIMES):
+    for turn in range(TIMES):
+        words = [word.replace("{}", str(turn)) for word in command]
         began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, cwd=TOP, env=environment, check=True, capture_output=True)
+        subprocess.run(words, cwd=cwd, env=environment, check=True, capture_output=True)
         taken.append(time.perf_counter() - began)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     return statistics.median(taken), statistics.median(used)
+
+
+def submissions(project: Path) -> dict[str, tuple[float, float]]:
+    """What it takes until a cluster has accepted the digits job; by us, and by the peer."""
+    shutil.copytree(TOP / "examples" / "digits", project / "examples" / "digits")
+    ray = str(Path(sys.executable).with_name("ray"))
+    with ray_head() as head:
+        ours = [sys.executable, "-m", "orchestrator", "submit", JOB, "--address", head.url, "--set", "run=d{}"]
+        theirs = [ray, "job", "submit", "--no-wait", "--address", head.url, "--working-dir", ".", "--", "true"]
+        return {
+            "submit": seconds(*ours, "--python", "true", cwd=project, **head.environment),
+            "ray job submit": seconds(*theirs, cwd=project, **head.environment),
+        }
 
 
 def hostile_specs(folder: Path) -> tuple[int, float, int]:
@@ -82,11 +103,14 @@ def main() -> None:
             "list of 1,000 runs": seconds(*rankfire, "list", "--storage", f"{folder}/runs"),
             "render slurm": seconds(*rankfire, "render", "slurm", JOB),
             "ray --version": seconds(str(Path(sys.executable).with_name("ray")), "--version"),
+            **submissions(Path(folder) / "project"),
         }
         print(f"median of {TIMES}, seconds: in all, of the processor")
         for name, (taken, used) in rows.items():
             target = f"  (target {TARGETS[name]:g})" if name in TARGETS else ""
             print(f"  {name:<20} {taken:6.3f} {used:6.3f}{target}")
+        ratio = rows["submit"][0] / rows["ray job submit"][0]
+        print(f"submit / ray job submit: {ratio:.2f}")
         refused, slowest, worst = hostile_specs(Path(folder))
     slow = f"slowest {slowest:.2f} s of the processor (seed {worst}; target 1)"
     print(f"{SPECS} hostile job files: {refused} refused, {slow}")
