@@ -277,10 +277,12 @@ def test_an_owner_that_is_gone_already_ends_the_process_at_once(monkeypatch):
     assert codes == [1]
 
 
-def test_loader_processes_at_work_leave_no_name_that_a_kill_could_leave_behind() -> None:
-    def names() -> set[str]:
-        return {name for name in os.listdir("/dev/shm") if name.startswith("sem.mp-")}
+def names() -> set[str]:
+    """Semaphores' names: "sem.mp-…", or another prefix where a library has set one, as joblib does."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith("sem.")}
 
+
+def test_loader_processes_at_work_leave_no_name_that_a_kill_could_leave_behind() -> None:
     before = names()
     loader = Worker().loader(list(range(12)), global_batch_size=2, num_workers=2)
     seen = []
@@ -292,9 +294,6 @@ def test_loader_processes_at_work_leave_no_name_that_a_kill_could_leave_behind()
 
 
 def test_where_there_are_more_loader_processes_than_batches_no_name_is_left_from_the_second_pass_on() -> None:
-    def names() -> set[str]:
-        return {name for name in os.listdir("/dev/shm") if name.startswith("sem.mp-")}
-
     before = names()
     loader = Worker().loader(list(range(2)), global_batch_size=2, num_workers=2)
     counts = [[len(names() - before) for _ in loader] for _ in range(3)]
