@@ -24,7 +24,7 @@ from orchestrator import (
 from orchestrator.errors import exit_code_of
 from tests.orchestrator.linear import build, journal, make, parameters, trained
 from workers import Engine, Events, Program
-from workers.handlers import TimeLimit
+from workers.handlers import EMA, TimeLimit
 
 
 def events(storage: Path, run: str = "linear") -> list[str]:
@@ -873,6 +873,10 @@ def test_the_state_of_an_engine_without_handlers_is_unknown_and_makes_none(tmp_p
 def test_what_is_attached_knows_how(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"expected an object with attach\(orchestrator\), received <built-in.*print>"):
         make(tmp_path).attach(print)
+    with pytest.raises(
+        SpecError, match=r"received <class .*EMA.*>; make one of the class: orchestrator\.attach\(Class"
+    ):
+        make(tmp_path).attach(EMA)
 
 
 def test_a_refusal_comes_without_our_frames_and_one_of_a_handlers_line_with_it(tmp_path: Path) -> None:
