@@ -3,7 +3,7 @@
 Run `python tests/benchmarks/gpt_throughput.py`. Ours: `examples/gpt/program.py` as it is, without evaluation and
 checkpoints. Peer: `peers/gpt_torchrun.py`, the same model, text, batch size, precision, accumulation, clipping,
 schedule and metric. Two ranks of one torch thread each. Counted are the steps after a warm-up, on the slower rank; runs
-are taken in turns, and the ratio is that of two runs which follow each other. A third side is the peer once more, beside
+are taken in turns, and the ratio is that of two runs which follow each other. A third side: the peer once more, beside
 a Ray that has two actors and nothing to do: what is Ray's share where ranks leave it no core of its own.
 """
 
