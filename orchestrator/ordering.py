@@ -14,7 +14,7 @@ from orchestrator.bus import users_code
 from orchestrator.checkpoints.draft import manifest_of
 from orchestrator.checkpoints.registry import Committed, Registry
 from orchestrator.cluster_events import EvaluationCompleted
-from orchestrator.contents import as_told, check_fields, check_names, digests_of, of_now, states_of
+from orchestrator.contents import as_told, check_boundary, check_fields, check_names, digests_of, of_now, states_of
 from orchestrator.errors import CheckpointError, NotFiniteError, RankfireError, SpecError, explain
 from orchestrator.guard import divergence, not_finite, unfit
 from orchestrator.handlers.checkpoint import Checkpoint
@@ -124,10 +124,10 @@ class Ordering(Registrations):
         Raises:
             CheckpointError: the storage refused, for this save or for the one before.
             DivergenceError: the ranks hold different models; asked where `check_divergence` is on.
-            SpecError: no gate is open, or an iteration is in progress.
+            SpecError: no gate is open, or an iteration or an evaluation is in progress.
         """
         run = self._running("checkpoint")
-        run.gates.refuse_within_iteration("orchestrator.checkpoint")
+        check_boundary(run.gates.open, run.gates.asked)
         if not self._fit_to_save(run):
             self.note("CHECKPOINT_LEFT_OUT", text=str(run.failure))
             return None

@@ -23,8 +23,8 @@ from orchestrator import (
 )
 from orchestrator.errors import exit_code_of
 from tests.orchestrator.linear import build, journal, make, parameters, trained
-from workers import Engine, Events, Program
-from workers.handlers import TimeLimit
+from workers import Engine, EventEnum, Events, Program
+from workers.handlers import EMA, TimeLimit
 
 
 def events(storage: Path, run: str = "linear") -> list[str]:
@@ -464,20 +464,74 @@ def test_a_checkpoint_that_can_not_be_written_is_a_system_failure(tmp_path: Path
     assert exit_code_of(error) == 3
 
 
-def test_a_checkpoint_in_the_middle_of_an_iteration_is_refused(tmp_path: Path) -> None:
+class StepEvents(EventEnum):
+    """Events of a step's own."""
+
+    MIDDLE = "middle"
+
+
+def fire_middle(engine: Engine) -> None:
+    engine.fire_event(StepEvents.MIDDLE)
+
+
+@pytest.mark.parametrize(
+    ("event", "told"),
+    [
+        (Events.GET_BATCH_STARTED(once=2), "GET_BATCH_STARTED #2"),
+        (Events.GET_BATCH_COMPLETED(once=2), "GET_BATCH_COMPLETED #2"),
+        (Events.ITERATION_STARTED(once=2), "ITERATION_STARTED #2"),
+        (StepEvents.MIDDLE(once=1), "middle #1"),
+    ],
+)
+def test_a_checkpoint_in_the_middle_of_an_iteration_is_refused(tmp_path: Path, event: Any, told: str) -> None:
     orchestrator = make(tmp_path)
-    orchestrator.on(Events.ITERATION_STARTED(once=2), blocking=True)(lambda run: run.checkpoint())
+    orchestrator.on(Events.ITERATION_STARTED(once=2), rank=0)(fire_middle)
+    orchestrator.on(event, blocking=True)(lambda run: run.checkpoint())
     assert str(failure(orchestrator, SpecError)) == (
-        "orchestrator.checkpoint: expected all ranks between two iterations, received iteration 2 in progress; "
-        "do it at ITERATION_COMPLETED, or at the end of an epoch"
+        f"orchestrator.checkpoint: expected all ranks between two iterations of the trainer, received trainer {told}, "
+        "with an iteration in progress; do it at ITERATION_COMPLETED, or at the end of an epoch"
     )
+    assert saves(tmp_path) == []
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize("event", [Events.STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED])
+def test_a_checkpoint_within_an_evaluation_is_refused(tmp_path: Path, event: Any, blocking: bool) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.attach(EMA(decay=0.5))  # the model holds the averages as long as it is evaluated
+    orchestrator.attach(Evaluate("evaluator"))
+    orchestrator.on(event, engine="evaluator", blocking=blocking)(lambda run: run.checkpoint())
+    within = f"evaluator {event.key} #1, in the middle of an evaluation"
+    received = within if blocking else "evaluate('evaluator') in progress"
+    assert str(failure(orchestrator, SpecError)) == (
+        f"orchestrator.checkpoint: expected all ranks between two iterations of the trainer, received {received}; "
+        "do it behind that: when evaluate or call has returned, or at the trainer's EPOCH_COMPLETED"
+    )
+    assert saves(tmp_path) == []
+
+
+def test_behind_an_evaluation_the_models_own_weights_are_saved(tmp_path: Path) -> None:
+    def averaged(run: str, epochs: int) -> Any:
+        orchestrator = make(tmp_path, run)
+        orchestrator.attach(EMA(decay=0.5))
+
+        @orchestrator.on(Events.EPOCH_COMPLETED)
+        def save(now: Orchestrator) -> None:
+            now.evaluate("evaluator")
+            now.checkpoint(wait=True)
+
+        ended: list[Any] = []
+        orchestrator.on(Events.COMPLETED)(lambda now: ended.append(now.call(parameters, rank=0)))
+        orchestrator.run(max_epochs=epochs)
+        return ended[-1]
+
+    averaged("linear", 1)
+    assert averaged("linear", 3) == averaged("whole", 3)
 
 
 @pytest.mark.parametrize(
     "event",
     [
-        Events.GET_BATCH_STARTED(once=5),
-        Events.GET_BATCH_COMPLETED(once=5),
         Events.ITERATION_COMPLETED(once=5),
         Events.EPOCH_STARTED(once=2),
         Events.STARTED,
