@@ -104,6 +104,10 @@ class Journal:
         """What ends a run inside this block, before there is one that could tell, is a line as well."""
         try:
             yield
+        except KeyboardInterrupt:
+            with suppress(FencedError):
+                self.write("RUN_INTERRUPTED")
+            raise
         except BaseException as error:
             with suppress(FencedError):
                 self.write("RUN_FAILED", error=type(error).__name__, text=str(error))

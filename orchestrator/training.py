@@ -175,13 +175,16 @@ def _ended_badly(parts: Parts, run: Run, error: BaseException) -> BaseException:
         run.life.enter(Phase.STOPPED)
         parts.journal.write("RUN_INTERRUPTED")
         return RunInterrupted(f"{name} was interrupted before it trained; {then}")
+    if isinstance(error, KeyboardInterrupt):
+        run.life.enter(Phase.STOPPED)
+        with contextlib.suppress(FencedError):
+            parts.journal.write("RUN_INTERRUPTED")
+        return RunInterrupted(f"{name} was interrupted at once; {then}")
     run.life.enter(Phase.FAILED)
     if isinstance(error, WorkerLostError | HeadLostError):
         error.args = (f"{error}; {then}",)
     with contextlib.suppress(FencedError):
         parts.journal.write("RUN_FAILED", error=type(error).__name__, text=str(error))
-    if isinstance(error, KeyboardInterrupt):
-        return RunInterrupted(f"{name} was interrupted at once; {then}")
     return error
 
 
