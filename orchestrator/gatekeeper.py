@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.bus import EventBus
+from orchestrator.bus import EventBus, for_ranks
 from orchestrator.cluster_events import Payload
 from orchestrator.errors import GateMismatchError, RankfireError
 from orchestrator.journal import Journal
@@ -203,7 +203,8 @@ class Gatekeeper:
         told = key.engine == TRAINER and self.then != "interrupt"
         if key.event == CUT:  # one on the way back to where more was done already tells nothing
             told = outermost and self.ended_at in (None, key)
-        metrics = dict(self._buses[key.engine].state.metrics)
+        with self._final():
+            metrics = for_ranks(self._buses[key.engine].state.metrics)
         if outermost:
             self.trained.go()
             self._life.enter(Phase.RUNNING)

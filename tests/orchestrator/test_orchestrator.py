@@ -464,6 +464,15 @@ def test_a_checkpoint_that_can_not_be_written_is_a_system_failure(tmp_path: Path
     assert exit_code_of(error) == 3
 
 
+def test_a_metric_that_can_not_travel_to_the_ranks_is_named(tmp_path: Path) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.on(Events.EPOCH_COMPLETED)(lambda run: run.metrics.update(odd=threading.Lock()))
+    assert str(failure(orchestrator, SpecError)) == (
+        "run.metrics['odd']: expected something that can be pickled and sent to the ranks, received lock: TypeError: "
+        "cannot pickle '_thread.lock' object; make what it refers to inside the function, or pass plain values"
+    )
+
+
 class StepEvents(EventEnum):
     """Events of a step's own."""
 
