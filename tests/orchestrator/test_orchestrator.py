@@ -1,8 +1,10 @@
 """Whole runs in this process (`workers: 0`): handlers everywhere, checkpoints, and every way to go wrong."""
 
 import os
+import shutil
 import signal
 import threading
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from orchestrator import (
     HandlerError,
     Orchestrator,
     RankfireError,
+    RunInterrupted,
     SpecError,
     SystemFailure,
     TrainingError,
@@ -566,6 +569,35 @@ def test_to_wait_for_a_checkpoint_is_to_have_it_committed(tmp_path: Path) -> Non
     orchestrator.run(max_epochs=2)
     name = "step-00000003"
     assert seen == [(f"{tmp_path}/linear/checkpoints/{name}", [name], "CHECKPOINT_COMMITTED")]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_is_due_within_an_evaluation_is_saved_at_the_next_boundary(tmp_path: Path, stopped: bool) -> None:
+    def averaged(run: str, epochs: int, strikes: bool) -> Any:
+        orchestrator, now, ended = make(tmp_path, run), [0.0], []
+        handler = Checkpoint(every={"seconds": 10.0}, keep=9, clock=lambda: now[0])
+        for each in (EMA(decay=0.5), Evaluate("evaluator"), handler):
+            orchestrator.attach(each)
+
+        @orchestrator.on(Events.EPOCH_COMPLETED, engine="evaluator")
+        def time_passes(now_running: Orchestrator) -> None:
+            if strikes and now_running.state.epoch == 1:
+                os.kill(os.getpid(), signal.SIGINT) if stopped else None
+                for _ in range(2):
+                    handler.tick(now_running)
+                    now[0] += 11.0
+                handler.tick(now_running)
+
+        orchestrator.on(Events.COMPLETED)(lambda run: ended.append(run.call(parameters, rank=0)))
+        with suppress(RunInterrupted):
+            orchestrator.run(max_epochs=epochs)
+        return ended[-1:]
+
+    averaged("linear", 2, True)
+    assert saves(tmp_path)[0] == "step-00000003"  # which the ranks had completed
+    assert ("RUN_INTERRUPTED" in events(tmp_path)) is stopped
+    shutil.rmtree(tmp_path / "linear/checkpoints/step-00000006", ignore_errors=True)
+    assert averaged("linear", 3, False) == averaged("whole", 3, False)
 
 
 def test_every_few_iterations_a_checkpoint_is_saved_and_at_the_end(tmp_path: Path) -> None:
