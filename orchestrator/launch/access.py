@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator.errors import StartError, explain
+from workers.redaction import learn
 
 __all__ = ["Token", "demand_authentication", "entry", "find_token", "is_loopback", "others_may_read", "see_entry"]
 
@@ -41,11 +42,13 @@ class Token:
 def find_token(environment: Mapping[str, str]) -> Token | None:
     """The user's token, where Ray itself would look for it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
 
+    From then on it is masked in what this process shows.
+
     Raises:
-        StartError: RAY_AUTH_TOKEN_PATH names what can't be read.
+        StartError: RAY_AUTH_TOKEN_PATH names what can't be read, or what is found can't be a token.
     """
     if value := environment.get("RAY_AUTH_TOKEN", "").strip():
-        return Token(value, "RAY_AUTH_TOKEN")
+        return _token(value, "RAY_AUTH_TOKEN")
     named = environment.get("RAY_AUTH_TOKEN_PATH")
     path = Path(named) if named else Path(environment.get("HOME", os.path.expanduser("~"))) / ".ray" / "auth_token"
     try:
@@ -57,7 +60,18 @@ def find_token(environment: Mapping[str, str]) -> Token | None:
         expected, mend = "a file with the cluster's token", "name a file that you can read, or set RAY_AUTH_TOKEN"
         where = f"RAY_AUTH_TOKEN_PATH={named}"
         raise StartError(explain(where, expected=expected, received=received, mend=mend)) from error
-    return Token(value, str(path)) if value else None
+    return _token(value, str(path)) if value else None
+
+
+def _token(value: str, source: str) -> Token:
+    """A token is sent as a header; what can't be one is refused, and not repeated."""
+    learn(value)
+    if not (value.isascii() and value.isprintable()):
+        several = len(value.splitlines()) > 1
+        received = "several lines" if several else "characters that no token has"
+        mend = "write the token alone into it, in one line (there: ray get-auth-token)"
+        raise StartError(explain(source, expected="a cluster's token", received=received, mend=mend))
+    return Token(value, source)
 
 
 def others_may_read(path: Path) -> bool:

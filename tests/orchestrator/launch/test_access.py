@@ -4,6 +4,7 @@ import pytest
 
 from orchestrator.errors import StartError
 from orchestrator.launch.access import Token, demand_authentication, find_token, is_loopback, others_may_read, see_entry
+from workers.redaction import redact
 
 
 def test_the_token_is_sought_where_ray_seeks_it(tmp_path):
@@ -20,6 +21,23 @@ def test_the_token_is_sought_where_ray_seeks_it(tmp_path):
 def test_a_named_file_that_can_not_be_read_is_told():
     with pytest.raises(StartError, match=r"RAY_AUTH_TOKEN_PATH=/nowhere: expected a file with the cluster's token"):
         find_token({"RAY_AUTH_TOKEN_PATH": "/nowhere"})
+
+
+@pytest.mark.parametrize(
+    ("content", "received"),
+    [
+        ("first-line-of-it\nsecond-line-of-it\n", "several lines"),
+        ("t\u4e2d-of-a-token", "characters that no token has"),
+        ("a\tb-of-a-token", "characters that no token has"),
+    ],
+)
+def test_what_can_not_be_a_token_is_refused_and_not_repeated(tmp_path, content, received):
+    (tmp_path / "token").write_text(content)
+    (tmp_path / "token").chmod(0o600)
+    with pytest.raises(StartError, match=f"token: expected a cluster's token, received {received}; write ") as caught:
+        find_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")})
+    assert "of-" not in str(caught.value).removeprefix(str(tmp_path))
+    assert "of-" not in redact(content, {})
 
 
 def test_a_token_does_not_show_itself():
