@@ -29,7 +29,7 @@ from ray.util.placement_group import (
 from orchestrator.capacity import bundle_of, check_capacity, in_words, local_cpus, nodes_for
 from orchestrator.errors import RankfireError, RunInterrupted, StartError, explain
 from orchestrator.launch.access import see_entry
-from orchestrator.launch.local_ray import out_of_our_group, signals_kept
+from orchestrator.launch.local_ray import out_of_our_group, own_token, signals_kept
 from orchestrator.leaving import end_rays_processes
 from orchestrator.spec import ClusterSpec, WorkersSpec
 from orchestrator.spec_values import NODE_ID
@@ -128,6 +128,7 @@ class Cluster:
                 ) from error
             return
         _see_room()
+        own_token(os.environ)
         os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default, 15, is for work in the background
         try:
             ray.init(
