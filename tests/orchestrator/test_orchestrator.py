@@ -968,6 +968,10 @@ def test_the_state_of_an_engine_without_handlers_is_unknown_and_makes_none(tmp_p
 def test_what_is_attached_knows_how(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"expected an object with attach\(orchestrator\), received <built-in.*print>"):
         make(tmp_path).attach(print)
+    with pytest.raises(
+        SpecError, match=r"received <class .*EMA.*>; make one of the class: orchestrator\.attach\(Class"
+    ):
+        make(tmp_path).attach(EMA)
 
 
 def test_a_refusal_comes_without_our_frames_and_one_of_a_handlers_line_with_it(tmp_path: Path) -> None:
