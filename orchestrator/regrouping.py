@@ -23,7 +23,19 @@ from orchestrator.recovery import Placement, Recover, Stop, choose_snapshot, jud
 from orchestrator.reserves import Reserves
 from orchestrator.spec import RecoverySpec
 from workers.left_behind import left_behind
-from workers.messages import Built, Fault, Hello, Mended, Message, Observed, Pulse, Saved, SnapshotTaken, Stopped
+from workers.messages import (
+    Answer,
+    Built,
+    Fault,
+    Hello,
+    Mended,
+    Message,
+    Observed,
+    Pulse,
+    Saved,
+    SnapshotTaken,
+    Stopped,
+)
 from workers.orders import Abort
 from workers.parcels import LoadPoint, Rewind, SnapshotLabel
 
@@ -85,6 +97,8 @@ class Regrouping:
         if message.worker in self._gone:
             return False
         if isinstance(message, Fault) and message.kind != "communication":
+            return True
+        if isinstance(message, Answer) and message.of_user:
             return True
         timeless = isinstance(message, TIMELESS) or message.worker not in self._ranks.members
         return timeless or message.generation == self._ranks.generation

@@ -116,7 +116,7 @@ class Run:
             gate=lambda: self.gates.open[-1].key if self.gates.open else None,
             samples=lambda iteration: samples_of(self.ranks.programs.data, iteration),
             leave_behind=self.gates.left_behind.append,
-            pause=self._pause,
+            pause=self._halt,
             tell=self.tell,
         )
         timeouts = self._timeouts
@@ -257,6 +257,10 @@ class Run:
         self.gates.regroup()
         self.saver.regroup(lost)
         self.recovered()
+
+    def _halt(self) -> None:
+        self._pause()
+        self.asking.see_failures()
 
     def _pause(self) -> None:
         if self.watching is not None:

@@ -24,8 +24,8 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("saved.py", "steering.py"),
     ("cursor.py", "dispatch.py", "faults.py", "mailbox.py"),
     (
-        *("data/fetching.py", "data/sources.py", "dcp.py", "left_behind.py", "listeners.py", "messages.py"),
-        *("orders.py", "parts.py"),
+        *("boundary.py", "data/fetching.py", "data/sources.py", "dcp.py", "left_behind.py", "listeners.py"),
+        *("messages.py", "orders.py", "parts.py"),
     ),
     ("index.py", "logs.py", "parcels.py", "secrets.py", "signature.py", "state.py"),
     ("foreign.py",),
@@ -157,6 +157,7 @@ DOORS = {
 
 SHARED = {
     "orchestrator/*": (
+        "workers.boundary",
         "workers.data.fingerprint",
         "workers.dispatch",
         "workers.errors",
