@@ -108,7 +108,7 @@ class Regrouping:
         for worker in [worker for worker in facts.lost if worker not in members]:
             self._gone.add(worker)
             self._reserves.lose(worker)
-        if not facts.lost and not facts.faults:
+        if not (facts.lost or facts.faults or facts.standing):
             return True
         if any(fault.kind != "communication" for fault in facts.faults):
             return False
@@ -137,7 +137,7 @@ class Regrouping:
             self._stage = "stop"
             self._stop(generation)
             self._stage = "place"
-            if self._loop.facts.lost or self._loop.facts.faults:
+            if (facts := self._loop.facts).lost or facts.faults or facts.standing:
                 self._settle()
             placement = self._place()
         finally:
@@ -230,6 +230,7 @@ class Regrouping:
             self._way.tell(lost)
             self._ranks.forget(worker)
         facts.faults.clear()
+        facts.standing = ""
 
     def _place(self) -> Placement:
         """Who is who in the next generation; waits for new workers where they are needed.

@@ -132,7 +132,7 @@ class Run:
             unblock=timeouts.unwind,
         )
         self.moving = Moving(self.loop, self.ranks, self.reserves, regrouping, self.gates, self.cut)
-        self.watching = Watching(self.loop, self.ranks, regrouping, settings.home, timeouts, self.tell)
+        self.watching = Watching(self.loop, self.ranks, settings.home, timeouts, self.tell)
         self.watching.leaving = self.moving.leave
         self.moving.give_up = lambda: self._interrupt(Interrupt())
 

@@ -13,9 +13,9 @@ from orchestrator.cluster_events import HangDetected, Payload, PreemptionNotice,
 from orchestrator.loop import Loop
 from orchestrator.notice import notice
 from orchestrator.ranks import Ranks
-from orchestrator.regrouping import Regrouping
 from orchestrator.timeouts import Timeouts
 from orchestrator.watch import Beat, Hang, Straggler, Watch
+from orchestrator.wording import name_ranks
 from workers.messages import Pulse
 from workers.storage import Storage
 
@@ -30,7 +30,6 @@ class Watching:
     Args:
         loop: what comes, and what time it is.
         ranks: who is who.
-        regrouping: mends.
         home: the run's folder.
         timeouts: how long a rank may stand still.
         tell: called with each cluster event.
@@ -43,7 +42,6 @@ class Watching:
         self,
         loop: Loop,
         ranks: Ranks,
-        regrouping: Regrouping,
         home: Storage,
         timeouts: Timeouts,
         tell: Callable[[Payload], None],
@@ -51,7 +49,6 @@ class Watching:
         self.leaving: Callable[[float], None] = lambda seconds: None
         self._loop = loop
         self._ranks = ranks
-        self._regrouping = regrouping
         self._home = home
         self._tell = tell
         self._watch = Watch(timeouts)
@@ -136,10 +133,11 @@ class Watching:
             if hang.sure:
                 facts.hung.add(members[hang.rank])
                 facts.lost[members[hang.rank]] = f"it hung: {hang}"
-        if any(hang.sure for hang in hangs):
-            self._loop.recover()
-        else:
-            self._regrouping.mend()
+        if not any(hang.sure for hang in hangs):
+            ranks = name_ranks(hang.rank for hang in hangs)
+            told = f"{ranks}: {hangs[0]}{where}"
+            facts.standing = f"ranks wait for each other, in different collectives or for one that hangs; {told}"
+        self._loop.recover()
 
     def _write_stacks(self, members: list[int], iteration: int) -> str | None:
         """The stacks of all ranks, one file each; gives their folder, None if it can't be written."""

@@ -69,6 +69,11 @@ def hold_the_interpreter() -> None:
     ctypes.PyDLL(None).sleep(100)
 
 
+def go_astray() -> None:
+    """Into a collective of which the others know nothing."""
+    dist.barrier()
+
+
 def wait_for_ever() -> None:
     """For something that does not come; the interpreter is free."""
     threading.Event().wait(100)
@@ -123,6 +128,7 @@ HOWS: Mapping[str, Callable[[], None]] = {
     "gil": hold_the_interpreter,
     "loop": loop_for_ever,
     "wait": wait_for_ever,
+    "astray": go_astray,
     "raise": raise_something,
     "peer": raise_as_if_a_peer_were_lost,
     "loader": kill_a_loader,

@@ -43,6 +43,8 @@ class Striker:
             "silence": self._silence,
             "zombie": self._zombie,
             "stick": self._stick,
+            "astray": self._go_astray,
+            "astray always": self._go_astray,
             "part": self._part,
             "call": self._call,
             "hang write": self._hang_write,
@@ -120,6 +122,12 @@ class Striker:
         if not self._world.trains:
             return None
         rank.stuck = True
+        return "it"
+
+    def _go_astray(self, rank: Rank) -> str | None:
+        if rank.network is None or rank.membership.world_size == 1:
+            return None
+        self._world.astray = rank.state_iteration, rank.membership.rank
         return "it"
 
     def _part(self, rank: Rank) -> str:

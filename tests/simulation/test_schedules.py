@@ -104,6 +104,21 @@ def test_a_rank_that_is_killed_before_training_ends_the_run() -> None:
     assert outcome.ended == "WorkerLostError"
 
 
+@pytest.mark.parametrize(
+    ("kind", "ends"), [("astray", {"completed", "terminated"}), ("astray always", {"RecoveryError"})]
+)
+def test_ranks_in_different_collectives_go_back_and_do_not_try_for_ever(kind: str, ends: set[str]) -> None:
+    ended: set[str] = set()
+    for number in range(CLASSES):
+        strike = Strike(kind=kind, step="step", count=4)
+        outcome = play(Config.draw(number), f"{kind} {number}", [strike], undisturbed(number))
+        assert outcome.wrong is None, report([outcome])
+        if strike.struck is not None:
+            assert outcome.ended in ends, report([outcome])
+            ended.add(outcome.ended)
+    assert ended
+
+
 def test_a_storage_that_never_returns_from_a_write_holds_nobody_up_for_ever() -> None:
     struck: Counter[str] = Counter()
     for number in range(CLASSES):
