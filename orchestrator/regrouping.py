@@ -7,7 +7,7 @@ again, and never learns. A fault in the middle of this begins it anew. What to d
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from orchestrator.budgets import Budgets, Progress
@@ -46,6 +46,10 @@ class Regrouping:
         way: what else is to be done.
         spec: what the job says.
         unblock: seconds in which a rank must have let go of the old generation; then it is given up.
+
+    Attributes:
+        early: mends what is lost before the ranks join for the first time, if it can.
+        budgets: how often the run is recovered.
     """
 
     def __init__(
@@ -66,7 +70,8 @@ class Regrouping:
         self._way = way
         self._spec = spec
         self._unblock = unblock
-        self._budgets = Budgets(spec.restarts)
+        self.early: Callable[[], bool] = lambda: False
+        self.budgets = Budgets(spec.restarts)
         self._progress = Progress()
         self._judged = -1  # the generation that was judged last
         self._own: dict[int, dict[SnapshotLabel, bytes]] = {}  # worker → its own part of snapshots, oldest first
@@ -100,6 +105,8 @@ class Regrouping:
     def _recover(self) -> bool:
         """Mend what the loop's facts tell of; False if that can't be, and the run is to end."""
         facts, members = self._loop.facts, self._ranks.members
+        if self._life.phase in {Phase.PLACING, Phase.BUILDING}:
+            return self.early()
         if self._life.phase not in _IN_TRAINING:
             return False
         facts.lose(lambda fault: fault.worker in self._ranks.coming)
@@ -197,7 +204,7 @@ class Regrouping:
         progress, self._judged = Progress() if again or apart else self._progress, ranks.generation
         decision = judge(
             facts,
-            budgets=self._budgets,
+            budgets=self.budgets,
             progress=progress,
             now=time.monotonic(),
             iteration=max(seen, default=None),

@@ -128,8 +128,13 @@ class Reserves:
             missing = self.goal - self._ranks.world_size if self._workers.elastic else 0
             self.want(max(0, missing) + self._workers.spares, gives_way=True)
 
-    def lose(self, worker: int) -> None:
-        """A worker is lost that held no rank."""
+    def lose(self, worker: int, *, refill: bool = True) -> None:
+        """A worker is lost that held no rank.
+
+        Args:
+            worker: which one.
+            refill: whether another one is started for it at once; before training nobody needs it yet.
+        """
         lost = self._loop.facts.loss_of(worker)
         del self._loop.facts.lost[worker]
         self._loop.group.kill(worker)
@@ -138,7 +143,8 @@ class Reserves:
         self._failures += 1
         more = "" if self._failures < FAILURES else "; no more are started until one is"
         notice(f"a spare was lost: {in_words(lost.text)}{more}")
-        self.refill()
+        if refill:
+            self.refill()
 
     def enlarge(self, placement: Placement) -> Placement:
         """The placement with as many more ranks as there are workers for."""

@@ -11,7 +11,7 @@ ROWS = [
     for line in (TESTS / "README.md").read_text().splitlines()
     if re.match(r"\| \d+ \| ", line)
 ]
-FAULTS = 46
+FAULTS = 48
 
 
 def defined(file: str) -> set[str]:

@@ -29,7 +29,7 @@ __all__ = ["ENOUGH", "HOWS", "WHERES", "Fault", "build", "models_alive", "touch"
 
 WHERES = ("forward", "backward", "all-reduce", "step", "handler", "evaluation", "call", "completed")
 """The places in a program, in the order in which a rank comes by them; "handler" is a local one of the iteration,
-"call" is in `touch`, "completed" a local handler at the end of training."""
+"call" is in `touch`, "completed" a local handler at the end of training. Beside them, "build" at iteration 0."""
 CONTROL_GROUP = "RANKFIRE_TEST_CONTROL_GROUP"  # names the folder of one whose memory is limited
 ENOUGH = 1024  # MB, more than its limit
 _faults: Faults | None = None  # of this process
@@ -173,6 +173,7 @@ def build(worker: Worker) -> Program:
     if "control_group" in worker.config:
         os.environ[CONTROL_GROUP] = worker.config["control_group"]
     faults = _faults = Faults(worker)
+    faults.pass_by("build", 0)
     trainer = program.engines["trainer"]
     model: Any = program.state["model"]
     optimizer: Any = program.state["optimizer"]

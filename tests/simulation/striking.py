@@ -107,8 +107,6 @@ class Striker:
         return "it"
 
     def _silence(self, rank: Rank) -> str | None:
-        if not self._world.trains:  # a build may take as long as it likes, and there nobody looks
-            return None
         rank.silent = True
         return "it, for ever"
 
@@ -119,7 +117,7 @@ class Striker:
         return f"it, for {seconds:g} s"
 
     def _stick(self, rank: Rank) -> str | None:
-        if not self._world.trains:
+        if not self._world.trains:  # a build may take as long as it likes, if it beats
             return None
         rank.stuck = True
         return "it"

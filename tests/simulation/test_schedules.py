@@ -97,11 +97,24 @@ def test_a_state_that_never_was_is_seen() -> None:
     assert "in which it never was" in (outcome.wrong or "")
 
 
-def test_a_rank_that_is_killed_before_training_ends_the_run() -> None:
-    strike = Strike(kind="kill", step="build", count=1)
-    outcome = play(Config.draw(0), "early", [strike], undisturbed(0))
+@pytest.mark.parametrize("kind", ["kill", "silence"])
+def test_somebody_stands_in_for_who_is_lost_before_training(kind: str) -> None:
+    struck = 0
+    for number in range(CLASSES):
+        for count in (0, 1):
+            strike = Strike(kind=kind, step="build", count=count)
+            outcome = play(Config.draw(number), f"early {kind} {count} {number}", [strike], undisturbed(number))
+            assert outcome.wrong is None, report([outcome])
+            assert outcome.ended in ("completed", "terminated"), report([outcome])
+            struck += strike.struck is not None
+    assert struck > CLASSES
+
+
+def test_ranks_that_are_killed_before_training_each_time_end_the_run() -> None:
+    strikes = [Strike(kind="kill", step="build", count=1) for _ in range(9)]
+    outcome = play(Config.draw(0), "early", strikes, undisturbed(0))
     assert outcome.wrong is None
-    assert outcome.ended == "WorkerLostError"
+    assert outcome.ended == "RecoveryError"
 
 
 @pytest.mark.parametrize(
