@@ -211,10 +211,23 @@ def read_journal(path: Path | str) -> Iterator[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: a line is none of a journal's.
 
     Example:
         >>> [line["event"] for line in read_journal("runs/digits/journal.jsonl")]  # doctest: +SKIP
         ['RUN_STARTED', 'WORKER_JOINED', 'EPOCH_COMPLETED', 'RUN_COMPLETED']
+    """
+    return map(json.loads, lines_of(path))
+
+
+def lines_of(path: Path | str) -> list[bytes]:
+    """The whole lines of a journal as they are, oldest first.
+
+    Args:
+        path: `RUN/journal.jsonl`, as a path or as a URL.
+
+    Raises:
+        FileNotFoundError: there is none.
     """
     folder, _, name = os.fspath(path).rpartition("/")
     storage = storage_at(folder or ".")
@@ -225,8 +238,7 @@ def read_journal(path: Path | str) -> Iterator[dict[str, Any]]:
         if not segments:
             raise FileNotFoundError(f"{path}: there is no journal")
         content = b"".join(storage.read(f"{SEGMENTS}/{segment}") for segment in segments)
-    for line in content.split(b"\n")[:-1]:  # what follows the last newline is torn
-        yield json.loads(line)
+    return content.split(b"\n")[:-1]  # what follows the last newline is torn
 
 
 def _jsonable(value: object) -> object:

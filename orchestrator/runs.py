@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import SystemFailure
-from orchestrator.journal import NAME, SEGMENTS, read_journal
+from orchestrator.journal import NAME, SEGMENTS, lines_of
 from orchestrator.lease import TTL, owner_of
 from orchestrator.stopping import asked_to_stop
 from workers.folder import Folder
@@ -24,6 +24,7 @@ from workers.storage import Storage
 __all__ = ["FAULTS", "RunState", "events_of", "look_at", "runs_in"]
 
 TAIL = 16 << 10  # bytes of a journal's end that tell how the run stands
+LATEST = 1e11  # seconds since 1970: a later time is none
 SILENT = 3 * TTL  # seconds after which an owner on another machine counts as gone, for who only looks
 READERS = 16  # threads: an object store answers slowly, but many at once
 ENDS = {"RUN_COMPLETED": "completed", "RUN_FAILED": "failed", "RUN_INTERRUPTED": "interrupted"}
@@ -34,6 +35,7 @@ FAULTS = frozenset(
     }
 )  # fmt: skip
 """Events of a journal that tell of what went wrong, and of its mending."""
+PLACE: dict[str, Any] = {"time": None, "epoch": 0, "iteration": 0}  # of a line that does not tell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +46,8 @@ class RunState:
         run: its id.
         url: its folder.
         state: `new` (nothing begun), `running`, `stopping`, `lost` (its driver is gone without a word), or how it
-            ended: `completed`, `terminated`, `interrupted`, `failed`.
+            ended: `completed`, `terminated`, `interrupted`, `failed`; `unreadable` in a list, where one run alone
+            can't be read.
         epoch, iteration: where the journal's last line was written.
         changed: when that was, in seconds since 1970; None: there is no line.
         owner: who runs it, or ran it last, in words; empty: unknown.
@@ -76,7 +79,7 @@ def look_at(home: Storage) -> RunState:
     """
     run = home.url.rstrip("/").rpartition("/")[2]
     try:
-        last, end = _ending(home)
+        last, end = (_sound(line) for line in _ending(home))
         token, owner, standing = owner_of(home)
         lives = standing == "held" or (standing == "watch" and owner is not None and _beats(home, token))
         asked = asked_to_stop(home, token) if lives else None
@@ -86,8 +89,8 @@ def look_at(home: Storage) -> RunState:
         run=run,
         url=home.url,
         state=_state(end, lives=lives, stopping=asked is not None, begun=bool(last)),
-        epoch=int(last.get("epoch", 0)),
-        iteration=int(last.get("iteration", 0)),
+        epoch=last.get("epoch", 0),
+        iteration=last.get("iteration", 0),
         changed=last.get("time"),
         owner="" if owner is None else str(owner),
         token=token,
@@ -96,10 +99,10 @@ def look_at(home: Storage) -> RunState:
 
 
 def runs_in(root: Storage) -> list[RunState]:
-    """All runs of a storage, the one that changed last first.
+    """All runs of a storage, the one that changed last first; what can't be read of them spoils no other's line.
 
     Raises:
-        SystemFailure: it can't be read.
+        SystemFailure: the storage itself can't be read.
     """
     try:
         names = root.names()
@@ -111,15 +114,24 @@ def runs_in(root: Storage) -> list[RunState]:
 
 
 def events_of(home: Storage) -> Iterator[dict[str, Any]]:
-    """The journal's lines, oldest first; none if the run has not begun."""
+    """The journal's lines, oldest first; none if the run has not begun. One that is damaged comes as `UNREADABLE`."""
     with contextlib.suppress(FileNotFoundError):
-        yield from read_journal(home.locate(NAME))
+        for line in lines_of(home.locate(NAME)):
+            given = _parse(line)
+            whole = isinstance(given.get("event"), str)
+            yield {**PLACE, **_sound(given)} if whole else {**PLACE, "event": "UNREADABLE"}
 
 
 def _look_if_run(root: Storage, name: str) -> RunState | None:
     home = root.child(name)
-    names = set(home.names())
-    return look_at(home) if names & {NAME, SEGMENTS, "lease", "spec.yaml"} else None
+    try:
+        names = set(home.names())
+        return look_at(home) if names & {NAME, SEGMENTS, "lease", "spec.yaml"} else None
+    except OSError as error:
+        reason = f"{home.url} can't be read: {error.strerror or error}"
+    except SystemFailure as failure:
+        reason = str(failure)
+    return RunState(run=name, url=home.url, state="unreadable", reason=reason)
 
 
 def _state(end: dict[str, Any], *, lives: bool, stopping: bool, begun: bool) -> str:
@@ -142,9 +154,21 @@ def _ending(home: Storage) -> tuple[dict[str, Any], dict[str, Any]]:
 def _parse(line: bytes) -> dict[str, Any]:
     try:
         given = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return given if isinstance(given, dict) else {}
+
+
+def _sound(line: dict[str, Any]) -> dict[str, Any]:
+    """A journal's line; what is neither a place nor a time, where one is expected, is left out."""
+    kept = dict(line)
+    for key in ("epoch", "iteration"):
+        if not (type(value := line.get(key)) is int and 0 <= value < 2**63):
+            kept.pop(key, None)
+    at = line.get("time")
+    if isinstance(at, bool) or not isinstance(at, int | float) or not abs(at) < LATEST:  # nor is NaN
+        kept.pop("time", None)
+    return kept
 
 
 def _tail(home: Storage) -> bytes:

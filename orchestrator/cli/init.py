@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
+import sys
 from importlib.resources import files
 from pathlib import Path
 
@@ -30,6 +33,7 @@ FILES = {
 def init(folder: str, as_json: bool) -> None:
     """Write a starter project into FOLDER: a job file, a program, handlers. Nothing is overwritten."""
     from orchestrator.errors import SpecError, explain
+    from orchestrator.yaml_text import dump
 
     target = Path(folder)
     taken = [name for name in FILES if (target / name).exists() or (target / name).is_symlink()]
@@ -42,7 +46,7 @@ def init(folder: str, as_json: bool) -> None:
         for file, source in FILES.items():
             text = (files("orchestrator.cli") / "starter" / source).read_text(encoding="utf-8")
             with (target / file).open("x", encoding="utf-8") as new:
-                new.write(text.replace("NAME", name))
+                new.write(text.replace("run: NAME", dump({"run": name}).strip()).replace("NAME", name))
     except OSError as error:
         expected, received = "a folder that can be written", str(error.strerror or error)
         raise SpecError(explain(folder, expected=expected, received=received, mend="name another one")) from error
@@ -50,7 +54,8 @@ def init(folder: str, as_json: bool) -> None:
         print_json({"folder": str(target), "run": name, "files": list(FILES)})
         return
     click.echo(f"{target}: a project that runs: {', '.join(FILES)}")
-    click.echo(f"next: {'' if folder == '.' else f'cd {target} && '}rankfire run job.yaml")
+    rankfire = "rankfire" if shutil.which("rankfire") else shlex.quote(str(Path(sys.executable).with_name("rankfire")))
+    click.echo(f"next: {'' if folder == '.' else f'cd {shlex.quote(str(target))} && '}{rankfire} run job.yaml")
 
 
 def run_id_of(folder: Path) -> str:

@@ -20,7 +20,7 @@ Examples:
   rankfire list
   rankfire list --state running --state failed
   rankfire list --storage s3://bucket/runs --json"""
-STATES = ["new", "running", "stopping", "lost", "completed", "terminated", "interrupted", "failed"]
+STATES = ["new", "running", "stopping", "lost", "completed", "terminated", "interrupted", "failed", "unreadable"]
 
 
 @click.command(name="list", epilog=EPILOG)

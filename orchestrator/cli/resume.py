@@ -71,11 +71,15 @@ def job_of(home: Storage) -> str:
 
     Raises:
         SpecError: it has none.
+        SystemFailure: its folder can't be read.
     """
-    from orchestrator.errors import SpecError, explain
+    from orchestrator.errors import SpecError, SystemFailure, explain
 
     try:
         return home.read("spec.yaml").decode()
+    except UnicodeDecodeError as error:
+        where, expected, mend = home.locate("spec.yaml"), "text in UTF-8", "put the job file there again"
+        raise SpecError(explain(where, expected=expected, received=str(error), mend=mend)) from None
     except FileNotFoundError:
         raise SpecError(
             explain(
@@ -85,11 +89,16 @@ def job_of(home: Storage) -> str:
                 mend="run its script again, which goes on from the newest checkpoint",
             )
         ) from None
+    except OSError as error:
+        raise SystemFailure(f"run {home.url}: its job file can't be read: {error.strerror or error}") from error
 
 
 def roots_of_run(home: Storage) -> list[str]:
     """Where a run's functions are searched: here, and where they were when it was started, as far as that is here."""
+    from orchestrator.checkpoints.references import readable
     from orchestrator.runs import events_of
 
-    then = [root for event in events_of(home) if event["event"] == "RUN_STARTED" for root in event.get("roots", ())]
+    with readable(home.url):
+        started = [event.get("roots") for event in events_of(home) if event["event"] == "RUN_STARTED"]
+    then = [root for roots in started if isinstance(roots, list) for root in roots if isinstance(root, str)]
     return list(dict.fromkeys([os.getcwd(), *(root for root in reversed(then) if Path(root).is_dir())]))

@@ -5,6 +5,7 @@ Reads the file, makes the orchestrator of it, runs it. Errors become exit codes 
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["run", "run_to_its_end"]
 
 MAX_SHOWN = 60  # characters of a metric
+ENOUGH = 1000  # columns: a checkpoint's path can be copied in one piece
 
 EPILOG = """\b
 Examples:
@@ -89,7 +91,9 @@ def run_to_its_end(
     from orchestrator.orchestrator import Orchestrator  # only now: a bad job file need not wait for torch
 
     orchestrator = Orchestrator.from_spec(spec, roots=list(roots))
-    result = orchestrator.run(resume=resume, fresh=fresh, strict=strict)  # type: ignore[arg-type]  # click.Choice knows no Literal
+    # stdout is for the document alone: what the job prints goes to stderr then
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        result = orchestrator.run(resume=resume, fresh=fresh, strict=strict)  # type: ignore[arg-type]  # click.Choice knows no Literal
     if as_json:
         print_json(document(spec.run, result))
     else:
@@ -120,12 +124,17 @@ def show_result(name: str, result: RunResult) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("status", result.status)
+    if result.reason:
+        table.add_row("reason", result.reason)
     table.add_row("epoch", str(result.state.epoch))
     table.add_row("iteration", str(result.state.iteration))
     for metric, value in sorted(result.metrics.items()):
         table.add_row(metric, _word(value))
     table.add_row("checkpoint", result.checkpoint or "none")
-    Console(file=Steady(sys.stdout), markup=False, highlight=False).print(table)  # type: ignore[arg-type]  # a text stream
+    console = Console(file=Steady(sys.stdout), markup=False, highlight=False)  # type: ignore[arg-type]  # a text stream
+    needed = console.measure(table, options=console.options.update_width(ENOUGH)).maximum
+    console.width = max(console.width, needed)
+    console.print(table)
 
 
 def _word(value: object) -> str:

@@ -29,7 +29,7 @@ Examples:
   rankfire show digits
   rankfire show digits --json | jq .faults"""
 PLAIN = ("event", "time", "generation", "epoch", "iteration")  # what every line of a journal has
-LEFT_OUT = ("versions", "roots", "program", "host", "pid", "token", "run", "stacks")  # of the timeline, for people
+LEFT_OUT = ("versions", "roots", "program", "node", "token", "run", "stacks")  # of the timeline, for people
 
 
 @click.command(epilog=EPILOG)

@@ -6,8 +6,9 @@ Called by every command that names a run.
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -41,7 +42,16 @@ def print_json(content: object) -> None:
     """Print one JSON document, without secrets."""
     from workers.redaction import redact
 
-    click.echo(redact(json.dumps(content, indent=2, default=str)))
+    click.echo(redact(json.dumps(finite(content), indent=2, default=str, allow_nan=False)))
+
+
+def finite(content: object) -> object:
+    """JSON knows no NaN and no infinity: they become their names, as in the journal."""
+    if isinstance(content, float) and not math.isfinite(content):
+        return str(content)
+    if isinstance(content, Mapping):
+        return {key: finite(item) for key, item in content.items()}
+    return [finite(item) for item in content] if isinstance(content, list | tuple) else content
 
 
 def folder_named(run: str, storage: str) -> Storage:
@@ -64,7 +74,12 @@ def shown(state: RunState) -> dict[str, object]:
 
 def time_in_words(seconds: float | None) -> str:
     """A moment, in seconds since 1970, in local time."""
-    return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    if seconds is None:
+        return ""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):  # no clock ever showed it
+        return "?"
 
 
 def size_in_words(size: float) -> str:

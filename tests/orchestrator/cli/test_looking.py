@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.storage import print_json, time_in_words
 from orchestrator.lease import Lease
 from tests.orchestrator.cli.conftest import Rankfire
 from workers.locations import storage_at
@@ -34,6 +35,65 @@ def test_list_as_json_and_by_state(runs: Path, rankfire: Rankfire) -> None:
     assert {run["run"] for run in json.loads(out)} == {"linear", "empty"}
     _, out, _ = rankfire("list", "--json", "--state", "failed", "--state", "lost")
     assert json.loads(out) == []
+
+
+def test_a_run_that_can_not_be_read_spoils_no_others_line(runs: Path, rankfire: Rankfire) -> None:
+    (runs / "loop").symlink_to("loop")
+    (runs / "empty" / "journal.jsonl").unlink()
+    (runs / "empty" / "journal.jsonl").mkdir()
+    code, out, _ = rankfire("list", "--json")
+    found = {run["run"]: run for run in json.loads(out)}
+    assert (code, found["linear"]["state"]) == (0, "completed")
+    assert [found[name]["state"] for name in ("loop", "empty")] == ["unreadable"] * 2
+    assert "can't be read" in found["loop"]["reason"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"event": "RUN_COMPLETED", "epoch": "x", "iteration": [1], "time": "yesterday"}',
+        '{"event": "RUN_COMPLETED", "epoch": NaN, "iteration": -1, "time": NaN}',
+        '{"event": "RUN_COMPLETED", "time": 1e300}', '{"event": "RUN_COMPLETED"}',
+        "{}", "[]", '"x"', "\x00", "[" * 99999,
+        '{"event": ["x"], "epoch": 1}', '{"event": "RUN_COMPLETED", "time": 9e99999, "epoch": ' + "9" * 5000 + "}",
+        '{"event": "RUN_STARTED", "roots": "/"}', '{"event": "RUN_STARTED", "roots": [1, null]}',
+    ],
+)  # fmt: skip
+def test_a_damaged_line_of_a_journal_is_told_and_the_others_are_shown(
+    runs: Path, rankfire: Rankfire, line: str
+) -> None:
+    with (runs / "linear" / "journal.jsonl").open("ab") as journal:
+        journal.write(line.encode() + b"\n\xff\xfe\n")
+    for command in (["list"], ["status", "linear"], ["show", "linear"]):
+        code, out, err = rankfire(*command, "--json")
+        assert (code, err) == (0, ""), command
+        json.loads(out, parse_constant=pytest.fail)
+        assert rankfire(*command)[0] == 0
+    assert json.loads(rankfire("show", "linear", "--json")[1])["timeline"][-1]["event"] == "UNREADABLE"
+    code, _, err = rankfire("resume", "linear")
+    assert (code, "none: it was started from Python" in err) == (2, True)
+
+
+@pytest.mark.parametrize(("content", "text"), [(b"\xff\xfe", "expected text in UTF-8"), (None, "can't be read")])
+def test_a_job_file_that_can_not_be_read_is_told(
+    runs: Path, rankfire: Rankfire, content: bytes | None, text: str
+) -> None:
+    file = runs / "linear" / "spec.yaml"
+    file.mkdir() if content is None else file.write_bytes(content)
+    code, _, err = rankfire("resume", "linear")
+    assert (code in (2, 3), text in err, "Traceback" in err) == (True, True, False), err
+
+
+def test_a_time_that_no_clock_showed_is_told_as_that() -> None:
+    assert (time_in_words(1e300), time_in_words(None)) == ("?", "")
+
+
+def test_json_knows_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"loss": float("nan"), "all": [1.0, (float("inf"), "x")]})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "loss": "nan",
+        "all": [1.0, ["inf", "x"]],
+    }
 
 
 def test_list_of_no_runs_says_how_to_begin(tmp_path: Path, rankfire: Rankfire) -> None:

@@ -1,6 +1,7 @@
 """The summary of a finished run, whatever its metrics are and whoever reads it."""
 
 import io
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 from orchestrator.cli.run import show_result
 
 
-def result(**metrics: object) -> Any:
+def result(reason: str = "", checkpoint: str | None = None, **metrics: object) -> Any:
     state = SimpleNamespace(epoch=5, iteration=145)
-    return SimpleNamespace(status="completed", state=state, metrics=metrics, checkpoint=None)
+    return SimpleNamespace(status="completed", reason=reason, state=state, metrics=metrics, checkpoint=checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,14 @@ def test_a_metric_of_any_kind_is_a_row(value: object, shown: str, capsys: pytest
     show_result("digits", result(**{"m[/b]": value}))
     rows = [line for line in capsys.readouterr().out.splitlines() if "m[/b]" in line]
     assert [row.split("│")[2].strip() for row in rows] == [shown]
+
+
+def test_the_summary_says_why_and_keeps_a_path_in_one_piece(capsys: pytest.CaptureFixture[str]) -> None:
+    path = "/runs/" + "x" * 200
+    show_result("one", result(reason="enough", checkpoint=path))
+    out = capsys.readouterr().out
+    assert re.search(r"reason +│ enough", out)
+    assert path in out
 
 
 class Gone(io.StringIO):
