@@ -108,6 +108,8 @@ class Beginning:
             if worker in facts.lost:
                 lost = facts.loss_of(worker)
                 del facts.lost[worker]
+                if not self._open:
+                    self._until = time.monotonic() + self._reserves.patience
                 self._open.append(rank)
                 self._loop.group.kill(worker)
                 notice(loss_in_words(lost))
@@ -122,11 +124,11 @@ class Beginning:
         if more := max(0, len(self._open) - len(ranks.spares) - len(ranks.coming)):
             notice(f"starting {'a worker' if more == 1 else f'{more} workers'} in place of what was lost")
             self._reserves.want(more + len(ranks.spares) + len(ranks.coming))
-            self._until = time.monotonic() + self._reserves.patience
 
     def _fill(self, worker: int) -> bool:
         if not self._open or self._life.phase is not Phase.BUILDING:
             return False
+        self._until = time.monotonic() + self._reserves.patience
         self._ranks.stand_in(self._open.pop(0), worker)
         self._watching.begin("building the program")
         return True
@@ -135,7 +137,8 @@ class Beginning:
         """Nobody is waited for for ever who does not come."""
         if self._life.phase is not Phase.BUILDING or not self._open:
             return
-        self._reserves.give_up_silent()
+        if self._reserves.give_up_silent():
+            self._until = time.monotonic() + self._reserves.patience
         if not self._ranks.spares and not self._reserves.building and time.monotonic() > self._until:
             raise self._loop.end(
                 CapacityError.of(

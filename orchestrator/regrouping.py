@@ -247,8 +247,7 @@ class Regrouping:
         """
         until = time.monotonic() + self._reserves.patience
         while True:
-            self._reserves.give_up_silent()
-            if self._reserves.building:
+            if self._reserves.give_up_silent() or self._reserves.building:
                 until = time.monotonic() + self._reserves.patience
             members = dict(enumerate(self._ranks.members))
             lost = [rank for rank, worker in members.items() if worker in self._gone]

@@ -132,6 +132,19 @@ def test_ranks_in_different_collectives_go_back_and_do_not_try_for_ever(kind: st
     assert ended
 
 
+def test_a_new_worker_that_stops_before_it_is_up_is_given_up_for_another() -> None:
+    struck = 0
+    for number in range(CLASSES):
+        config = Config.draw(number)
+        strikes = [Strike(kind="kill", step="step", count=4), Strike(kind="silence", step="start", count=0, after=0)]
+        outcome = play(config, f"a silent newcomer {number}", strikes, undisturbed(number))
+        assert outcome.wrong is None, report([outcome])
+        if strikes[1].struck is not None and not outcome.world.starved:
+            assert outcome.ended in ("completed", "terminated"), report([outcome])
+            struck += config.workers["spares"] == 0
+    assert struck > 3
+
+
 def test_a_storage_that_never_returns_from_a_write_holds_nobody_up_for_ever() -> None:
     struck: Counter[str] = Counter()
     for number in range(CLASSES):
