@@ -119,7 +119,8 @@ class Episode:
             if more <= 0:
                 return None
             return f"{'a worker' if more == 1 else f'{more} workers'} joined: {_ranks(before)} → {now}"
-        lost = f"lost: {name_ranks(recovered.ranks)}" if self.lost else "ranks had lost contact"
+        without = "ranks had waited for each other" if "hang" in self.causes else "ranks had lost contact"
+        lost = f"lost: {name_ranks(recovered.ranks)}" if self.lost else without
         resized = f"; {_ranks(before)} → {now}" if more else ""
         iteration = f"iteration {recovered.iteration}"
         back = {"snapshot": iteration, "checkpoint": f"the checkpoint of {iteration}", "start": "the start"}

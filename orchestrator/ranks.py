@@ -46,6 +46,7 @@ class Ranks:
         told: called with the ranks to which an order goes.
         tell: called with each cluster event.
         programs: what the workers have built.
+        fill: called with a worker that is up or has built and holds no rank; whether it takes one that is open.
         late: called when they do not join in time after a fault; whether another generation is tried then.
     """
 
@@ -57,6 +58,7 @@ class Ranks:
         self.coming: set[int] = set()
         self.ready: Callable[[int], None] = lambda worker: None
         self.tell: Callable[[Payload], None] = lambda payload: None
+        self.fill: Callable[[int], bool] = lambda worker: False
         self.late: Callable[[], bool] = lambda: False
         self.told: Callable[[list[int]], None] = lambda ranks: None
         self._loop = loop
@@ -66,6 +68,7 @@ class Ranks:
         self._workers: list[int] = []  # rank → worker
         self._members: dict[int, Membership] = {}
         self.programs = Programs(journal)
+        self._expected: set[int] = set()  # workers of the start
         self._joined: dict[int, int] = {}  # worker → samples that it had consumed by then
         self._started = 0  # workers ever started: the next one's id
         self._build: Callable[[Membership], Build] | None = None
@@ -83,7 +86,10 @@ class Ranks:
     def place(self) -> None:
         """Give each worker its rank when all are up."""
         group, facts = self._loop.group, self._loop.facts
-        self._until(lambda: len(facts.places) == group.size, "start", lambda: range(group.size) - facts.places.keys())
+        self._expected = set(range(group.size))
+        self._until(
+            lambda: facts.places.keys() >= self._expected, "start", lambda: self._expected - facts.places.keys()
+        )
         self._members = deal_ranks(facts.places, generation=0)
         in_order = sorted(self._members, key=lambda worker: self._members[worker].rank)
         self._workers, self.spares = in_order[: self.world_size], in_order[self.world_size :]
@@ -95,17 +101,29 @@ class Ranks:
         """Have every worker build the program; spares too."""
         self._life.enter(Phase.BUILDING)
         self._build = order
-        everyone = [*self._workers, *self.spares]
-        self._loop.facts.building.update(everyone)
-        for worker in everyone:
-            self._loop.group.order(worker, order(self._members[worker]))
-        self._until(
-            lambda: len(self.programs.built) == len(everyone),
-            "build",
-            lambda: self._members.keys() - self.programs.built.keys(),
-            patient=True,
-        )
+        for worker in [*self._workers, *self.spares]:
+            self._order_build(worker)
+        dealt = list(self._workers)
+
+        def missing() -> set[int]:
+            return {*self._workers, *self.spares} - self.programs.built.keys()
+
+        self._until(lambda: not missing(), "build", missing, patient=True)
+        if self._workers != dealt:
+            self.deal(self._workers)
         self.programs.settle(self._workers[0])
+
+    def stand_in(self, rank: int, worker: int) -> None:
+        """While all build: this worker holds a rank whose worker is lost, and builds as that."""
+        self.coming.discard(worker)
+        self._workers[rank] = worker
+        self.spares = [spare for spare in self.spares if spare != worker]
+        self.programs.built.pop(worker, None)
+        places = {one: self._loop.facts.places[one] for one in self._workers if one in self._loop.facts.places}
+        local = deal_ranks(places, generation=self.generation)[worker]
+        self._members[worker] = replace(local, rank=rank, world_size=self.world_size)
+        self._loop.facts.ranks[worker] = rank
+        self._order_build(worker)
 
     def join(
         self,
@@ -127,17 +145,9 @@ class Ranks:
         """
         self._life.enter(Phase.JOINING)
         for rank, worker in enumerate(self._workers):
-            self._loop.group.order(
-                worker,
-                Join(
-                    membership=self._members[worker],
-                    store=store,
-                    timeout=timeout,
-                    forming=forming,
-                    load=load,
-                    rewind=None if rewinds is None else rewinds[rank],
-                ),
-            )
+            member, rewind = self._members[worker], None if rewinds is None else rewinds[rank]
+            order = Join(membership=member, store=store, timeout=timeout, forming=forming, load=load, rewind=rewind)
+            self._loop.group.order(worker, order)
         generation = self.generation
         self._until(
             lambda: generation != self.generation or self._joined.keys() >= set(self._workers),
@@ -151,16 +161,8 @@ class Ranks:
         for rank, worker in enumerate(self._workers):
             if workers is None or worker in workers:
                 place, device = self._loop.facts.places[worker], self.programs.built[worker].device
-                self.tell(
-                    WorkerJoined(
-                        rank=rank,
-                        pid=place.pid,
-                        node=place.node,
-                        host=place.host,
-                        device=device,
-                        generation=self.generation,
-                    )
-                )
+                pid, node, host, now = place.pid, place.node, place.host, self.generation
+                self.tell(WorkerJoined(rank=rank, pid=pid, node=node, host=host, device=device, generation=now))
 
     # ---------------------------------------------------------------- after the start
     @property
@@ -211,6 +213,7 @@ class Ranks:
     def forget(self, worker: int) -> None:
         """A worker is gone."""
         self.coming.discard(worker)
+        self._expected.discard(worker)
         if worker in self.spares:
             self.spares.remove(worker)
         for known in (self.programs.built, self._loop.facts.places, self._loop.facts.phases):
@@ -285,13 +288,11 @@ class Ranks:
         if (other := other_versions(message.versions)) is not None:
             self._journal.write("VERSIONS_DIFFER", worker=message.worker, node=message.place.node, text=other)
             notice(f"the worker on {message.place} has {other}; results may differ in their last bits")
-        if message.worker in self.coming:
-            assert self._build is not None, "a worker came before the program was known"
+        if message.worker in self.coming and not self.fill(message.worker):
             rank = self.world_size + len(self.spares)
             member = Membership(generation=self.generation, rank=rank, world_size=self.world_size)
             self._members[message.worker] = member
-            self._loop.facts.building.add(message.worker)
-            self._loop.group.order(message.worker, self._build(member))
+            self._order_build(message.worker)
 
     def _on_built(self, message: Built) -> None:
         place, members = self._loop.facts.places.get(message.worker), self._workers
@@ -302,6 +303,13 @@ class Ranks:
             self.coming.remove(message.worker)
             self.spares.append(message.worker)
             self.ready(message.worker)
+        if message.worker in self.spares:
+            self.fill(message.worker)
+
+    def _order_build(self, worker: int) -> None:
+        assert self._build is not None, "a worker came before the program was known"
+        self._loop.facts.building.add(worker)
+        self._loop.group.order(worker, self._build(self._members[worker]))
 
     def _on_joined(self, message: Joined) -> None:
         if message.generation == self.generation:

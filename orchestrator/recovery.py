@@ -68,7 +68,7 @@ def judge(
     """Decide what a fault means for the run; to be asked once for each generation that ends.
 
     A user's exception ends it, and so does a checkpoint that ranks can't read: neither is ever tried again. Else the
-    losses are charged, each cause once however many ranks it took; without a loss, broken contact is.
+    losses are charged, each cause once however many ranks it took; without a loss, a hang or broken contact is.
 
     Args:
         facts: of this generation alone, after all ranks had a moment to tell.
@@ -83,7 +83,7 @@ def judge(
     if any(fault.kind != "communication" for fault in facts.faults):
         return Stop(error=verdict(facts))
     gone = {worker: text for worker, text in facts.lost.items() if worker not in facts.spares}
-    if not gone and not facts.faults:
+    if not gone and not facts.faults and not facts.standing:
         return GoOn(spares=tuple(sorted(facts.lost)))
     error = verdict(replace(facts, lost=gone))
     if on_loss == "stop":
@@ -92,7 +92,8 @@ def judge(
         facts.ranks.get(worker, worker): cause_of(text, draining=worker in facts.draining, hung=worker in facts.hung)
         for worker, text in sorted(gone.items(), key=lambda item: facts.ranks.get(item[0], item[0]))
     }
-    causes = tuple(cause for cause in _WORST_FIRST if cause in lost.values()) or ("network",)
+    without: Cause = "hang" if facts.standing else "network"
+    causes = tuple(cause for cause in _WORST_FIRST if cause in lost.values()) or (without,)
     charges = [budgets.charge(cause, now) for cause in causes]
     stuck = None if causes == ("preemption",) else progress.failed(iteration, gate)
     refused = _refused(charges, stuck, budgets.window, str(error), samples)

@@ -7,7 +7,7 @@ again, and never learns. A fault in the middle of this begins it anew. What to d
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from orchestrator.budgets import Budgets, Progress
@@ -42,8 +42,7 @@ from workers.parcels import LoadPoint, Rewind, SnapshotLabel
 __all__ = ["Regrouping"]
 
 TIMELESS = (Pulse, Saved, SnapshotTaken, Observed, Hello, Built, Mended)
-"""What is true of a worker, of its state, or of its past, whatever generation it is in; what it has observed since the
-snapshot to which it goes back, it will tell once more."""
+"""What is true of a worker, its state or its past in any generation; what it observed since the snapshot comes again."""
 _IN_TRAINING = {Phase.JOINING, Phase.RECOVERING, Phase.RUNNING, Phase.GATE}
 
 
@@ -58,6 +57,10 @@ class Regrouping:
         way: what else is to be done.
         spec: what the job says.
         unblock: seconds in which a rank must have let go of the old generation; then it is given up.
+
+    Attributes:
+        early: mends what is lost before the ranks join for the first time, if it can.
+        budgets: how often the run is recovered.
     """
 
     def __init__(
@@ -78,7 +81,8 @@ class Regrouping:
         self._way = way
         self._spec = spec
         self._unblock = unblock
-        self._budgets = Budgets(spec.restarts)
+        self.early: Callable[[], bool] = lambda: False
+        self.budgets = Budgets(spec.restarts)
         self._progress = Progress()
         self._judged = -1  # the generation that was judged last
         self._own: dict[int, dict[SnapshotLabel, bytes]] = {}  # worker → its own part of snapshots, oldest first
@@ -114,6 +118,8 @@ class Regrouping:
     def _recover(self) -> bool:
         """Mend what the loop's facts tell of; False if that can't be, and the run is to end."""
         facts, members = self._loop.facts, self._ranks.members
+        if self._life.phase in {Phase.PLACING, Phase.BUILDING}:
+            return self.early()
         if self._life.phase not in _IN_TRAINING:
             return False
         facts.lose(lambda fault: fault.worker in self._ranks.coming)
@@ -122,7 +128,7 @@ class Regrouping:
         for worker in [worker for worker in facts.lost if worker not in members]:
             self._gone.add(worker)
             self._reserves.lose(worker)
-        if not facts.lost and not facts.faults:
+        if not (facts.lost or facts.faults or facts.standing):
             return True
         if any(fault.kind != "communication" for fault in facts.faults):
             return False
@@ -151,7 +157,7 @@ class Regrouping:
             self._stage = "stop"
             self._stop(generation)
             self._stage = "place"
-            if self._loop.facts.lost or self._loop.facts.faults:
+            if (facts := self._loop.facts).lost or facts.faults or facts.standing:
                 self._settle()
             placement = self._place()
         finally:
@@ -211,7 +217,7 @@ class Regrouping:
         progress, self._judged = Progress() if again or apart else self._progress, ranks.generation
         decision = judge(
             facts,
-            budgets=self._budgets,
+            budgets=self.budgets,
             progress=progress,
             now=time.monotonic(),
             iteration=max(seen, default=None),
@@ -244,6 +250,7 @@ class Regrouping:
             self._way.tell(lost)
             self._ranks.forget(worker)
         facts.faults.clear()
+        facts.standing = ""
 
     def _place(self) -> Placement:
         """Who is who in the next generation; waits for new workers where they are needed.
@@ -253,8 +260,7 @@ class Regrouping:
         """
         until = time.monotonic() + self._reserves.patience
         while True:
-            self._reserves.give_up_silent()
-            if self._reserves.building:
+            if self._reserves.give_up_silent() or self._reserves.building:
                 until = time.monotonic() + self._reserves.patience
             members = dict(enumerate(self._ranks.members))
             lost = [rank for rank, worker in members.items() if worker in self._gone]
@@ -303,8 +309,7 @@ class Regrouping:
             self._way.leave_behind(left_behind(own))
         world, generation = len(now), self._ranks.generation
         recovered = episode.recovered(label or load, world_size=world, generation=generation)
-        told = episode.in_words(recovered, len(before))
-        if told is not None:
+        if (told := episode.in_words(recovered, len(before))) is not None:
             notice(told)
         self._way.regrouped(episode.lost.keys(), load.at if label is None and load is not None else label)
         self._reserves.refill()

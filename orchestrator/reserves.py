@@ -19,6 +19,7 @@ from orchestrator.spec import WorkersSpec
 
 __all__ = ["Reserves"]
 
+LATE = 0.8  # of the patience: a worker that has a place and is not up by then will not come
 FAILURES = 3  # reserves lost in a row, after which no more are started
 
 
@@ -44,6 +45,7 @@ class Reserves:
         self._workers = workers
         self._silence = silence
         self._failures = 0
+        self._asked: dict[int, float] = {}  # worker that is not up → when it was first waited for
         ranks.ready = self._on_ready
 
     @property
@@ -75,14 +77,29 @@ class Reserves:
         """Whether so many ranks and the workers that wait are enough to go on with, though some are missing."""
         return self.minimum is not None and left + len(self._ranks.spares) >= max(self.minimum, 1)
 
-    def give_up_silent(self) -> None:
-        """Lose those that build and have given no sign of life for too long."""
-        now, builds = time.monotonic(), self._loop.facts.building & self._ranks.coming
-        silent = [worker for worker in builds if now - self._loop.heard_at.setdefault(worker, now) > self._silence]
+    def give_up_silent(self) -> bool:
+        """Lose those that build and have given no sign of life for too long, or have a place and never gave one.
+
+        Returns:
+            Whether some were lost, and others are worth waiting for instead.
+        """
+        now, lost = time.monotonic(), self._loop.facts.lost
+        for worker in self._loop.facts.building & self._ranks.coming:
+            if now - self._loop.heard_at.setdefault(worker, now) > self._silence:
+                lost[worker] = f"it gave no sign of life for {self._silence:g} s while it built"
+        late = [worker for worker in self._ranks.coming - self._loop.facts.places.keys() if self._is_late(worker, now)]
+        lost.update(dict.fromkeys(late, f"it has a place, and said nothing for {LATE * self.patience:g} s"))
+        silent = bool(self._ranks.coming & lost.keys())
         if silent:
-            words = f"it gave no sign of life for {self._silence:g} s while it built"
-            self._loop.facts.lost.update(dict.fromkeys(silent, words))
             self._loop.recover()
+        return silent and self._failures < FAILURES
+
+    def _is_late(self, worker: int, now: float) -> bool:
+        """Whether a worker is not up in time although there is room for it; who waits for room is no different."""
+        if now - self._asked.setdefault(worker, now) <= LATE * self.patience:
+            return False
+        self._asked[worker] = now
+        return self._loop.group.shortage() is None
 
     def want(self, number: int, *, avoid: Collection[str] = (), gives_way: bool = False) -> int:
         """See that so many workers are there, or on their way.
@@ -128,8 +145,13 @@ class Reserves:
             missing = self.goal - self._ranks.world_size if self._workers.elastic else 0
             self.want(max(0, missing) + self._workers.spares, gives_way=True)
 
-    def lose(self, worker: int) -> None:
-        """A worker is lost that held no rank."""
+    def lose(self, worker: int, *, refill: bool = True) -> None:
+        """A worker is lost that held no rank.
+
+        Args:
+            worker: which one.
+            refill: whether another one is started for it at once; before training nobody needs it yet.
+        """
         lost = self._loop.facts.loss_of(worker)
         del self._loop.facts.lost[worker]
         self._loop.group.kill(worker)
@@ -138,7 +160,8 @@ class Reserves:
         self._failures += 1
         more = "" if self._failures < FAILURES else "; no more are started until one is"
         notice(f"a spare was lost: {in_words(lost.text)}{more}")
-        self.refill()
+        if refill:
+            self.refill()
 
     def enlarge(self, placement: Placement) -> Placement:
         """The placement with as many more ranks as there are workers for."""

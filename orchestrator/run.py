@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from orchestrator.asking import Asking
+from orchestrator.beginning import Beginning
 from orchestrator.bus import EventBus
 from orchestrator.checkpoints.registry import Registry
 from orchestrator.cluster_events import Payload
@@ -132,8 +133,9 @@ class Run:
             unblock=timeouts.unwind,
         )
         self.moving = Moving(self.loop, self.ranks, self.reserves, regrouping, self.gates, self.cut)
-        self.watching = Watching(self.loop, self.ranks, regrouping, settings.home, timeouts, self.tell)
+        self.watching = Watching(self.loop, self.ranks, settings.home, timeouts, self.tell)
         self.watching.leaving = self.moving.leave
+        Beginning(self.loop, self.life, self.ranks, self.reserves, regrouping, settings.recovery, self.watching)
         self.moving.give_up = lambda: self._interrupt(Interrupt())
 
     def execute(self, load: LoadPoint | None, data: Mapping[str, Any] | None = None) -> None:
@@ -158,6 +160,7 @@ class Run:
 
             import_module("orchestrator.reduce")
             self.ranks.place()
+            self._watch("building the program")
             self.ranks.build(self._build)
             for bus in self._buses.values():
                 bus.seal()
@@ -210,7 +213,7 @@ class Run:
         while not (self.gates.all_finished and self.saver.idle):
             self.loop.pump()
         self.gates.trained.stop()
-        self._pause()
+        self._watch(None)
         self._headless.check()
         self.life.enter(Phase.FINISHING)
         self.gates.note_dropped()
@@ -221,6 +224,7 @@ class Run:
             self.stop_reason = "the ranks ended before the goal: a handler or step there called terminate or interrupt"
 
     def _join(self, rewinds: dict[int, Rewind] | None, load: LoadPoint | None) -> None:
+        self._watch("joining the process group")
         self.ranks.join(
             self._store,
             timeout=self._timeouts.collective,
@@ -244,8 +248,7 @@ class Run:
                 cut=self.asking.regroup(self._at),
             )
         )
-        if self.watching is not None:
-            self.watching.begin()
+        self._watch("training")
         self.asking.agree()
         ends = self.stop_reason is not None and self.gates.ended_at is None
         if self._cut_wanted or (ends and not self.gates.open):
@@ -259,12 +262,13 @@ class Run:
         self.recovered()
 
     def _halt(self) -> None:
-        self._pause()
+        self._watch(None)
         self.asking.see_failures()
 
-    def _pause(self) -> None:
+    def _watch(self, phase: str | None) -> None:
+        """From now on the ranks are in this phase; None: what they do is not looked at."""
         if self.watching is not None:
-            self.watching.pause()
+            self.watching.pause() if phase is None else self.watching.begin(phase)
 
     def tell(self, payload: Payload) -> None:
         """Write down what happened to the cluster, and tell driver handlers of it."""

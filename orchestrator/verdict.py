@@ -39,6 +39,7 @@ class Facts:
         faults: in the order in which they came.
         lost: worker → how the loss was seen.
         hung: lost workers that were ended because they stood still.
+        standing: that ranks stand still and nobody could be named for it, in words.
         draining: workers on nodes that the cluster has announced to take away.
         spares: workers that hold no rank of this generation.
     """
@@ -50,6 +51,7 @@ class Facts:
     faults: list[Fault] = field(default_factory=list)
     lost: dict[int, str] = field(default_factory=dict)
     hung: set[int] = field(default_factory=set)
+    standing: str = ""
     draining: set[int] = field(default_factory=set)
     spares: set[int] = field(default_factory=set)
 
@@ -92,7 +94,7 @@ class Facts:
 def verdict(facts: Facts) -> RankfireError:
     """The error to end with: a user's exception, else a checkpoint that ranks can't read, else a lost worker.
 
-    If there is none of these, collectives broke.
+    If there is none of these, ranks wait for each other, or collectives broke.
     """
     users = [fault for fault in facts.faults if fault.kind in ("user", "memory")]
     if users:
@@ -101,6 +103,8 @@ def verdict(facts: Facts) -> RankfireError:
         return _of_reading(unread)
     if facts.lost:
         return _of_loss(facts)
+    if facts.standing:
+        return SystemFailure(facts.standing)
     return _of_talk(facts)
 
 

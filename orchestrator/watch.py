@@ -176,16 +176,19 @@ class Watch:
         self._timeouts = timeouts
         self._seen: dict[int, _Seen] = {}
         self._awake = 0.0
+        self._setting_up = False
 
-    def begin(self, ranks: Iterable[int], *, now: float, phase: str = "starting") -> None:
+    def begin(self, ranks: Iterable[int], *, now: float, phase: str = "starting", setting_up: bool = False) -> None:
         """Watch these ranks from now on, and forget what was: a new generation. No ranks: watch nobody.
 
         Args:
             ranks: whom to watch.
             now: seconds on the driver's clock.
             phase: what they are about to do, until their first pulse tells.
+            setting_up: whether all build or join, whatever they told last: nobody moves, and who is silent may be.
         """
         self._awake = now
+        self._setting_up = setting_up
         self._seen = {}
         for rank in ranks:
             beat = Beat(rank=rank, phase=phase, iteration=0, progress=0, idle=0.0, at=now)
@@ -240,7 +243,7 @@ class Watch:
         return [
             _hang(seen, "silent", now - seen.heard)
             for seen in self._seen.values()
-            if now - seen.heard > (limits.first if seen.beat.sets_up else limits.silence)
+            if now - seen.heard > (limits.first if self._setting_up or seen.beat.sets_up else limits.silence)
         ]
 
     def _stuck(self, now: float) -> list[Hang]:
@@ -249,7 +252,7 @@ class Watch:
         If they have not, the others wait for them, rightly.
         """
         at_work = [seen for seen in self._seen.values() if seen.should_move]
-        if not at_work or any(seen.beat.sets_up for seen in self._seen.values()):
+        if not at_work or self._setting_up or any(seen.beat.sets_up for seen in self._seen.values()):
             return []
         limit = self._timeouts.first if any(seen.warming_up for seen in at_work) else self._timeouts.hang
         behind = min(seen.beat.place for seen in at_work)

@@ -13,9 +13,10 @@ from orchestrator.cluster_events import HangDetected, Payload, PreemptionNotice,
 from orchestrator.loop import Loop
 from orchestrator.notice import notice
 from orchestrator.ranks import Ranks
-from orchestrator.regrouping import Regrouping
 from orchestrator.timeouts import Timeouts
+from orchestrator.verdict import verdict
 from orchestrator.watch import Beat, Hang, Straggler, Watch
+from orchestrator.wording import name_ranks
 from workers.messages import Pulse
 from workers.storage import Storage
 
@@ -30,7 +31,6 @@ class Watching:
     Args:
         loop: what comes, and what time it is.
         ranks: who is who.
-        regrouping: mends.
         home: the run's folder.
         timeouts: how long a rank may stand still.
         tell: called with each cluster event.
@@ -43,7 +43,6 @@ class Watching:
         self,
         loop: Loop,
         ranks: Ranks,
-        regrouping: Regrouping,
         home: Storage,
         timeouts: Timeouts,
         tell: Callable[[Payload], None],
@@ -51,21 +50,24 @@ class Watching:
         self.leaving: Callable[[float], None] = lambda seconds: None
         self._loop = loop
         self._ranks = ranks
-        self._regrouping = regrouping
         self._home = home
         self._tell = tell
         self._watch = Watch(timeouts)
         self._looked = 0.0
-        self._on = False
+        self._on = self._training = False
+        self._watched: list[int] = []  # workers, in the order in which the watch knows them: ranks first
         self._told: set[str] = set()  # nodes of which it is known that they go
         loop.on_tick.append(self._tick)
         loop.heard = self._hear
         ranks.told = self._ordered
 
-    def begin(self) -> None:
-        """The ranks of a generation train from now on."""
-        self._watch.begin(range(self._ranks.world_size), now=time.monotonic(), phase="training")
-        self._on = True
+    def begin(self, phase: str = "training") -> None:
+        """The ranks of a generation train from now on, or build or join; while they build, spares are watched too."""
+        building = phase.startswith("building")
+        self._watched = [*self._ranks.members, *(self._ranks.spares if building else ())]
+        self._on, self._training = True, phase == "training"
+        setting_up = not self._training
+        self._watch.begin(range(len(self._watched)), now=time.monotonic(), phase=phase, setting_up=setting_up)
 
     def pause(self) -> None:
         """They do not: another generation is being formed, or the run ends."""
@@ -74,12 +76,11 @@ class Watching:
 
     # ---------------------------------------------------------------- what comes
     def _hear(self, pulse: Pulse) -> None:
-        members = self._ranks.members
-        if pulse.worker not in members:  # a spare, which may say the number of a rank that is another's
+        if pulse.worker not in self._watched:  # a spare, which may say the number of a rank that is another's
             return
         self._watch.hear(
             Beat(
-                rank=members.index(pulse.worker),
+                rank=self._watched.index(pulse.worker),
                 phase=pulse.phase,
                 iteration=pulse.iteration,
                 progress=pulse.moves,
@@ -97,12 +98,14 @@ class Watching:
         if not self._on or now - self._looked < LOOK:
             return
         self._looked = now
-        self._look_at_nodes()
+        if self._training:
+            self._look_at_nodes()
         seen = self._watch.look(now)
         for straggler in [one for one in seen if isinstance(one, Straggler)]:
             self._tell_straggler(straggler)
         hangs = [one for one in seen if isinstance(one, Hang)]
-        if hangs:
+        self._give_up([hang for hang in hangs if hang.rank >= self._ranks.world_size])
+        if hangs := [hang for hang in hangs if hang.rank < self._ranks.world_size]:
             self._mend(hangs)
 
     # ---------------------------------------------------------------- what is seen
@@ -112,6 +115,14 @@ class Watching:
                 rank=straggler.rank, ratio=straggler.ratio, seconds=straggler.seconds, others=straggler.others
             )
         )
+
+    def _give_up(self, hangs: list[Hang]) -> None:
+        """Spares that gave no sign of life while all build are lost, and nobody waits for them."""
+        for worker, hang in [(self._watched[hang.rank], hang) for hang in hangs]:
+            self._loop.facts.hung.add(worker)
+            self._loop.facts.lost[worker] = f"it hung: {hang}"
+        if hangs:
+            self._loop.recover()
 
     def _mend(self, hangs: list[Hang]) -> None:
         """Write down where every rank stands, name the laggard, end it; if several may be it, all but those let go."""
@@ -136,16 +147,19 @@ class Watching:
             if hang.sure:
                 facts.hung.add(members[hang.rank])
                 facts.lost[members[hang.rank]] = f"it hung: {hang}"
-        if any(hang.sure for hang in hangs):
-            self._loop.recover()
-        else:
-            self._regrouping.mend()
+        if not any(hang.sure for hang in hangs):
+            ranks = name_ranks(hang.rank for hang in hangs)
+            told = f"{ranks}: {hangs[0]}{where}"
+            facts.standing = f"ranks wait for each other, in different collectives or for one that hangs; {told}"
+        if not self._loop.recover():  # they were still starting, and nobody can stand in
+            raise self._loop.end(verdict(facts))
 
     def _write_stacks(self, members: list[int], iteration: int) -> str | None:
         """The stacks of all ranks, one file each; gives their folder, None if it can't be written."""
         folder = f"hangs/{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-iteration-{iteration}"
         try:
-            for worker, text in self._loop.group.stacks(members).items():
+            here = [worker for worker in members if worker in self._loop.facts.places]
+            for worker, text in self._loop.group.stacks(here).items():
                 with self._home.create(f"{folder}/rank-{members.index(worker):04d}.txt") as file:
                     file.write(text.encode())
         except OSError as error:  # of no consequence for the ranks

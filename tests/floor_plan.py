@@ -73,6 +73,7 @@ ORCHESTRATOR = (
     ("training.py",),
     ("parts.py",),
     ("run.py",),
+    ("beginning.py",),
     ("moving.py", "watching.py"),
     ("regrouping.py",),
     ("reserves.py",),

@@ -11,7 +11,7 @@ ROWS = [
     for line in (TESTS / "README.md").read_text().splitlines()
     if re.match(r"\| \d+ \| ", line)
 ]
-FAULTS = 45
+FAULTS = 49
 
 
 def defined(file: str) -> set[str]:

@@ -100,6 +100,23 @@ def test_contact_that_broke_while_all_live_is_the_networks() -> None:
     assert (decision.lost, decision.causes) == ({}, ("network",))
 
 
+def test_ranks_that_wait_for_each_other_are_a_hang_and_three_in_one_iteration_are_enough() -> None:
+    judged = Judge()
+    known = facts(standing="ranks wait for each other")
+    for _ in range(2):
+        decision = recovered(judged(known, iteration=7))
+        assert (decision.lost, decision.causes, decision.story) == ({}, ("hang",), "ranks wait for each other")
+    error = ended(judged(known, iteration=7))
+    assert "expected iteration 7 to succeed in one of 3 attempts" in str(error)
+    assert "its failure number 3: ranks wait for each other" in str(error)
+    assert judged.charged() == {"hang": 3}
+
+
+def test_who_is_lost_is_charged_instead_of_ranks_that_wait_for_it() -> None:
+    decision = recovered(Judge()(facts(lost={2: GONE}, standing="ranks wait for each other"), iteration=7))
+    assert decision.causes == ("crash",)
+
+
 def test_a_lost_spare_concerns_no_rank_and_costs_nothing() -> None:
     judged = Judge()
     assert judged(facts(lost={3: GONE}, spares={3}), iteration=7) == GoOn(spares=(3,))

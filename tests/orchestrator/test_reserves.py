@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -76,6 +77,22 @@ def test_who_is_up_and_builds_is_waited_for_but_not_who_has_no_place_yet(tmp_pat
     assert reserves.instead_of_one([2, 0]) is None
     ranks._loop.facts.places[3] = Place(node="node-3", host="host", address="127.0.0.1", pid=3)
     assert reserves.instead_of_one([2, 0]) == 0
+
+
+def test_who_has_a_place_and_says_nothing_is_given_up_and_who_waits_for_room_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserves, ranks, cluster = reserves_of(tmp_path)
+    now = [0.0]
+    monkeypatch.setattr("orchestrator.reserves.time", SimpleNamespace(monotonic=lambda: now[0]))
+    reserves.want(1)
+    cluster.short = "0 CPU"
+    for now[0] in (0.0, 0.9, 1.8):
+        assert not reserves.give_up_silent()
+    cluster.short = None
+    now[0] = 2.7
+    assert reserves.give_up_silent()
+    assert ranks._loop.facts.lost == {3: "it has a place, and said nothing for 0.8 s"}
 
 
 @pytest.mark.parametrize(("least", "given_up"), [(2, 1), (3, None)])

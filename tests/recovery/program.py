@@ -29,7 +29,7 @@ __all__ = ["ENOUGH", "HOWS", "WHERES", "Fault", "build", "models_alive", "touch"
 
 WHERES = ("forward", "backward", "all-reduce", "step", "handler", "evaluation", "call", "completed")
 """The places in a program, in the order in which a rank comes by them; "handler" is a local one of the iteration,
-"call" is in `touch`, "completed" a local handler at the end of training."""
+"call" is in `touch`, "completed" a local handler at the end of training. Beside them, "build" at iteration 0."""
 CONTROL_GROUP = "RANKFIRE_TEST_CONTROL_GROUP"  # names the folder of one whose memory is limited
 ENOUGH = 1024  # MB, more than its limit
 _faults: Faults | None = None  # of this process
@@ -67,6 +67,11 @@ def loop_for_ever() -> None:
 def hold_the_interpreter() -> None:
     """A call into C that does not let go of the GIL."""
     ctypes.PyDLL(None).sleep(100)
+
+
+def go_astray() -> None:
+    """Into a collective of which the others know nothing."""
+    dist.barrier()
 
 
 def wait_for_ever() -> None:
@@ -123,6 +128,7 @@ HOWS: Mapping[str, Callable[[], None]] = {
     "gil": hold_the_interpreter,
     "loop": loop_for_ever,
     "wait": wait_for_ever,
+    "astray": go_astray,
     "raise": raise_something,
     "peer": raise_as_if_a_peer_were_lost,
     "loader": kill_a_loader,
@@ -167,6 +173,7 @@ def build(worker: Worker) -> Program:
     if "control_group" in worker.config:
         os.environ[CONTROL_GROUP] = worker.config["control_group"]
     faults = _faults = Faults(worker)
+    faults.pass_by("build", 0)
     trainer = program.engines["trainer"]
     model: Any = program.state["model"]
     optimizer: Any = program.state["optimizer"]

@@ -11,8 +11,9 @@ import psutil
 import pytest
 
 from orchestrator import Orchestrator
+from orchestrator.errors import RecoveryError
 from tests.process_ranks import Line, ProcessGroup
-from tests.recovery.jobs import Ended, Job
+from tests.recovery.jobs import Ended, Job, checkpoints_hold, run
 from tests.recovery.program import Fault
 from tests.waiting import wait_until
 
@@ -58,6 +59,32 @@ def test_a_rank_that_hangs_is_named_and_replaced(survives: Any, how: str, where:
     job = Job(workers={"count": ranks, "spares": 1}, faults=[fault], recovery=HANGS)
     ended = survives(job, fired=[str(fault)], lost=[rank])
     named(ended, rank, how, ranks)
+
+
+ASTRAY = Fault(where="forward", iteration=11, rank=1, how="astray", times=9)
+
+
+def test_ranks_in_different_collectives_are_charged_as_a_hang_that_tells_their_stacks(tmp_path: Path) -> None:
+    ended = run(Job(faults=[ASTRAY], recovery={**HANGS, "restarts": {"hang": 0}}), tmp_path / "job")
+    assert isinstance(ended.error, RecoveryError)
+    assert "recovery.restarts.hang: expected at most 0 within 3600 s" in str(ended.error)
+    assert "ranks wait for each other, in different collectives or for one that hangs" in str(ended.error)
+    assert "(training, iteration 11)" in str(ended.error)
+    assert ended.fired == [str(ASTRAY)]
+    told = ended.told("HANG_DETECTED")
+    assert {(line["sure"], line["iteration"]) for line in told} == {(False, 11)}
+    assert told[0]["stacks"] in str(ended.error)
+    assert "go_astray" in (Path(told[0]["stacks"]) / "rank-0001.txt").read_text()
+    assert ended.told("WORKER_LOST") == []
+    checkpoints_hold(ended)
+
+
+def test_ranks_in_different_collectives_each_time_end_the_run_with_the_iteration(tmp_path: Path) -> None:
+    ended = run(Job(faults=[ASTRAY], recovery=HANGS), tmp_path / "job")
+    assert isinstance(ended.error, RecoveryError)
+    assert "expected iteration 11 to succeed in one of 3 attempts" in str(ended.error)
+    assert ended.fired == [str(ASTRAY)] * 3
+    assert ended.told("RECOVERED")[0]["causes"] == ["hang"]
 
 
 # ---------------------------------------------------------------- a zombie

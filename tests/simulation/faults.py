@@ -14,7 +14,19 @@ STEPS = (
 IN_TRAINING = ("fetch", "step", "arrive", "released", "take")
 TALKING = ("take", "step", "evaluate", "form", "restore", "wrap", "receive", "give")  # where a peer may be missed
 USERS = ("build", "fetch", "step", "evaluate")  # where the user's program runs
-LOSSES = {"kill", "kill another", "kill all", "kill node", "silence", "stick", "part", "zombie", "talk"}
+LOSSES = {
+    "kill",
+    "kill another",
+    "kill all",
+    "kill node",
+    "silence",
+    "stick",
+    "part",
+    "zombie",
+    "talk",
+    "astray",
+    "astray always",
+}
 KINDS = {
     "kill": 10.0,
     "kill another": 4.0,

@@ -43,6 +43,8 @@ class Striker:
             "silence": self._silence,
             "zombie": self._zombie,
             "stick": self._stick,
+            "astray": self._go_astray,
+            "astray always": self._go_astray,
             "part": self._part,
             "call": self._call,
             "hang write": self._hang_write,
@@ -105,8 +107,6 @@ class Striker:
         return "it"
 
     def _silence(self, rank: Rank) -> str | None:
-        if not self._world.trains:  # a build may take as long as it likes, and there nobody looks
-            return None
         rank.silent = True
         return "it, for ever"
 
@@ -117,9 +117,15 @@ class Striker:
         return f"it, for {seconds:g} s"
 
     def _stick(self, rank: Rank) -> str | None:
-        if not self._world.trains:
+        if not self._world.trains:  # a build may take as long as it likes, if it beats
             return None
         rank.stuck = True
+        return "it"
+
+    def _go_astray(self, rank: Rank) -> str | None:
+        if rank.network is None or rank.membership.world_size == 1:
+            return None
+        self._world.astray = rank.state_iteration, rank.membership.rank
         return "it"
 
     def _part(self, rank: Rank) -> str:

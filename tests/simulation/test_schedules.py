@@ -97,11 +97,52 @@ def test_a_state_that_never_was_is_seen() -> None:
     assert "in which it never was" in (outcome.wrong or "")
 
 
-def test_a_rank_that_is_killed_before_training_ends_the_run() -> None:
-    strike = Strike(kind="kill", step="build", count=1)
-    outcome = play(Config.draw(0), "early", [strike], undisturbed(0))
+@pytest.mark.parametrize("kind", ["kill", "silence"])
+def test_somebody_stands_in_for_who_is_lost_before_training(kind: str) -> None:
+    struck = 0
+    for number in range(CLASSES):
+        for count in (0, 1):
+            strike = Strike(kind=kind, step="build", count=count)
+            outcome = play(Config.draw(number), f"early {kind} {count} {number}", [strike], undisturbed(number))
+            assert outcome.wrong is None, report([outcome])
+            assert outcome.ended in ("completed", "terminated"), report([outcome])
+            struck += strike.struck is not None
+    assert struck > CLASSES
+
+
+def test_ranks_that_are_killed_before_training_each_time_end_the_run() -> None:
+    strikes = [Strike(kind="kill", step="build", count=1) for _ in range(9)]
+    outcome = play(Config.draw(0), "early", strikes, undisturbed(0))
     assert outcome.wrong is None
-    assert outcome.ended == "WorkerLostError"
+    assert outcome.ended == "RecoveryError"
+
+
+@pytest.mark.parametrize(
+    ("kind", "ends"), [("astray", {"completed", "terminated"}), ("astray always", {"RecoveryError"})]
+)
+def test_ranks_in_different_collectives_go_back_and_do_not_try_for_ever(kind: str, ends: set[str]) -> None:
+    ended: set[str] = set()
+    for number in range(CLASSES):
+        strike = Strike(kind=kind, step="step", count=4)
+        outcome = play(Config.draw(number), f"{kind} {number}", [strike], undisturbed(number))
+        assert outcome.wrong is None, report([outcome])
+        if strike.struck is not None:
+            assert outcome.ended in ends, report([outcome])
+            ended.add(outcome.ended)
+    assert ended
+
+
+def test_a_new_worker_that_stops_before_it_is_up_is_given_up_for_another() -> None:
+    struck = 0
+    for number in range(CLASSES):
+        config = Config.draw(number)
+        strikes = [Strike(kind="kill", step="step", count=4), Strike(kind="silence", step="start", count=0, after=0)]
+        outcome = play(config, f"a silent newcomer {number}", strikes, undisturbed(number))
+        assert outcome.wrong is None, report([outcome])
+        if strikes[1].struck is not None and not outcome.world.starved:
+            assert outcome.ended in ("completed", "terminated"), report([outcome])
+            struck += config.workers["spares"] == 0
+    assert struck > 3
 
 
 def test_a_storage_that_never_returns_from_a_write_holds_nobody_up_for_ever() -> None:

@@ -114,6 +114,7 @@ class Trainer(Life):
             state.iteration = number
             yield from self.fire(TRAINER, "ITERATION_STARTED", number)
             yield self.busy("step", 0.01, 0.06)
+            yield from self._go_astray()
             state.own = mix(state.own, number)
             brought = yield from self.join_in(("step", number), (state.model, state.own))
             if len({model for model, _ in brought.values()}) > 1:
@@ -124,6 +125,13 @@ class Trainer(Life):
             every = self.world.config.between
             if every and self.rewinds and number % every == 0 and not (self.held and self.held[-1].iteration >= number):
                 yield from self.take(SnapshotLabel(iteration=number))
+
+    def _go_astray(self) -> Steps:
+        """Wait in a collective of which the others know nothing, if that was struck."""
+        if self.world.astray == (self.state.iteration, self.membership.rank):
+            if not any(strike.kind == "astray always" for strike in self.world.strikes):
+                self.world.astray = None
+            yield from self.join_in(("astray", self.membership), None, list(range(self.membership.world_size)))
 
     def _attend(self) -> Steps:
         """What is looked at before an iteration: the next generation, a cut."""

@@ -41,7 +41,7 @@ def _ends(world: World) -> tuple[set[str], set[str]]:
     losses = [strike for strike in happened if strike.kind in LOSSES or strike.kind in ("drain", "kill reserve")]
     if losses and not world.trains:
         may |= BEFORE_TRAINING
-    if len(losses) >= 3:
+    if len(losses) >= 3 or _happened(world, "astray always"):
         may.add("RecoveryError")
     if losses and (world.starved or _struck_reserve(happened)):
         may.add("CapacityError")

@@ -74,6 +74,7 @@ class World:
         self.unheard: set[int] = set()  # workers whose stream broke though they live
         self._generations: Counter[int] = Counter()
         self._waiting: list[int] = []  # added workers for which there is no room
+        self.astray: tuple[int, int] | None = None  # iteration and rank that go into a collective of their own there
         self.stop_now = False  # the user presses Ctrl-C for the second time
         self.strike = Striker(self, strikes)
 
