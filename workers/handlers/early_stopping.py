@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -11,6 +12,8 @@ from workers.handlers.improvement import Improvement
 from workers.handlers.ranks import Ranks, decide, interval, keep, measured, stop, text, trains_alone
 
 __all__ = ["EarlyStopping"]
+
+_logger = logging.getLogger(__name__)
 
 
 class EarlyStopping:
@@ -73,7 +76,10 @@ class EarlyStopping:
         decide(target, self.event, self)
         decide(target, Events.RESUMED, self._end_if_over)
         if isinstance(target, Engine):
+            target.add_phase_handler("decision", Events.COMPLETED, self._tell_if_idle)
             keep(target, self)
+        else:
+            target.listen(Events.COMPLETED, self._tell_if_idle, phase="decision", blocking=False)
 
     def __call__(self, target: Engine | Ranks) -> None:
         """Judge now.
@@ -91,6 +97,14 @@ class EarlyStopping:
         if waited >= self.patience:
             told = f"{self.metric} has not got better for {waited} evaluations; the best was {best}"
             stop(self._stops or target, told)
+
+    def _tell_if_idle(self) -> None:
+        if self._judged.best is None and not self._judged.waited:
+            _logger.warning(
+                "EarlyStopping: %r was never measured, so that nothing was judged; attach what evaluates it, such as "
+                "Evaluate(), or name another metric",
+                self.metric,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What was judged so far."""

@@ -117,3 +117,11 @@ def test_one_rank_among_several_does_not_decide_for_itself() -> None:
 def test_arguments_that_cant_be_used_are_refused(given: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         EarlyStopping(**{"metric": "score", **given})
+
+
+@pytest.mark.parametrize(("epochs", "told"), [(1, True), (2, False)])
+def test_one_that_never_judged_says_so_at_the_end(epochs: int, told: bool, caplog: Any) -> None:
+    trainer = Engine(lambda engine, batch: engine.state.metrics.update(score=1.0))
+    EarlyStopping("score", event=Events.EPOCH_COMPLETED(every=2)).attach(trainer)
+    trainer.run([0], max_epochs=epochs)
+    assert ("EarlyStopping: 'score' was never measured, so that nothing was judged" in caplog.text) == told
