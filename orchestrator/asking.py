@@ -21,7 +21,7 @@ from orchestrator.settings import pickled
 from orchestrator.verdict import by_failure, tell_failures
 from workers.messages import Answer
 from workers.orders import Call, CutAt, Evaluate, Order, ProposeCut
-from workers.parcels import CUT, TRAINER, GateKey
+from workers.parcels import CUT, TRAINER, Failure, GateKey
 
 __all__ = ["Asking", "RegroupedError"]
 
@@ -163,9 +163,7 @@ class Asking:
         answers = self.ask("call", lambda number, _: Call(order=number, pickled=call), ranks, lasting=True)
         failed = {rank: answer.failure for rank, answer in answers.items() if answer.failure is not None}
         if failed:
-            ranks_of_first, first = by_failure(failed)[0]
-            text = f"orchestrator.call: {tell_failures(failed)}"
-            raise TrainingError(text, ranks=ranks_of_first, traceback=first.traceback)
+            raise _of_call(failed)
         return {rank: cloudpickle.loads(answer.value) for rank, answer in answers.items()}
 
     def per_rank(self, metric: str, engine: str) -> list[Any]:
@@ -182,6 +180,16 @@ class Asking:
             where, expected = "orchestrator.per_rank", f"a metric that ranks have told of engine {engine!r}"
             raise SpecError(explain(where, expected=expected, received=repr(metric), mend=f"there are {there}"))
         return each_rank(metric, packs, self._ranks.programs.empty_metrics(engine))
+
+    def see_failures(self) -> None:
+        """The ranks stop for a fault: an order that failed on one of them is not given again.
+
+        Raises:
+            TrainingError: there is one; a user's exception ends the run, whatever else happened.
+        """
+        answers = [answer for given in self._given for answer in given.answers.values()]
+        if failed := {one.rank: one.failure for one in answers if one.of_user and one.failure is not None}:
+            raise self._loop.end(_of_call(failed))
 
     def cut(self) -> None:
         """Have all ranks arrive at a gate of its own after one common iteration. Two cuts at once are one."""
@@ -232,10 +240,20 @@ class Asking:
         for given in (*self._given, *self._gates.repeated):
             if given.number == message.order:
                 given.answers[message.rank] = message
-        self._gates.check()
+        if message.generation != self._ranks.generation:  # given before a fault, and heard for what it tells
+            self.see_failures()
+        else:
+            self._gates.check()
 
     def _propose(self, message: Answer) -> None:
         assert isinstance(message.value, int), f"rank {message.rank} proposed {message.value!r} for a cut"
         self._proposals[message.rank] = message.value
         if len(self._proposals) == self._ranks.world_size:
             self._ranks.order_all(CutAt(iteration=max(self._proposals.values())))
+
+
+def _of_call(failures: Mapping[int, Failure]) -> TrainingError:
+    """The error of a call that raised on these ranks."""
+    ranks, first = by_failure(failures)[0]
+    text = f"orchestrator.call: {tell_failures(failures)}"
+    return TrainingError(text, ranks=ranks, traceback=first.traceback)

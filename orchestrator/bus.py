@@ -17,12 +17,13 @@ from typing import Any
 from orchestrator.cluster_events import ClusterEvents, Payload
 from orchestrator.driver_state import DriverState
 from orchestrator.errors import HandlerError, RankfireError, SpecError, explain, too_late
+from orchestrator.settings import pickled
 from workers.dispatch import EventSource, RemovableEventHandle
 from workers.events import Event, EventExpression, Events, counts_only
 from workers.parcels import TRAINER
 from workers.tracebacks import is_ours, text_of
 
-__all__ = ["EventBus", "expressions_of", "users_code"]
+__all__ = ["EventBus", "expressions_of", "for_ranks", "users_code"]
 
 BLOCKING = frozenset(
     event.key
@@ -234,3 +235,18 @@ def _culprit(error: BaseException) -> str:
         if not is_ours(frame.filename):
             return f"{frame.name} ({frame.filename}:{frame.lineno})"
     return "of Rankfire"
+
+
+def for_ranks(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the reduced metrics, as ranks get it when they are released.
+
+    Args:
+        metrics: of the driver's state; handlers may have set some.
+
+    Raises:
+        SpecError: one can't be pickled.
+    """
+    for name, value in metrics.items():
+        if not isinstance(value, int | float | str):
+            pickled(value, f"run.metrics[{name!r}]")
+    return dict(metrics)

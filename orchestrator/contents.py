@@ -1,26 +1,59 @@
 """What the driver itself notes, in a checkpoint: states of its handlers, metrics by name, what was what in the config.
 
 Of the config only digests are noted, since a value may be a secret. Used by `ordering.py` when it saves, and by
-`training.py` when a run goes on; also for what ranks say of themselves as a save begins.
+`training.py` when a run goes on; also for what ranks say of themselves as a save begins, and where one may begin.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.checkpoints.committed import Committed
 from orchestrator.cluster_events import CheckpointCommitted
 from orchestrator.errors import SpecError, explain, name_ranks
 from orchestrator.journal import OF_EVERY_LINE
+from orchestrator.passed import OpenGate
+from orchestrator.roll_call import Asked
+from workers.boundary import at_boundary
+from workers.parcels import TRAINER
 
 __all__ = [
-    "as_told", "changed_config", "check_fields", "check_names", "differing", "digests_of", "of_now", "states_of",
+    "as_told", "changed_config", "check_boundary", "check_fields", "check_names", "differing", "digests_of", "of_now",
+    "states_of",
 ]  # fmt: skip
 
 TOLD = 8  # keys that are told by name
+
+
+def check_boundary(gates: Sequence[OpenGate], asked: Sequence[Asked]) -> None:
+    """See that a save which begins now finds the state of a boundary: not in a step, nor in an evaluation.
+
+    Args:
+        gates: those that are open, the outermost first.
+        asked: orders that are being carried out.
+
+    Raises:
+        SpecError: it would not.
+    """
+    if not gates:
+        return  # who asks the ranks says so
+    here = gates[-1]
+    keys = [gate.key for gate in gates if gate.present or gate is here]
+    within = next((key for key in keys if not at_boundary(key)), None)
+    order = next((order.what for order in asked if order.outer == here.key), None)
+    if within is None and order is None:
+        return
+    if within is not None and within.engine == TRAINER:
+        received = f"{within}, with an iteration in progress"
+        mend = "do it at ITERATION_COMPLETED, or at the end of an epoch"
+    else:
+        received = f"{order} in progress" if within is None else f"{within}, in the middle of an evaluation"
+        mend = "do it behind that: when evaluate or call has returned, or at the trainer's EPOCH_COMPLETED"
+    expected = "all ranks between two iterations of the trainer"
+    raise SpecError(explain("orchestrator.checkpoint", expected=expected, received=received, mend=mend))
 
 
 def check_names(metrics: Mapping[str, object]) -> None:

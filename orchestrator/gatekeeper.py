@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.bus import EventBus
+from orchestrator.bus import EventBus, for_ranks
 from orchestrator.cluster_events import Payload
-from orchestrator.errors import GateMismatchError, RankfireError, SpecError
+from orchestrator.errors import GateMismatchError, RankfireError
 from orchestrator.journal import Journal
 from orchestrator.lifecycle import Lifecycle, Phase
 from orchestrator.loop import Loop
@@ -87,20 +87,6 @@ class Gatekeeper:
         nowhere = max((pulse.drops for pulse in self._loop.pulses.values()), default=0)  # dropped by all ranks, maybe
         if count := max(seen.dropped + seen.incomplete, nowhere):
             self._journal.write("OBSERVATIONS_DROPPED", count=count)
-
-    def refuse_within_iteration(self, what: str) -> None:
-        """See that no gate is open at which an iteration has begun: its number counts, its step is not done.
-
-        Raises:
-            SpecError: there is one.
-        """
-        keys = [gate.key for gate in self.open if gate.present]
-        begun = [key for key in keys if key.engine == TRAINER and key.event == Events.ITERATION_STARTED.key]
-        if begun:
-            raise SpecError(
-                f"{what}: expected all ranks between two iterations, received iteration {begun[0].count} in progress; "
-                "do it at ITERATION_COMPLETED, or at the end of an epoch"
-            )
 
     def check(self) -> None:
         """See that all ranks can still meet, after one has arrived, answered or finished.
@@ -217,7 +203,8 @@ class Gatekeeper:
         told = key.engine == TRAINER and self.then != "interrupt"
         if key.event == CUT:  # one on the way back to where more was done already tells nothing
             told = outermost and self.ended_at in (None, key)
-        metrics = dict(self._buses[key.engine].state.metrics)
+        with self._final():
+            metrics = for_ranks(self._buses[key.engine].state.metrics)
         if outermost:
             self.trained.go()
             self._life.enter(Phase.RUNNING)

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
@@ -78,15 +78,7 @@ class Journal:
         """
         if self._sink is None:
             return
-        line: dict[str, Any] = {
-            "event": event,
-            "time": time.time(),
-            "generation": self.generation,
-            "epoch": self.epoch,
-            "iteration": self.iteration,
-            **details,
-        }
-        self._held.append((json.dumps(_jsonable(line), allow_nan=False) + "\n").encode())
+        self._held.append(self._line(event, details))
         self._flush()
 
     def record(self, payload: Payload) -> None:
@@ -104,6 +96,10 @@ class Journal:
         """What ends a run inside this block, before there is one that could tell, is a line as well."""
         try:
             yield
+        except KeyboardInterrupt:
+            with suppress(FencedError):
+                self.write("RUN_INTERRUPTED")
+            raise
         except BaseException as error:
             with suppress(FencedError):
                 self.write("RUN_FAILED", error=type(error).__name__, text=str(error))
@@ -122,10 +118,24 @@ class Journal:
             sink, self._sink, self._held = self._sink, None, []
             sink.close()
 
+    def _line(self, event: str, details: Mapping[str, object]) -> bytes:
+        line: dict[str, Any] = {
+            "event": event,
+            "time": time.time(),
+            "generation": self.generation,
+            "epoch": self.epoch,
+            "iteration": self.iteration,
+            **details,
+        }
+        return (json.dumps(_jsonable(line), allow_nan=False) + "\n").encode()
+
     def _flush(self) -> None:
         assert self._sink is not None, "the journal is open"
         try:
             self._owned()  # of what was held too: whoever lost the run writes nothing more
+            if (told := self._sink.begun_anew()) is not None:
+                self._held.insert(0, self._line("JOURNAL_REMOVED", {"text": told}))
+                notice(told)
             while self._held:
                 self._sink.append(self._held[0])
                 del self._held[0]
@@ -146,6 +156,10 @@ class _Sink(ABC):
     def append(self, line: bytes) -> None:
         """Add a line, whole or not at all."""
 
+    def begun_anew(self) -> str | None:
+        """Begin anew where what was written was taken away; tells so in words, None if it is there."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """No line will follow."""
@@ -155,11 +169,15 @@ class _File(_Sink):
     """One file on a disk."""
 
     def __init__(self, path: Path) -> None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            os.ftruncate(descriptor, path.read_bytes().rfind(b"\n") + 1)
-        self._descriptor = descriptor
+        self._path = path
+        self._descriptor = self._open()
+
+    def begun_anew(self) -> str | None:
+        if os.fstat(self._descriptor).st_nlink:
+            return None
+        gone, self._descriptor = self._descriptor, self._open()  # what nobody can find any more is written in vain
+        os.close(gone)
+        return f"{self._path} was removed while the run wrote it: its lines until now are lost, and it begins anew"
 
     def append(self, line: bytes) -> None:
         size = os.fstat(self._descriptor).st_size
@@ -178,6 +196,14 @@ class _File(_Sink):
             os.fsync(self._descriptor)
         finally:
             os.close(self._descriptor)
+
+    def _open(self) -> int:
+        """Open the file, and drop a torn last line."""
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            os.ftruncate(descriptor, self._path.read_bytes().rfind(b"\n") + 1)
+        return descriptor
 
     def _write(self, content: bytes) -> None:
         if os.write(self._descriptor, content) < len(content):  # the disk filled up in the middle of it

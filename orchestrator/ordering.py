@@ -14,7 +14,7 @@ from orchestrator.bus import users_code
 from orchestrator.checkpoints.draft import manifest_of
 from orchestrator.checkpoints.registry import Committed, Registry
 from orchestrator.cluster_events import EvaluationCompleted
-from orchestrator.contents import as_told, check_fields, check_names, digests_of, of_now, states_of
+from orchestrator.contents import as_told, check_boundary, check_fields, check_names, digests_of, of_now, states_of
 from orchestrator.errors import CheckpointError, NotFiniteError, RankfireError, SpecError, explain
 from orchestrator.guard import divergence, not_finite, unfit
 from orchestrator.handlers.checkpoint import Checkpoint
@@ -51,7 +51,6 @@ class Ordering(Registrations):
         self._journal = Journal(settings.home, self._lease.check)
         self._run: Run | None = None
         self.evaluated: dict[str, int] = {}  # metric of an evaluation → iteration at which it was measured last
-        self._last: Committed | None = None  # the last checkpoint that this run made
         self._at_boundary: list[Callable[[], None]] = []  # what waits for the next cut
         for event, found in ((NOT_FINITE, self._not_finite), (DIVERGED, self._diverged)):  # whoever looks for it
             self.listen(event, found, blocking=True, phase="metrics")
@@ -124,10 +123,10 @@ class Ordering(Registrations):
         Raises:
             CheckpointError: the storage refused, for this save or for the one before.
             DivergenceError: the ranks hold different models; asked where `check_divergence` is on.
-            SpecError: no gate is open, or an iteration is in progress.
+            SpecError: no gate is open, or an iteration or an evaluation is in progress.
         """
         run = self._running("checkpoint")
-        run.gates.refuse_within_iteration("orchestrator.checkpoint")
+        check_boundary(run.gates.open, run.gates.asked)
         if not self._fit_to_save(run):
             self.note("CHECKPOINT_LEFT_OUT", text=str(run.failure))
             return None
@@ -146,17 +145,19 @@ class Ordering(Registrations):
         if not wait:
             return url
         run.saver.wait()
-        return url if self._last is not None and self._last.url == url else None
+        last = run.saver.last
+        return url if last is not None and last.url == url else None
 
     def saved_at(self) -> int | None:
-        """Wait until no save is in flight; iteration of this run's last checkpoint, None if it has made none.
+        """Wait until no save is in flight; iteration of this run's last checkpoint, None if there is none.
 
         Raises:
             CheckpointError: the storage refused what was in flight, and the run shall stop at that.
             SpecError: nothing runs.
         """
-        self._running("saved_at").saver.wait()
-        return None if self._last is None else self._last.manifest.iteration
+        saver = self._running("saved_at").saver
+        saver.wait()
+        return None if saver.last is None else saver.last.manifest.iteration
 
     def at_boundary(self, function: Callable[[], None]) -> None:
         """Call a function as soon as all ranks stand after one common iteration; then training goes on.
@@ -270,16 +271,19 @@ class Ordering(Registrations):
             self.at_boundary(self._save_again)
 
     def _came_back(self, key: GateKey) -> None:
-        """Ranks pass a gate once more; it may be their last."""
+        """Ranks pass a gate once more; it may be their last. What was saved there, or since, may be lost by now."""
+        self._running("checkpoint").saver.make_again(key)
         if key.engine == TRAINER and key.event in (Events.EPOCH_COMPLETED.key, Events.COMPLETED.key):
             self._save_again()
+            for handler in self._attached:
+                if isinstance(handler, Checkpoint) and key.event == Events.COMPLETED.key:
+                    handler.at_end(self)
 
     def _save_again(self) -> None:
         if self._running("checkpoint").saver.again:
             self.checkpoint()
 
     def _committed(self, checkpoint: Committed) -> None:
-        self._last = checkpoint
         self.note("CHECKPOINT_COMMITTED", checkpoint=checkpoint.name, bytes=checkpoint.manifest.size)
         for handler in self._attached:
             if (tell := getattr(handler, "committed", None)) is not None:

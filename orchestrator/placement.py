@@ -27,9 +27,9 @@ from ray.util.placement_group import (
 )
 
 from orchestrator.capacity import bundle_of, check_capacity, in_words, local_cpus, nodes_for
-from orchestrator.errors import RunInterrupted, StartError, explain
+from orchestrator.errors import RankfireError, RunInterrupted, StartError, explain
 from orchestrator.launch.access import see_entry
-from orchestrator.launch.local_ray import out_of_our_group, signals_kept
+from orchestrator.launch.local_ray import out_of_our_group, own_token, signals_kept
 from orchestrator.leaving import end_rays_processes
 from orchestrator.spec import ClusterSpec, WorkersSpec
 from orchestrator.spec_values import NODE_ID
@@ -64,8 +64,8 @@ class Cluster:
         Raises:
             CapacityError: the cluster can't ever hold the workers.
             RunInterrupted: a signal came before it was there.
-            StartError: this machine's disk is full, or there is no cluster at the address; names `cluster.address` or
-                RAY_ADDRESS, as it was given.
+            StartError: this machine's disk is full, Ray does not start here, or there is no cluster at the address;
+                names `cluster.address` or RAY_ADDRESS, as it was given.
         """
         self._connect()
         alive = [node for node in _nodes() if node["Alive"]]
@@ -128,15 +128,22 @@ class Cluster:
                 ) from error
             return
         _see_room()
+        own_token(os.environ)
         os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default, 15, is for work in the background
-        ray.init(
-            address="local",
-            num_cpus=local_cpus(self._workers),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE,
-            configure_logging=False,
-            log_to_driver=True,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=local_cpus(self._workers),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE,
+                configure_logging=False,
+                log_to_driver=True,
+            )
+        except RankfireError:
+            raise
+        except Exception as error:  # Ray's only one for a node that does not start in time
+            end_rays_processes()
+            raise StartError(_no_local(error)) from error
 
     def _see_entry(self, address: str, where: str) -> None:
         """See that the cluster lets this user in, and not everybody; a token that is wanted is shown.
@@ -263,6 +270,18 @@ def _see_room() -> None:
                 mend="free some, or let RAY_TMPDIR name a folder on another disk",
             )
         )
+
+
+def _no_local(error: Exception) -> str:
+    """In words: Ray did not start on this machine."""
+    first = str(error).strip().partition("\n")[0]
+    return explain(
+        "cluster",
+        expected="Ray to start on this machine",
+        received=f"{type(error).__name__}: {first}" if first else type(error).__name__,
+        mend="see that it has memory and CPUs to spare and try again, look into the newest session's logs in Ray's "
+        "folder (RAY_TMPDIR, else /tmp/ray), or name a cluster that runs in cluster.address",
+    )
 
 
 def _knock(address: str) -> None:

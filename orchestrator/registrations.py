@@ -139,13 +139,15 @@ class Registrations:
         Example:
             >>> orchestrator.attach(Checkpoint(every=5, keep=3))  # doctest: +SKIP
         """
-        if not callable(getattr(handler, "attach", None)):
+        if isinstance(handler, type) or not callable(getattr(handler, "attach", None)):
             raise SpecError(
                 explain(
                     "orchestrator.attach",
                     expected="an object with attach(orchestrator)",
                     received=repr(handler),
-                    mend="a function goes to orchestrator.on(event)",
+                    mend="make one of the class: orchestrator.attach(Class())"
+                    if isinstance(handler, type)
+                    else "a function goes to orchestrator.on(event)",
                 )
             )
         handler.attach(self)

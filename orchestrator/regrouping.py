@@ -23,7 +23,19 @@ from orchestrator.recovery import Placement, Recover, Stop, choose_snapshot, jud
 from orchestrator.reserves import Reserves
 from orchestrator.spec import RecoverySpec
 from workers.left_behind import left_behind
-from workers.messages import Built, Fault, Hello, Mended, Message, Observed, Pulse, Saved, SnapshotTaken, Stopped
+from workers.messages import (
+    Answer,
+    Built,
+    Fault,
+    Hello,
+    Mended,
+    Message,
+    Observed,
+    Pulse,
+    Saved,
+    SnapshotTaken,
+    Stopped,
+)
 from workers.orders import Abort
 from workers.parcels import LoadPoint, Rewind, SnapshotLabel
 
@@ -91,6 +103,8 @@ class Regrouping:
             return False
         if isinstance(message, Fault) and message.kind != "communication":
             return True
+        if isinstance(message, Answer) and message.of_user:
+            return True
         timeless = isinstance(message, TIMELESS) or message.worker not in self._ranks.members
         return timeless or message.generation == self._ranks.generation
 
@@ -105,10 +119,8 @@ class Regrouping:
     def _recover(self) -> bool:
         """Mend what the loop's facts tell of; False if that can't be, and the run is to end."""
         facts, members = self._loop.facts, self._ranks.members
-        if self._life.phase in {Phase.PLACING, Phase.BUILDING}:
-            return self.early()
         if self._life.phase not in _IN_TRAINING:
-            return False
+            return self.early()
         facts.lose(lambda fault: fault.worker in self._ranks.coming)
         if self._spec.on_loss == "recover":  # its process may hold on to too much: another one takes its place
             facts.lose(lambda fault: fault.kind == "memory", "out of memory: ")

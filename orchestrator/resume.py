@@ -79,14 +79,18 @@ class StartFrom:
     state: tuple[str, ...] = ("model",)
 
 
-def newest_load(registry: Registry, tell: Callable[[str], None]) -> LoadPoint | None:
+def newest_load(
+    registry: Registry, tell: Callable[[str], None], taken: Callable[[Committed | None], None]
+) -> LoadPoint | None:
     """The newest valid checkpoint, for ranks that have no snapshot to go back to; None if there is none.
 
     Args:
         registry: the run's checkpoints.
         tell: called with a sentence for each newer one that was refused.
+        taken: called with it, also if there is none.
     """
     point = newest(registry, Resume(), tell)
+    taken(point)
     return None if point is None else load_of(point)
 
 

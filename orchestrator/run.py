@@ -117,20 +117,14 @@ class Run:
             gate=lambda: self.gates.open[-1].key if self.gates.open else None,
             samples=lambda iteration: samples_of(self.ranks.programs.data, iteration),
             leave_behind=self.gates.left_behind.append,
-            pause=self._pause,
+            pause=self._halt,
             tell=self.tell,
         )
         timeouts = self._timeouts
         patience, silence = self._limits.start_timeout, timeouts.first
         self.reserves = Reserves(self.loop, self.ranks, settings.workers, patience=patience, silence=silence)
         regrouping = Regrouping(
-            self.loop,
-            self.life,
-            self.ranks,
-            self.reserves,
-            way,
-            settings.recovery,
-            unblock=timeouts.unwind,
+            self.loop, self.life, self.ranks, self.reserves, way, settings.recovery, unblock=timeouts.unwind
         )
         self.moving = Moving(self.loop, self.ranks, self.reserves, regrouping, self.gates, self.cut)
         self.watching = Watching(self.loop, self.ranks, settings.home, timeouts, self.tell)
@@ -264,6 +258,10 @@ class Run:
     def _watch(self, phase: str) -> None:
         if self.watching is not None:
             self.watching.begin(phase)
+
+    def _halt(self) -> None:
+        self._pause()
+        self.asking.see_failures()
 
     def _pause(self) -> None:
         if self.watching is not None:

@@ -30,8 +30,8 @@ READERS = 16  # threads: an object store answers slowly, but many at once
 ENDS = {"RUN_COMPLETED": "completed", "RUN_FAILED": "failed", "RUN_INTERRUPTED": "interrupted"}
 FAULTS = frozenset(
     {
-        "CHECKPOINT_REFUSED", "HANG_DETECTED", "LEFT_BEHIND", "OBSERVATIONS_DROPPED", "PREEMPTION_NOTICE", "RECOVERED",
-        "RUN_FAILED", "SPARE_LOST", "STRAGGLER_DETECTED", "WORKER_LOST",
+        "CHECKPOINT_REFUSED", "HANG_DETECTED", "JOURNAL_REMOVED", "LEFT_BEHIND", "OBSERVATIONS_DROPPED",
+        "PREEMPTION_NOTICE", "RECOVERED", "RUN_FAILED", "SPARE_LOST", "STRAGGLER_DETECTED", "WORKER_LOST",
     }
 )  # fmt: skip
 """Events of a journal that tell of what went wrong, and of its mending."""

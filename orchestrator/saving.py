@@ -24,7 +24,7 @@ from orchestrator.ranks import Ranks
 from workers.failpoints import failpoint
 from workers.messages import Saved
 from workers.orders import FreezeSave, PlanSave
-from workers.parcels import Failure, LoadPoint, Planned, SnapshotLabel
+from workers.parcels import Failure, GateKey, LoadPoint, Planned, SnapshotLabel
 from workers.retry import retrying
 
 __all__ = ["OnSaveError", "Saver"]
@@ -46,6 +46,7 @@ class Saver:
 
     Attributes:
         again: set when a save was lost with a rank: it is to be made anew at the next gate.
+        last: the last checkpoint that this run made, as long as it is there.
         committed: called with each checkpoint when it is one.
         failed: called with each error of a save.
         differing: called, once, with what is not set alike in the optimizers and schedulers of the ranks.
@@ -67,6 +68,10 @@ class Saver:
         self._labels: dict[str, SnapshotLabel] = {}  # URL → where this run made it
         self._stale: list[Staging] = []  # given up; somebody may still be writing there
         self.again = False
+        self.last: Committed | None = None
+        self._gone: tuple[GateKey, Manifest] | None = (
+            None  # where one was made that is not there any more, and what it was
+        )
         self._flight: Flight | None = None
         self._compared = False  # and what differs was told
         self._given_up: list[str] = []  # staging folders in which ranks may write for ever
@@ -135,6 +140,31 @@ class Saver:
     def whence(self, load: LoadPoint) -> LoadPoint:
         """The same checkpoint, with the gate at which it was made if this run made it."""
         return replace(load, at=self._labels.get(load.url))
+
+    def went_back(self, to: Committed | None) -> None:
+        """All go back to this checkpoint: a later one of this run is damaged or gone.
+
+        Args:
+            to: the newest that is whole; None: none is there.
+        """
+        at = 0 if to is None else to.manifest.iteration
+        if self.last is not None and self.last.manifest.iteration > at:
+            label = self._labels.get(self.last.url)
+            self._gone = None if label is None or label.gate is None else (label.gate, self.last.manifest)
+            self.last = to
+
+    def make_again(self, at: GateKey) -> None:
+        """Ranks pass a gate once more: if a checkpoint was made there and is gone, it is made again, as it was.
+
+        Args:
+            at: the gate, which is open.
+
+        Raises:
+            CheckpointError: the storage refused, and the run shall stop at that.
+        """
+        if self._gone is not None and self._gone[0] == at:
+            (_, manifest), self._gone = self._gone, None
+            self.begin(replace(manifest, files=()))
 
     @property
     def idle(self) -> bool:
@@ -228,7 +258,7 @@ class Saver:
         try:
             checkpoint = self._commit(flight)
             self._labels[checkpoint.url] = flight.label
-            staging = None
+            staging, self.last = None, checkpoint
             self.committed(checkpoint)
         except CheckpointError as error:
             self._give_up(staging, error)

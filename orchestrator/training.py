@@ -175,13 +175,16 @@ def _ended_badly(parts: Parts, run: Run, error: BaseException) -> BaseException:
         run.life.enter(Phase.STOPPED)
         parts.journal.write("RUN_INTERRUPTED")
         return RunInterrupted(f"{name} was interrupted before it trained; {then}")
+    if isinstance(error, KeyboardInterrupt):
+        run.life.enter(Phase.STOPPED)
+        with contextlib.suppress(FencedError):
+            parts.journal.write("RUN_INTERRUPTED")
+        return RunInterrupted(f"{name} was interrupted at once; {then}")
     run.life.enter(Phase.FAILED)
     if isinstance(error, WorkerLostError | HeadLostError):
         error.args = (f"{error}; {then}",)
     with contextlib.suppress(FencedError):
         parts.journal.write("RUN_FAILED", error=type(error).__name__, text=str(error))
-    if isinstance(error, KeyboardInterrupt):
-        return RunInterrupted(f"{name} was interrupted at once; {then}")
     return error
 
 
@@ -251,7 +254,7 @@ def _make_run(parts: Parts, limits: Limits, splits: Splits) -> Run:
         build=build,
         limits=limits,
     )
-    run.newest = lambda: newest_load(parts.registry, notice)
+    run.newest = lambda: newest_load(parts.registry, partial(_refused, parts.journal), run.saver.went_back)
     return run
 
 
@@ -263,12 +266,7 @@ def _environment() -> dict[str, str]:
 def _begin_at(parts: Parts, resume: Resume) -> tuple[Committed | None, LoadPoint | None]:
     """The run's own checkpoint to go on from, and what the ranks load."""
     settings = parts.settings
-
-    def refused(text: str) -> None:
-        parts.journal.write("CHECKPOINT_REFUSED", text=text)
-        notice(text)
-
-    point = newest(parts.registry, resume, refused)
+    point = newest(parts.registry, resume, partial(_refused, parts.journal))
     if point is None:
         start = parts.start_from
         return None, None if start is None else starting_point(start, settings.root)
@@ -291,6 +289,12 @@ def _begin_at(parts: Parts, resume: Resume) -> tuple[Committed | None, LoadPoint
         if name in parts.stateful:
             parts.stateful[name].load_state_dict(saved)
     return point, load_of(point)
+
+
+def _refused(journal: Journal, text: str) -> None:
+    """A checkpoint is damaged, and the one before it is tried."""
+    journal.write("CHECKPOINT_REFUSED", text=text)
+    notice(text)
 
 
 def _result(parts: Parts, status: Status, reason: str | None = None, failure: TrainingError | None = None) -> RunResult:

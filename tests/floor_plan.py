@@ -24,8 +24,8 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
     ("saved.py", "steering.py"),
     ("cursor.py", "dispatch.py", "faults.py", "mailbox.py"),
     (
-        *("data/fetching.py", "data/sources.py", "dcp.py", "left_behind.py", "listeners.py", "messages.py"),
-        *("orders.py", "parts.py"),
+        *("boundary.py", "data/fetching.py", "data/sources.py", "dcp.py", "left_behind.py", "listeners.py"),
+        *("messages.py", "orders.py", "parts.py"),
     ),
     ("index.py", "logs.py", "parcels.py", "secrets.py", "signature.py", "state.py"),
     ("foreign.py",),
@@ -44,7 +44,16 @@ WORKERS = (  # the top floor first; a name that ends in /* is a folder
             "digests.py",
             "expressions.py",
         ),
-        *("finite.py", "folder.py", "links.py", "microbatches.py", "objects.py", "recomputing.py", "rng.py"),
+        *(
+            "finite.py",
+            "folder.py",
+            "links.py",
+            "expected.py",
+            "microbatches.py",
+            "objects.py",
+            "recomputing.py",
+            "rng.py",
+        ),
         *("sharded.py", "structure.py"),
     ),
     ("giving_way.py", "laid.py"),
@@ -149,6 +158,7 @@ DOORS = {
 
 SHARED = {
     "orchestrator/*": (
+        "workers.boundary",
         "workers.data.fingerprint",
         "workers.dispatch",
         "workers.errors",

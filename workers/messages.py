@@ -148,11 +148,24 @@ class Observed(Report):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer(Message):
-    """An order with an id is done, or failed."""
+    """An order with an id is done, or failed.
+
+    Args:
+        order: its id.
+        value: what came of it.
+        failure: why nothing did.
+        kind: whose fault that was.
+    """
 
     order: int
     value: object = None
     failure: Failure | None = None
+    kind: FaultKind = "user"
+
+    @property
+    def of_user(self) -> bool:
+        """Whether it tells of a user's exception."""
+        return self.failure is not None and self.kind == "user"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,17 +1,20 @@
 """Secrets out of texts: what the environment or a job refers to as secret never stands in a log, journal or error.
 
 A value counts as secret if the name of its variable says so (`WANDB_API_KEY`, `DB_PASSWORD`, `RAY_AUTH_TOKEN`), if a
-job file refers to it (`secrets.py`), or if it stands as the password of a URL. Used by both sides where text goes out.
+job file refers to it (`secrets.py`), or if it stands as the password of a URL. It is masked as it is, line by line, and
+as Python, JSON and URLs write it. Used by both sides where text goes out.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from urllib.parse import quote
 
-__all__ = ["MASK", "learn", "redact", "sounds_secret"]
+__all__ = ["MASK", "SHORTEST", "learn", "redact", "sounds_secret"]
 
 MASK = "***"
 SHORTEST = 6  # characters: a shorter value, such as "1" or "yes", would blacken half of every text
@@ -36,7 +39,8 @@ def sounds_secret(name: str) -> bool:
 
 def learn(*values: str) -> None:
     """Know these values as secret from now on, in this process."""
-    _known.update(value for value in values if len(value) >= SHORTEST)
+    for value in values:
+        _known.update(_forms(value))
 
 
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
@@ -51,8 +55,28 @@ def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
         'get s3://me:***@host/bucket with ***'
     """
     variables = os.environ if environment is None else environment
-    secrets = _known.union(value for name, value in variables.items() if len(value) >= SHORTEST and sounds_secret(name))
+    secrets = _known.union(*(_forms(value) for name, value in variables.items() if sounds_secret(name)))
     for secret in sorted(secrets, key=len, reverse=True):
         if secret in text:
             text = text.replace(secret, MASK)
     return _URL.sub(rf"\g<before>{MASK}", text) if "://" in text else text
+
+
+@lru_cache(maxsize=4096)
+def _forms(value: str) -> frozenset[str]:
+    """How a secret may stand in a text: whole or line by line, as logs are; plain, or as repr, JSON or a URL has it.
+
+    Example:
+        >>> _forms("hunter22")
+        frozenset({'hunter22'})
+    """
+    plain = {value, value.strip(), *(line.strip() for line in value.splitlines())}
+    once = {form for text in plain for form in _written(text)}
+    twice = {form for text in once for form in _written(text)}  # as in the repr of an error that tells of a repr
+    return frozenset(form for form in plain | once | twice if len(form) >= SHORTEST)
+
+
+def _written(text: str) -> Iterator[str]:
+    apart = "'" + '"' + text  # beside both kinds of quotes, repr escapes those of the text
+    yield from (repr(text)[1:-1], repr(apart)[4:-1], ascii(text)[1:-1], quote(text, safe="", errors="ignore"))
+    yield from (json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from workers.boundary import at_boundary
 from workers.buckets import Layout
 from workers.engine import Engine
 from workers.events import Events
@@ -21,7 +22,7 @@ from workers.pace import Pace
 from workers.parcels import CUT, TRAINER, GateKey, Rewind, SnapshotLabel
 from workers.program import Program
 from workers.reports import Reports
-from workers.snapshot import SnapshotRing, taken_at
+from workers.snapshot import SnapshotRing
 from workers.worker import Worker
 
 __all__ = ["BEGIN", "Rewinder"]
@@ -96,7 +97,7 @@ class Rewinder:
 
     def at_gate(self, key: GateKey, *, order: int = 0) -> None:
         """On arriving at a gate, and on leaving one at which orders were carried out: a snapshot, if one can be."""
-        if taken_at(key):
+        if at_boundary(key):
             self.take(SnapshotLabel(iteration=self._trainer.state.iteration, gate=key, order=order))
 
     def _between(self, engine: Engine) -> None:

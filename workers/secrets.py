@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from workers.errors import ProgramError
-from workers.redaction import learn
+from workers.redaction import SHORTEST, learn
 
 __all__ = ["is_reference", "resolve"]
 
@@ -34,7 +34,7 @@ def resolve(config: Mapping[str, object]) -> dict[str, object]:
     """A job's settings with its secrets in place of the references to them.
 
     Raises:
-        ProgramError: one is not there on this machine; says which, not what it is.
+        ProgramError: one is not there on this machine, or too short to be masked; says which, not what it is.
     """
     return {key: _resolved(value, f"config.{key}") for key, value in config.items()}
 
@@ -44,6 +44,12 @@ def _resolved(value: object, where: str) -> object:
         assert isinstance(value, Mapping), "a reference is a mapping"
         [(kind, at)] = value[KEY].items()
         secret = _look_up(kind, at, where)
+        if len(secret.strip()) < SHORTEST:
+            received = f"a shorter one by {kind} ({at}), which can't be masked: half of every log would be black"
+            mend = "use a longer one, or let the program look it up by itself"
+            raise ProgramError(
+                f"{where}: expected a secret of {SHORTEST} characters or more, received {received}; {mend}"
+            )
         learn(secret)
         return secret
     if isinstance(value, Mapping):

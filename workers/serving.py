@@ -13,10 +13,11 @@ import cloudpickle
 
 from workers.errors import LeaveNow
 from workers.evaluating import evaluate
+from workers.faults import fault_kind
 from workers.mailbox import Mailbox, Outbox
 from workers.messages import Answer, Saved
 from workers.orders import Call, Evaluate, FreezeSave, PlanSave
-from workers.parcels import Failure, Writing
+from workers.parcels import Failure, FaultKind, Writing
 from workers.rank import Place
 from workers.speaking import Speaking
 
@@ -46,15 +47,16 @@ class Serving(Speaking):
 
     def _call(self, order: Call) -> None:
         function, args, kwargs = pickle.loads(order.pickled)
+        kind: FaultKind = "user"
         before = self._note(f"calling {getattr(function, '__qualname__', function)}")
         try:
             value, failure = cloudpickle.dumps(function(self.worker, *args, **kwargs)), None
         except LeaveNow:
             raise
         except BaseException as error:  # the caller on the driver gets it, as from any function
-            value, failure = None, Failure.of(error)
+            value, failure, kind = None, Failure.of(error), fault_kind(error)
         self._note(before)
-        self.send(Answer, order=order.order, value=value, failure=failure)
+        self.send(Answer, order=order.order, value=value, failure=failure, kind=kind)
 
     def _plan_save(self, order: PlanSave) -> None:
         from workers.saving import RankSaver  # a second of imports, at the first save

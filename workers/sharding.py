@@ -96,13 +96,22 @@ def shard(module: nn.Module, device: torch.device, options: Fsdp) -> None:
 
 @torch.no_grad()
 def broadcast(tensors: Iterable[torch.Tensor]) -> None:
-    """Make rank 0's values everybody's; a collective."""
+    """Make rank 0's values everybody's; a collective.
+
+    Raises:
+        ProgramError: this rank has no process group, in which all ranks met, any more.
+    """
     by_device: dict[torch.device, list[torch.Tensor]] = {}
     for tensor in tensors:
         if tensor.numel():
             by_device.setdefault(tensor.device, []).append(tensor.detach())
     world = group.WORLD
-    assert world is not None, "a broadcast comes after the ranks have met"
+    if world is None:
+        raise ProgramError(
+            "the ranks' process group: expected it to be there until the run ends, received none on this rank, where "
+            "it was destroyed; leave out torch.distributed.destroy_process_group(): Rankfire forms the group and ends "
+            "it"
+        )
     for found in by_device.values():
         _broadcast_coalesced(world, found, _BUCKET, 0)
 

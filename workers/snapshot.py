@@ -17,39 +17,17 @@ from torch import nn
 
 from workers.buckets import Layout
 from workers.copies import Copies, packed, unpacked
-from workers.events import Events
 from workers.gradients import Gradients
 from workers.handover import receive_copies, send_copies
 from workers.inplace import InPlace, Kind, living, put_back_switches, switches_of
 from workers.own import iterators_of, own_of, put_back_own
-from workers.parcels import CUT, TRAINER, GateKey, SnapshotLabel
+from workers.parcels import SnapshotLabel
 from workers.program import Program, Stateful
 from workers.worker import Worker
 
-__all__ = ["SnapshotRing", "taken_at"]
+__all__ = ["SnapshotRing"]
 
 _GRADIENTS = "gradients of "  # begins the name of what is copied beside an optimizer
-_BETWEEN = {
-    event.key
-    for event in (
-        *(Events.STARTED, Events.RESUMED, Events.EPOCH_STARTED, Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED),
-        *(Events.TERMINATE_SINGLE_EPOCH, Events.TERMINATE, Events.INTERRUPT, Events.COMPLETED),
-    )
-}
-
-
-def taken_at(gate: GateKey) -> bool:
-    """Whether a snapshot can be taken on arriving at a gate: between two iterations of the trainer.
-
-    Within an iteration its batch is read already, and an evaluation is begun anew after a rewind.
-
-    Example:
-        >>> taken_at(GateKey(engine="trainer", event="EPOCH_COMPLETED", count=1))
-        True
-        >>> taken_at(GateKey(engine="trainer", event="ITERATION_STARTED", count=1))
-        False
-    """
-    return gate.engine == TRAINER and (gate.event in _BETWEEN or gate.event == CUT)
 
 
 class SnapshotRing:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from workers.engine import Engine
 from workers.errors import ProgramError
+from workers.expected import check_arguments, check_scaled, checked_counts, checked_loss
 from workers.metrics.attach import attach_metric
 from workers.microbatches import detached, floats_in, joined, split, to_device
 from workers.worker import Worker
@@ -79,9 +80,9 @@ def supervised_train_step(  # noqa: PLR0913  # each is one thing that users of s
         >>> state.iteration
         3
     """
-    _check(accumulate, clip, scaler)
+    check_arguments(accumulate, clip, scaler)
     step = _TrainStep(model, optimizer, loss, prepare_batch, output, worker)
-    step.dtype = _dtype_of(amp, scaler)
+    step.dtype = check_scaled(_dtype_of(amp, scaler), scaler)
     step.pieces, step.clip, step.scaler, step.tokens = accumulate, clip, scaler, tokens
     return step
 
@@ -232,7 +233,7 @@ class _TrainStep:
             shares = [count / sum(counts) for count in counts]
             return [worker.weight * share for share in shares], shares
         told = [self.tokens(*piece) if samples else 0 for piece, samples in pieces]
-        counts = [float(count) for count in told]
+        counts = checked_counts(told)
         if not worker.weight:  # a stand-in: this rank has no sample of the global batch
             counts = [0.0 for _ in counts]
         own, everywhere = sum(counts) or 1.0, worker.all_reduce(sum(counts)) or 1.0
@@ -242,7 +243,7 @@ class _TrainStep:
         x, y = piece
         with _autocast(worker.device, self.dtype):
             prediction = self._model(x)
-            loss = self._loss(prediction, y)
+            loss = checked_loss(self._loss(prediction, y))
         if self.tokens is not None and not weight:  # the mean over no token is no number
             loss = sum((part.float() * 0).sum() for part in floats_in(prediction))  # type: ignore[assignment]
         worker.backward(loss if self.scaler is None else self.scaler.scale(loss), weight=weight)
@@ -289,24 +290,6 @@ def _dtype_of(amp: Amp, scaler: GradScaler | None) -> torch.dtype | None:
             f"amp: expected 'bf16', 'fp16' or True, received {amp!r}; leave it out to compute in the model's own dtype"
         )
     return dtype  # type: ignore[return-value]
-
-
-def _check(accumulate: int, clip: float | None, scaler: object) -> None:
-    if type(accumulate) is not int or accumulate < 1:
-        raise ProgramError(
-            f"accumulate: expected a whole number from 1 on, received {accumulate!r}; it is in how many pieces a batch "
-            "goes through the model"
-        )
-    if clip is not None and not clip > 0:
-        raise ProgramError(
-            f"clip: expected the largest norm that gradients may have, a number above 0, received {clip!r}; leave it "
-            "out to clip nothing"
-        )
-    if scaler is not None and not isinstance(scaler, GradScaler):
-        raise ProgramError(
-            f"scaler: expected a torch.amp.GradScaler, received {type(scaler).__name__}; make one with "
-            "torch.amp.GradScaler(worker.device.type), and put it into the program's state"
-        )
 
 
 def _parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:

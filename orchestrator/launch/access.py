@@ -6,6 +6,7 @@ attaches to one, that others can reach, unless the user says that he knows: `--i
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import stat
@@ -15,10 +16,23 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator.errors import StartError, explain
+from orchestrator.notice import notice
+from workers.redaction import learn
 
-__all__ = ["Token", "demand_authentication", "entry", "find_token", "is_loopback", "others_may_read", "see_entry"]
+__all__ = [
+    "Token",
+    "demand_authentication",
+    "entry",
+    "find_token",
+    "is_loopback",
+    "others_may_read",
+    "see_entry",
+    "token_path",
+    "warn_of_readers",
+]
 
 KNOCK = 5.0  # seconds for a cluster to say whether it asks for a token
+_warned: set[Path] = set()  # files of which the user was told in this process
 PROBE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # a call without effect, which every GCS answers
 
 
@@ -41,13 +55,15 @@ class Token:
 def find_token(environment: Mapping[str, str]) -> Token | None:
     """The user's token, where Ray itself would look for it: RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
 
+    From then on it is masked in what this process shows.
+
     Raises:
-        StartError: RAY_AUTH_TOKEN_PATH names what can't be read.
+        StartError: RAY_AUTH_TOKEN_PATH names what can't be read, or what is found can't be a token.
     """
     if value := environment.get("RAY_AUTH_TOKEN", "").strip():
-        return Token(value, "RAY_AUTH_TOKEN")
+        return _token(value, "RAY_AUTH_TOKEN")
     named = environment.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else Path(environment.get("HOME", os.path.expanduser("~"))) / ".ray" / "auth_token"
+    path = Path(named) if named else token_path(environment)
     try:
         value = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -57,12 +73,42 @@ def find_token(environment: Mapping[str, str]) -> Token | None:
         expected, mend = "a file with the cluster's token", "name a file that you can read, or set RAY_AUTH_TOKEN"
         where = f"RAY_AUTH_TOKEN_PATH={named}"
         raise StartError(explain(where, expected=expected, received=received, mend=mend)) from error
-    return Token(value, str(path)) if value else None
+    if not value:
+        return None
+    warn_of_readers(path)
+    return _token(value, str(path))
+
+
+def _token(value: str, source: str) -> Token:
+    """A token is sent as a header; what can't be one is refused, and not repeated."""
+    learn(value)
+    if not (value.isascii() and value.isprintable()):
+        several = len(value.splitlines()) > 1
+        received = "several lines" if several else "characters that no token has"
+        mend = "write the token alone into it, in one line (there: ray get-auth-token)"
+        raise StartError(explain(source, expected="a cluster's token", received=received, mend=mend))
+    return Token(value, source)
+
+
+def token_path(environment: Mapping[str, str]) -> Path:
+    """Where Ray keeps a user's token, unless RAY_AUTH_TOKEN_PATH says otherwise."""
+    return Path(environment.get("HOME", os.path.expanduser("~"))) / ".ray" / "auth_token"
 
 
 def others_may_read(path: Path) -> bool:
     """Whether a file of secrets can be read by other users of this machine."""
     return bool(path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
+
+
+def warn_of_readers(path: Path) -> None:
+    """Tell the user, once, of a token that others of this machine may read; it is used all the same."""
+    with contextlib.suppress(OSError):
+        if path not in _warned and path.is_file() and others_may_read(path):
+            _warned.add(path)
+            mode = f"{path.stat().st_mode & 0o777:04o}"
+            notice(
+                f"{path} holds your token and has mode {mode}, so others of this machine may read it: chmod 600 {path}"
+            )
 
 
 def is_loopback(host: str) -> bool:

@@ -6,13 +6,14 @@ It is spoken over HTTP, so that a submission needs no Ray of the cluster's versi
 from __future__ import annotations
 
 import json
+import re
 import urllib.parse
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import StartError, SystemFailure, explain
 from orchestrator.launch.access import demand_authentication, find_token, is_loopback
-from orchestrator.launch.http import Answer, Dashboard
+from orchestrator.launch.http import Answer, Dashboard, printable
 from orchestrator.launch.package import Package
 
 __all__ = ["ENDED", "GRACE", "Job", "Jobs"]
@@ -21,6 +22,7 @@ ENDED = {"SUCCEEDED", "FAILED", "STOPPED"}
 GRACE = 300  # seconds from SIGTERM to SIGKILL when a job is stopped, in which it saves; Ray's own is 3
 OLDEST = (2, 56)  # of Ray, on a cluster
 UPLOAD = 120.0  # seconds
+VERSION = re.compile(r"([0-9]{1,6})\.([0-9]{1,6})(?![0-9])")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,9 +152,9 @@ class Jobs:
 
     def _version(self, where: str) -> str:
         said = self._checked(self._ask("GET", "/api/version"), where).json()
-        version = str(said.get("ray_version", "")) if isinstance(said, dict) else ""
-        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-        if len(numbers) < 2 or numbers < OLDEST:
+        version = printable(str(said.get("ray_version", ""))[:40]) if isinstance(said, dict) else ""
+        numbers = VERSION.match(version)
+        if numbers is None or (int(numbers[1]), int(numbers[2])) < OLDEST:
             expected, received = f"Ray {OLDEST[0]}.{OLDEST[1]} or newer", f"version {version or 'unknown'}"
             mend = "install the Ray of deploy/constraints.txt on the cluster, the same as here"
             raise StartError(explain(where, expected=expected, received=received, mend=mend))
@@ -184,12 +186,13 @@ def _path_of(package: Package) -> str:
 
 def _job(job_id: str, said: Any) -> Job:
     said = said if isinstance(said, dict) else {}
-    metadata = said.get("metadata") or {}
+    metadata = said.get("metadata")
+    message = str(said.get("message") or "").strip().splitlines()
     code = said.get("driver_exit_code")
     return Job(
         id=job_id,
-        status=str(said.get("status", "UNKNOWN")),
-        message=str(said.get("message") or "").strip(),
+        status=printable(str(said.get("status", "UNKNOWN"))),
+        message="\n".join(printable(line) for line in message),
         code=code if isinstance(code, int) else None,
-        metadata={str(key): str(value) for key, value in metadata.items()},
+        metadata={str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {},
     )

@@ -1,4 +1,4 @@
-"""Around the start of a Ray of our own: which signals are whose, and in which process groups its processes are.
+"""Around the start of a Ray of our own: whose signals are whose, which process groups it has, who may read its token.
 
 Called by `placement.py`.
 """
@@ -7,12 +7,44 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["out_of_our_group", "signals_kept"]
+from orchestrator.launch.access import token_path, warn_of_readers
+
+__all__ = ["out_of_our_group", "own_token", "signals_kept"]
+
+
+def own_token(environment: Mapping[str, str]) -> None:
+    """See that the token of a local Ray is the user's alone: Ray would make one that all of the machine may read.
+
+    Where there is none, one is made where Ray looks for it; of one that was made otherwise, the user is told.
+
+    Args:
+        environment: what says whether Ray wants one, and where it is.
+    """
+    wanted = environment.get("RAY_AUTH_MODE", "token").lower() == "token"
+    if not wanted or environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    path = token_path(environment)
+    with contextlib.suppress(OSError):  # no home to write in: Ray itself says so
+        if path.exists() and path.read_bytes().strip():
+            warn_of_readers(path)
+            return
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ours = path.with_name(f"{path.name}.{os.getpid()}")
+        descriptor = os.open(ours, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            with open(descriptor, "w") as file:
+                file.write(secrets.token_hex(32))  # as long as Ray's own
+            if path.exists():  # and is empty
+                path.unlink()
+            os.link(ours, path)  # whole, or not at all: another run may start just now, and its token is as good
+        finally:
+            ours.unlink()
 
 
 @contextlib.contextmanager

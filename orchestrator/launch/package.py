@@ -1,22 +1,21 @@
 """The working directory as one archive for a cluster: what is ignored stays here, the same content is the same archive.
 
 `.gitignore`, `.rayignore` and `.rankfireignore` are heeded in every folder. What is never wanted there is left out
-without being named: repositories, environments, caches, secrets. No link leads out of the folder.
+without being named: repositories, environments, caches, secrets. No link leads out of the folder, or to these.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import io
 import os
-import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import SpecError, explain
+from orchestrator.launch.ignoring import Rule, rules_of
 
 __all__ = ["MOST", "Package", "pack"]
 
@@ -39,21 +38,76 @@ class Package:
         digest: its sha256.
         files: paths of what is in it.
         outside: links that were left out because they lead out of the folder.
+        unpacked: other links that were left out, and what they lead to, in words.
     """
 
     content: bytes
     digest: str
     files: tuple[str, ...]
     outside: tuple[str, ...] = ()
+    unpacked: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One line of an ignore file, compiled; the last one that matches a path decides."""
+class Found:
+    """What is wanted of a folder.
 
-    pattern: re.Pattern[str]
-    keep: bool
-    folders_only: bool
+    Args:
+        root: the folder.
+
+    Attributes:
+        outside: see `Package`.
+        unpacked: see `Package`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._real = os.path.realpath(root)
+        self.outside: list[str] = []
+        self.unpacked: list[tuple[str, str]] = []
+
+    def files(self) -> Iterator[str]:
+        """Paths of the files that are not ignored, sorted; folders may be as deep as the disk has them."""
+        levels = [self._folder("", [])]
+        while levels:
+            if (found := next(levels[-1], None)) is None:
+                levels.pop()
+            elif isinstance(found, str):
+                yield found
+            else:
+                levels.append(self._folder(*found))
+
+    def _folder(self, folder: str, rules: list[tuple[int, Rule]]) -> Iterator[str | tuple[str, list[tuple[int, Rule]]]]:
+        """One folder: its files' paths, and for each folder in it what this function is called with for that."""
+        here = self._root / folder
+        depth = len(Path(folder).parts)
+        rules = [*rules, *((depth, rule) for name in IGNORES for rule in rules_of(_text(here / name)))]
+        for entry in sorted(os.scandir(here), key=lambda entry: entry.name):
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if _never(entry.name):
+                continue
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if _ignored(path, folder=is_folder, rules=rules):
+                continue
+            if entry.is_symlink():
+                if self._follows(path):
+                    yield path
+            elif is_folder:
+                yield path, rules
+            elif entry.is_file():  # no sockets, no pipes, which would wait for ever
+                yield path
+
+    def _follows(self, path: str) -> bool:
+        """Whether a link leads to a file that may be packed; notes it if it does not."""
+        target = os.path.realpath(self._root / path)
+        if not Path(target).is_relative_to(self._real):
+            self.outside.append(path)
+        elif any(_never(name) for name in Path(target).relative_to(self._real).parts):
+            self.unpacked.append((path, "what is never packed"))
+        elif os.path.isfile(target):
+            return True
+        else:
+            self.unpacked.append((path, "a folder" if os.path.isdir(target) else "nothing that could be read"))
+        return False
 
 
 def pack(root: Path, added: Mapping[str, bytes]) -> Package:
@@ -64,22 +118,26 @@ def pack(root: Path, added: Mapping[str, bytes]) -> Package:
         added: further files, by path; they take the place of the folder's own.
 
     Raises:
-        SpecError: it is too large; names the largest files.
+        SpecError: it is too large (names the largest files), or a file can't be read, or its name is no text.
     """
-    buffer, sizes, outside = io.BytesIO(), dict[str, int](), list[str]()
+    buffer, sizes, found, total = io.BytesIO(), dict[str, int](), Found(root), 0
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
-        for path in _wanted(root, "", [], outside):
+        for path in _readable(root, found):
             if path not in added:
-                sizes[path] = _add(archive, path, (root / path).read_bytes())
-                if sum(sizes.values()) > 10 * MOST:
+                sizes[path] = (root / path).stat().st_size
+                total += sizes[path]
+                if total > 10 * MOST:
                     raise _too_large(root, sizes)
+                _add(archive, path, _content(root, path))
         for path, content in sorted(added.items()):
             sizes[path] = _add(archive, path, content)
     content = buffer.getvalue()
     if len(content) > MOST:
         raise _too_large(root, sizes)
     digest = hashlib.sha256(content).hexdigest()
-    return Package(content=content, digest=digest, files=tuple(sizes), outside=tuple(outside))
+    return Package(
+        content=content, digest=digest, files=tuple(sizes), outside=tuple(found.outside), unpacked=tuple(found.unpacked)
+    )
 
 
 def _add(archive: zipfile.ZipFile, path: str, content: bytes) -> int:
@@ -102,66 +160,45 @@ def _too_large(root: Path, sizes: Mapping[str, int]) -> SpecError:
     )
 
 
-def _wanted(root: Path, folder: str, rules: list[tuple[str, Rule]], outside: list[str]) -> Iterator[str]:
-    """Paths of the files that are not ignored, sorted."""
-    here = root / folder
-    rules = [*rules, *((folder, rule) for name in IGNORES for rule in _rules(here / name))]
-    for entry in sorted(os.scandir(here), key=lambda entry: entry.name):
-        path = f"{folder}/{entry.name}" if folder else entry.name
-        if entry.name in NEVER or entry.name.endswith((".egg-info", ".pyc")):
-            continue
-        if entry.is_symlink():
-            target = Path(entry.path).resolve()
-            if not target.is_relative_to(root.resolve()):
-                outside.append(path)
-            elif target.is_file() and not _ignored(path, folder=False, rules=rules):
-                yield path
-            continue
-        folder_here = entry.is_dir()
-        if _ignored(path, folder=folder_here, rules=rules):
-            continue
-        if folder_here:
-            yield from _wanted(root, path, rules, outside)
-        elif entry.is_file():  # no sockets, no pipes, which would wait for ever
-            yield path
-
-
-def _rules(file: Path) -> Iterator[Rule]:
+def _readable(root: Path, found: Found) -> Iterator[str]:
+    """The files that are wanted; refuses one whose name can't stand in an archive, and a folder without the right."""
     try:
-        text = file.read_text(encoding="utf-8", errors="replace")
+        for path in found.files():
+            if any("\ud800" <= letter <= "\udfff" for letter in path):
+                raise _unreadable(root, ascii(path), "a name that is not UTF-8")
+            yield path
+    except OSError as error:
+        raise _unreadable(root, str(error.filename), str(error.strerror)) from error
+
+
+def _content(root: Path, path: str) -> bytes:
+    try:
+        return (root / path).read_bytes()
+    except OSError as error:
+        raise _unreadable(root, path, str(error.strerror)) from error
+
+
+def _unreadable(root: Path, path: str, problem: str) -> SpecError:
+    where, mend = f"working directory {root}", "mend that, remove it, or list it or its folder in .rankfireignore"
+    return SpecError(
+        explain(where, expected="files that can be read and packed", received=f"{path}: {problem}", mend=mend)
+    )
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return
-    for line in text.splitlines():
-        if (rule := _rule(line)) is not None:
-            yield rule
+        return ""
 
 
-def _rule(line: str) -> Rule | None:
-    """Compile a line as git does: `!` keeps, a slash at the end means folders, one elsewhere ties it to its folder."""
-    text = line.rstrip()
-    if not text or text.startswith("#"):
-        return None
-    keep, text = text.startswith("!"), text.removeprefix("!").removeprefix("\\")
-    folders_only, text = text.endswith("/"), text.rstrip("/")
-    tied = "/" in text
-    text = text.removeprefix("/")
-    if not text:
-        return None
-    words = re.split(r"(\*\*/|/\*\*$)", text)
-    compiled = "".join("(?:.*/)?" if w == "**/" else "/.*" if w == "/**" else _word(w) for w in words)
-    return Rule(re.compile(compiled if tied else f"(?:.*/)?{compiled}", re.DOTALL), keep, folders_only)
+def _never(name: str) -> bool:
+    return name in NEVER or name.endswith((".egg-info", ".pyc"))
 
 
-def _word(text: str) -> str:
-    """A part of a pattern in which no star crosses a slash."""
-    pattern = fnmatch.translate(text).removeprefix("(?s:").removesuffix(")\\Z").removesuffix(")\\z")
-    return pattern.replace(".*", "[^/]*").replace("(?>[^/]*?", "(?:[^/]*?")
-
-
-def _ignored(path: str, *, folder: bool, rules: list[tuple[str, Rule]]) -> bool:
-    ignored = False
-    for base, rule in rules:
-        inner = path.removeprefix(f"{base}/") if base else path
-        if (folder or not rule.folders_only) and rule.pattern.fullmatch(inner):
-            ignored = not rule.keep
-    return ignored
+def _ignored(path: str, *, folder: bool, rules: list[tuple[int, Rule]]) -> bool:
+    names = path.split("/")
+    for depth, rule in reversed(rules):
+        if (folder or not rule.folders_only) and rule.fits(names[depth:]):
+            return not rule.keep
+    return False

@@ -16,6 +16,7 @@ from pathlib import Path
 from orchestrator.errors import SpecError, explain
 from orchestrator.launch.jobs import Job, Jobs
 from orchestrator.launch.package import Package, pack
+from orchestrator.notice import notice
 from orchestrator.settings import absolute_storage
 from orchestrator.spec import JobSpec
 from orchestrator.specfile import dump_spec
@@ -60,6 +61,8 @@ def packed(spec: JobSpec, job: Path, here: Path, *, insecure: bool) -> tuple[Pac
     spec = spec.model_copy(update={"storage": absolute_storage(spec.storage), "cluster": cluster})
     text = dump_spec(spec).encode()
     package = pack(root, {f"{FOLDER}/job.yaml": text, f"{FOLDER}/roots.json": json.dumps(roots).encode()})
+    for link, target in package.unpacked:
+        notice(f"{link} is left out: it is a link to {target}")
     return package, hashlib.sha256(text).hexdigest()
 
 

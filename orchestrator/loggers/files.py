@@ -21,13 +21,14 @@ from workers.folder import Folder
 __all__ = ["CSVLogger", "JSONLLogger"]
 
 Row = dict[str, Any]
+OWN = ("iteration", "epoch", "time")  # columns of each row, which a metric must not overwrite
 FLUSH = 1.0  # seconds after which lines between epochs are written
 
 
 class _Lines(Logger):
     """Rows in one file of the run's folder, and other things as files beside it."""
 
-    name: str
+    file: str
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
@@ -37,12 +38,13 @@ class _Lines(Logger):
 
     def open(self, iteration: int) -> None:
         home = self.run.home
-        text = home.read(self.name).decode() if home.exists(self.name) else ""
+        text = home.read(self.file).decode() if home.exists(self.file) else ""
         self._rows = [row for row in self._parsed(text) if row.get("iteration", 0) <= iteration]
         self._rewrite()
 
     def scalars(self, values: Mapping[str, float], iteration: int, epoch: int) -> None:
-        self.add({"iteration": iteration, "epoch": epoch, "time": round(time.time(), 3), **values})
+        told = {f"metric/{name}" if name in OWN else name: value for name, value in values.items()}
+        self.add({"iteration": iteration, "epoch": epoch, "time": round(time.time(), 3), **told})
         if time.monotonic() - self._since >= FLUSH:
             self.flush()
 
@@ -96,14 +98,14 @@ class _Lines(Logger):
         if not new:
             return
         if isinstance(home, Folder) and self._continues(new):
-            with (home.root / self.name).open("a", newline="") as file:
+            with (home.root / self.file).open("a", newline="") as file:
                 file.write(self._text(new))
             self._written = len(self._rows)
         else:
             self._rewrite()
 
     def _rewrite(self) -> None:
-        self.run.home.replace(self.name, (self._head() + self._text(self._rows)).encode())
+        self.run.home.replace(self.file, (self._head() + self._text(self._rows)).encode())
         self._written = len(self._rows)
 
     # ---------------------------------------------------------------- the format
@@ -130,7 +132,7 @@ class JSONLLogger(_Lines):
         >>> orchestrator.attach(JSONLLogger(every=50))  # doctest: +SKIP
     """
 
-    name = "metrics.jsonl"
+    file = "metrics.jsonl"
 
     def _parsed(self, text: str) -> list[Row]:
         rows = []
@@ -155,7 +157,7 @@ class CSVLogger(_Lines):
         >>> orchestrator.attach(CSVLogger())  # doctest: +SKIP
     """
 
-    name = "metrics.csv"
+    file = "metrics.csv"
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
@@ -169,7 +171,7 @@ class CSVLogger(_Lines):
         ]
 
     def _head(self) -> str:
-        self._columns = list(dict.fromkeys(["iteration", "epoch", "time", *(key for row in self._rows for key in row)]))
+        self._columns = list(dict.fromkeys([*OWN, *(key for row in self._rows for key in row)]))
         return self._lines([dict(zip(self._columns, self._columns, strict=True))])
 
     def _continues(self, rows: list[Row]) -> bool:

@@ -10,6 +10,7 @@ import logging
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ Histogram = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]
 """Counts, and the edges of the bins: one more."""
 TRACKERS = "trackers.json"  # in a run's folder: tracker → the id that the run has there
 _logger = logging.getLogger(__name__)
+_of_run: WeakKeyDictionary[Driver, list[Logger]] = WeakKeyDictionary()  # loggers that are attached
 
 
 class Logger:
@@ -42,6 +44,8 @@ class Logger:
     Raises:
         SpecError: an argument can't be used.
     """
+
+    file: str | None = None  # in the run's folder, if it keeps one that nobody else may write
 
     def __init__(
         self, *, every: int | None = None, checkpoints: bool = False, on_error: Literal["warn", "stop"] = "warn"
@@ -119,7 +123,20 @@ class Logger:
 
     # ---------------------------------------------------------------- when
     def attach(self, orchestrator: Driver) -> None:
-        """Listen behind everybody else; no rank waits for a logger, but at the start of training."""
+        """Listen behind everybody else; no rank waits for a logger, but at the start of training.
+
+        Raises:
+            SpecError: it is attached already, or another logger of the run keeps the same file.
+        """
+        others = _of_run.setdefault(orchestrator, [])
+        for other in others:
+            if other is self or (self.file is not None and other.file == self.file):
+                where, received = f"orchestrator.attach({type(self).__name__})", "this one once more"
+                if other is not self:
+                    received = f"a second one for {self.file}"
+                expected, mend = "each logger once, and one for each file", "attach one, and set its every="
+                raise SpecError(explain(where, expected=expected, received=received, mend=mend))
+        others.append(self)
         self._run = orchestrator
         orchestrator.listen(Events.STARTED | Events.RESUMED, self._begin, phase="metrics", blocking=True)
         orchestrator.listen(Events.EPOCH_COMPLETED, self._at_epoch, phase="gate", blocking=False)

@@ -3,16 +3,19 @@
 Run `python tests/benchmarks/gpt_throughput.py`. Ours: `examples/gpt/program.py` as it is, without evaluation and
 checkpoints. Peer: `peers/gpt_torchrun.py`, the same model, text, batch size, precision, accumulation, clipping,
 schedule and metric. Two ranks of one torch thread each. Counted are the steps after a warm-up, on the slower rank; runs
-are taken in turns, and the ratio is that of two runs which follow each other.
+are taken in turns, and the ratio is that of two runs which follow each other. A third side: the peer once more, beside
+a Ray that has two actors and nothing to do: what is Ray's share where ranks leave it no core of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,6 +66,27 @@ def child(strategy: str, steps: int, folder: Path) -> None:
     ray.shutdown()
 
 
+@contextlib.contextmanager
+def idle_ray(there: bool) -> Iterator[None]:
+    """A Ray as a run of ours has one, with as many actors as there are ranks, all idle."""
+    if not there:
+        yield
+        return
+    import ray
+
+    class Idle:
+        def here(self) -> bool:
+            return True
+
+    ray.init(**_report.RAY)
+    try:
+        actors = [ray.remote(Idle).options(num_cpus=0.5).remote() for _ in range(RANKS)]
+        assert all(ray.get([actor.here.remote() for actor in actors]))
+        yield
+    finally:
+        ray.shutdown()
+
+
 class Result(NamedTuple):
     """What one run gave."""
 
@@ -80,6 +104,12 @@ def result(folder: Path, steps: int) -> Result:
     return Result(rate=CONFIG["batch_size"] * measured / wall, cpu=cpu / measured * 1e3, loss=ranks[0]["loss"])
 
 
+def ratios(ours: list[Result], theirs: list[Result]) -> tuple[float, float]:
+    """Of samples per second and of CPU time: medians of those of the rounds."""
+    pairs = list(zip(ours, theirs, strict=True))
+    return statistics.median(a.rate / b.rate for a, b in pairs), statistics.median(a.cpu / b.cpu for a, b in pairs)
+
+
 def main(strategies: list[str], steps: int, rounds: int) -> None:
     print(__doc__)
     print(f"machine: {_report.machine()}\n")
@@ -90,26 +120,24 @@ def main(strategies: list[str], steps: int, rounds: int) -> None:
             commands = {
                 "rankfire": [me, "--child", strategy, "--steps", str(steps)],
                 "torchrun": [*TORCHRUN, strategy, str(steps)],
+                "torchrun beside Ray": [*TORCHRUN, strategy, str(steps)],
             }
             found: dict[str, list[Result]] = {side: [] for side in commands}
             for turn in range(rounds):
                 for side, command in commands.items():
-                    folder = _report.measure(root, f"{strategy} {side} {turn}", command, OMP_NUM_THREADS="1")
+                    with idle_ray(side.endswith("Ray")):
+                        folder = _report.measure(root, f"{strategy} {side} {turn}", command, OMP_NUM_THREADS="1")
                     found[side].append(result(folder, steps))
             for side, results in found.items():
                 rates, cpu, losses = zip(*results, strict=True)
                 loss = f"{statistics.median(losses):.4f}"
                 rows.append((f"{side}, {strategy}", _report.spread(rates, "{:.1f}"), _report.spread(cpu), loss))
-            rate, cpu_ratio = (
-                statistics.median(
-                    getattr(ours, what) / getattr(theirs, what)
-                    for ours, theirs in zip(found["rankfire"], found["torchrun"], strict=True)
-                )
-                for what in ("rate", "cpu")
-            )
+            rate, cpu = ratios(found["rankfire"], found["torchrun"])
+            beside, _ = ratios(found["torchrun beside Ray"], found["torchrun"])
             told.append(
                 f"{strategy}: samples/s, ours / theirs, median of the rounds: {rate:.3f}; target ≥ {TARGET}: "
-                f"{_report.verdict(rate >= TARGET)}; CPU time of a step, ours / theirs: {cpu_ratio:.3f}"
+                f"{_report.verdict(rate >= TARGET)}; CPU time of a step, ours / theirs: {cpu:.3f}; theirs beside an "
+                f"idle Ray / theirs: {beside:.3f}"
             )
     _report.table(rows)
     print("\n" + "\n".join(told))

@@ -126,4 +126,5 @@ def test_ctrl_c_twice_stops_at_once(start: object, tmp_path: Path) -> None:
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
     assert "error: run 'endless' was interrupted at once" in told
-    assert events(tmp_path)[-1] == "RUN_FAILED"
+    assert events(tmp_path)[-1] == "RUN_INTERRUPTED"
+    assert "RUN_FAILED" not in events(tmp_path)

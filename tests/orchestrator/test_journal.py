@@ -323,3 +323,37 @@ def test_every_event_that_is_written_is_in_the_readme() -> None:
         told |= set(re.findall(r'(?:journal\.write|\.note)\(\s*"([A-Z_]+)"', path.read_text()))
     assert {"RUN_STARTED", "EPOCH_COMPLETED", "CHECKPOINT_PRUNED"} <= told
     assert sorted(name for name in told if f"`{name}`" not in table) == []
+
+
+def test_a_journal_that_is_removed_under_the_run_begins_anew_and_says_so(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = Journal(storage_at(path.parent))
+    journal.start()
+    journal.write("RUN_STARTED")
+    path.unlink()
+    journal.write("EPOCH_COMPLETED")
+    journal.write("RUN_COMPLETED")
+    journal.close()
+    told = f"{path} was removed while the run wrote it: its lines until now are lost, and it begins anew"
+    found = [(line["event"], line.get("text")) for line in read_journal(path)]
+    assert found == [("JOURNAL_REMOVED", told), ("EPOCH_COMPLETED", None), ("RUN_COMPLETED", None)]
+    assert capsys.readouterr().err == f"rankfire: {told}\n"
+
+
+def test_lines_of_a_journal_whose_folder_was_removed_are_told_as_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    journal = Journal(storage_at(folder))
+    journal.start()
+    journal.write("RUN_STARTED")
+    (folder / "journal.jsonl").unlink()
+    folder.rmdir()
+    journal.write("RUN_COMPLETED")
+    journal.close()
+    assert capsys.readouterr().err == (
+        "rankfire: the journal can't be written: No such file or directory; its lines are kept for later\n"
+        "rankfire: 1 of the journal's lines are lost: its storage did not take them\n"
+    )

@@ -1,8 +1,10 @@
 """Whole runs in this process (`workers: 0`): handlers everywhere, checkpoints, and every way to go wrong."""
 
 import os
+import shutil
 import signal
 import threading
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,15 @@ from orchestrator import (
     HandlerError,
     Orchestrator,
     RankfireError,
+    RunInterrupted,
     SpecError,
     SystemFailure,
     TrainingError,
 )
 from orchestrator.errors import exit_code_of
 from tests.orchestrator.linear import build, journal, make, parameters, trained
-from workers import Engine, Events, Program
-from workers.handlers import TimeLimit
+from workers import Engine, EventEnum, Events, Program
+from workers.handlers import EMA, TimeLimit
 
 
 def events(storage: Path, run: str = "linear") -> list[str]:
@@ -464,20 +467,83 @@ def test_a_checkpoint_that_can_not_be_written_is_a_system_failure(tmp_path: Path
     assert exit_code_of(error) == 3
 
 
-def test_a_checkpoint_in_the_middle_of_an_iteration_is_refused(tmp_path: Path) -> None:
+def test_a_metric_that_can_not_travel_to_the_ranks_is_named(tmp_path: Path) -> None:
     orchestrator = make(tmp_path)
-    orchestrator.on(Events.ITERATION_STARTED(once=2), blocking=True)(lambda run: run.checkpoint())
+    orchestrator.on(Events.EPOCH_COMPLETED)(lambda run: run.metrics.update(odd=threading.Lock()))
     assert str(failure(orchestrator, SpecError)) == (
-        "orchestrator.checkpoint: expected all ranks between two iterations, received iteration 2 in progress; "
-        "do it at ITERATION_COMPLETED, or at the end of an epoch"
+        "run.metrics['odd']: expected something that can be pickled and sent to the ranks, received lock: TypeError: "
+        "cannot pickle '_thread.lock' object; make what it refers to inside the function, or pass plain values"
     )
+
+
+class StepEvents(EventEnum):
+    """Events of a step's own."""
+
+    MIDDLE = "middle"
+
+
+def fire_middle(engine: Engine) -> None:
+    engine.fire_event(StepEvents.MIDDLE)
+
+
+@pytest.mark.parametrize(
+    ("event", "told"),
+    [
+        (Events.GET_BATCH_STARTED(once=2), "GET_BATCH_STARTED #2"),
+        (Events.GET_BATCH_COMPLETED(once=2), "GET_BATCH_COMPLETED #2"),
+        (Events.ITERATION_STARTED(once=2), "ITERATION_STARTED #2"),
+        (StepEvents.MIDDLE(once=1), "middle #1"),
+    ],
+)
+def test_a_checkpoint_in_the_middle_of_an_iteration_is_refused(tmp_path: Path, event: Any, told: str) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.on(Events.ITERATION_STARTED(once=2), rank=0)(fire_middle)
+    orchestrator.on(event, blocking=True)(lambda run: run.checkpoint())
+    assert str(failure(orchestrator, SpecError)) == (
+        f"orchestrator.checkpoint: expected all ranks between two iterations of the trainer, received trainer {told}, "
+        "with an iteration in progress; do it at ITERATION_COMPLETED, or at the end of an epoch"
+    )
+    assert saves(tmp_path) == []
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize("event", [Events.STARTED, Events.EPOCH_COMPLETED, Events.COMPLETED])
+def test_a_checkpoint_within_an_evaluation_is_refused(tmp_path: Path, event: Any, blocking: bool) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.attach(EMA(decay=0.5))  # the model holds the averages as long as it is evaluated
+    orchestrator.attach(Evaluate("evaluator"))
+    orchestrator.on(event, engine="evaluator", blocking=blocking)(lambda run: run.checkpoint())
+    within = f"evaluator {event.key} #1, in the middle of an evaluation"
+    received = within if blocking else "evaluate('evaluator') in progress"
+    assert str(failure(orchestrator, SpecError)) == (
+        f"orchestrator.checkpoint: expected all ranks between two iterations of the trainer, received {received}; "
+        "do it behind that: when evaluate or call has returned, or at the trainer's EPOCH_COMPLETED"
+    )
+    assert saves(tmp_path) == []
+
+
+def test_behind_an_evaluation_the_models_own_weights_are_saved(tmp_path: Path) -> None:
+    def averaged(run: str, epochs: int) -> Any:
+        orchestrator = make(tmp_path, run)
+        orchestrator.attach(EMA(decay=0.5))
+
+        @orchestrator.on(Events.EPOCH_COMPLETED)
+        def save(now: Orchestrator) -> None:
+            now.evaluate("evaluator")
+            now.checkpoint(wait=True)
+
+        ended: list[Any] = []
+        orchestrator.on(Events.COMPLETED)(lambda now: ended.append(now.call(parameters, rank=0)))
+        orchestrator.run(max_epochs=epochs)
+        return ended[-1]
+
+    averaged("linear", 1)
+    assert averaged("linear", 3) == averaged("whole", 3)
 
 
 @pytest.mark.parametrize(
     "event",
     [
-        Events.GET_BATCH_STARTED(once=5),
-        Events.GET_BATCH_COMPLETED(once=5),
         Events.ITERATION_COMPLETED(once=5),
         Events.EPOCH_STARTED(once=2),
         Events.STARTED,
@@ -503,6 +569,35 @@ def test_to_wait_for_a_checkpoint_is_to_have_it_committed(tmp_path: Path) -> Non
     orchestrator.run(max_epochs=2)
     name = "step-00000003"
     assert seen == [(f"{tmp_path}/linear/checkpoints/{name}", [name], "CHECKPOINT_COMMITTED")]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_is_due_within_an_evaluation_is_saved_at_the_next_boundary(tmp_path: Path, stopped: bool) -> None:
+    def averaged(run: str, epochs: int, strikes: bool) -> Any:
+        orchestrator, now, ended = make(tmp_path, run), [0.0], []
+        handler = Checkpoint(every={"seconds": 10.0}, keep=9, clock=lambda: now[0])
+        for each in (EMA(decay=0.5), Evaluate("evaluator"), handler):
+            orchestrator.attach(each)
+
+        @orchestrator.on(Events.EPOCH_COMPLETED, engine="evaluator")
+        def time_passes(now_running: Orchestrator) -> None:
+            if strikes and now_running.state.epoch == 1:
+                os.kill(os.getpid(), signal.SIGINT) if stopped else None
+                for _ in range(2):
+                    handler.tick(now_running)
+                    now[0] += 11.0
+                handler.tick(now_running)
+
+        orchestrator.on(Events.COMPLETED)(lambda run: ended.append(run.call(parameters, rank=0)))
+        with suppress(RunInterrupted):
+            orchestrator.run(max_epochs=epochs)
+        return ended[-1:]
+
+    averaged("linear", 2, True)
+    assert saves(tmp_path)[0] == "step-00000003"  # which the ranks had completed
+    assert ("RUN_INTERRUPTED" in events(tmp_path)) is stopped
+    shutil.rmtree(tmp_path / "linear/checkpoints/step-00000006", ignore_errors=True)
+    assert averaged("linear", 3, False) == averaged("whole", 3, False)
 
 
 def test_every_few_iterations_a_checkpoint_is_saved_and_at_the_end(tmp_path: Path) -> None:
@@ -873,6 +968,10 @@ def test_the_state_of_an_engine_without_handlers_is_unknown_and_makes_none(tmp_p
 def test_what_is_attached_knows_how(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"expected an object with attach\(orchestrator\), received <built-in.*print>"):
         make(tmp_path).attach(print)
+    with pytest.raises(
+        SpecError, match=r"received <class .*EMA.*>; make one of the class: orchestrator\.attach\(Class"
+    ):
+        make(tmp_path).attach(EMA)
 
 
 def test_a_refusal_comes_without_our_frames_and_one_of_a_handlers_line_with_it(tmp_path: Path) -> None:

@@ -31,6 +31,26 @@ def test_no_cluster_is_told_with_the_place_that_named_it(
     )
 
 
+def test_a_ray_that_does_not_start_here_is_told_with_a_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start_late(**given: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because ...")  # as Ray does
+
+    ended: list[bool] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("orchestrator.placement.ray.is_initialized", lambda: False)
+    monkeypatch.setattr("orchestrator.placement.ray.init", start_late)
+    monkeypatch.setattr("orchestrator.placement.end_rays_processes", lambda: ended.append(True))
+    with pytest.raises(StartError) as caught:
+        Cluster(ClusterSpec(), WorkersSpec(count=1)).start()
+    assert str(caught.value) == (
+        "cluster: expected Ray to start on this machine, received Exception: The current node timed out during "
+        "startup. This could happen because ...; see that it has memory and CPUs to spare and try again, look into the "
+        "newest session's logs in Ray's folder (RAY_TMPDIR, else /tmp/ray), or name a cluster that runs in "
+        "cluster.address"
+    )
+    assert ended == [True]
+
+
 def test_a_handler_of_rays_never_stands_in_place_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray._private import utils
 

@@ -113,7 +113,8 @@ def test_an_interrupt_in_a_driver_handler_is_an_interrupted_run(tmp_path: Path) 
 
     with pytest.raises(RunInterrupted, match=r"^run 'linear' was interrupted at once; nothing was saved$"):
         orchestrator.run(max_epochs=1)
-    assert lines(tmp_path, "RUN_FAILED")[0]["error"] == "KeyboardInterrupt"
+    assert [line["event"] for line in journal(tmp_path)][-1] == "RUN_INTERRUPTED"
+    assert lines(tmp_path, "RUN_FAILED") == []
 
 
 def test_a_handler_that_exits_is_a_handler_that_raised(tmp_path: Path) -> None:
@@ -246,7 +247,9 @@ def test_what_ends_a_run_before_it_has_begun_is_in_its_record_and_lets_it_go(
         patch.setattr(f"orchestrator.{where}", fail)
         with pytest.raises(type(error)):
             make(tmp_path).run(max_epochs=1)
-    assert [line["error"] for line in lines(tmp_path, "RUN_FAILED")] == [type(error).__name__]
+    ends = [(line["event"], line.get("error")) for line in journal(tmp_path) if line["event"].startswith("RUN_")]
+    interrupted = isinstance(error, KeyboardInterrupt)
+    assert ends == [("RUN_INTERRUPTED", None) if interrupted else ("RUN_FAILED", type(error).__name__)]
     assert make(tmp_path).run(max_epochs=1).status == "completed"
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from orchestrator import TrainingError
+from orchestrator import Orchestrator, TrainingError
+from tests.process_ranks import ProcessGroup
 from tests.recovery.jobs import Job, checkpoints_hold, run, until_committed
 from tests.recovery.program import Fault
+from tests.waiting import wait_until
+from workers import Worker
+from workers.stacks import state_of
 
 
 @pytest.mark.parametrize("where", ["forward", "backward", "handler"])
@@ -47,3 +53,33 @@ def test_an_exception_that_reads_like_a_lost_peer_is_not_tried_again(tmp_path: P
         ended.error
     )
     assert (ended.fired, ended.told("RECOVERED")) == ([str(fault)], [])
+
+
+def raise_or_die(worker: Worker, folder: str, dies_first: bool) -> None:
+    """Rank 0 dies in a call in which another one raises."""
+    raised, dead = Path(folder, "raised"), Path(folder, "dead")
+    if worker.rank == 0:
+        wait_until(lambda: dies_first or raised.exists(), 60, "the other one raises")
+        dead.with_suffix(".new").write_text(str(os.getpid()))
+        dead.with_suffix(".new").rename(dead)
+        os.kill(os.getpid(), signal.SIGKILL)
+    wait_until(
+        lambda: not dies_first or (dead.exists() and state_of(int(dead.read_text())) in "Z"), 60, "rank 0 is dead"
+    )
+    raised.touch()
+    raise ZeroDivisionError("a mistake in a call")
+
+
+@pytest.mark.parametrize("dies_first", [True, False])
+def test_an_exception_in_a_call_in_which_another_rank_dies_is_not_tried_again(tmp_path: Path, dies_first: bool) -> None:
+    def act(run: Orchestrator, group: ProcessGroup) -> None:
+        run.call(raise_or_die, str(tmp_path), dies_first)
+
+    ended = run(Job(at_gate={1: act}), tmp_path / "job")
+    assert isinstance(ended.error, TrainingError)
+    assert "orchestrator.call: rank 1 raised ZeroDivisionError: a mistake in a call (test_users_mistakes.py:" in str(
+        ended.error
+    )
+    assert (tmp_path / "raised").exists()
+    assert (tmp_path / "dead").exists()
+    assert ended.told("RECOVERED") == []

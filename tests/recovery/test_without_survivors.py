@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator import Orchestrator
 from orchestrator.errors import RecoveryError
-from tests.recovery.jobs import Job, checkpoints_hold, run, until_committed
+from tests.process_ranks import ProcessGroup
+from tests.recovery.jobs import PER_EPOCH, Job, checkpoints_hold, kill, run, until_committed
 from tests.recovery.program import Fault
 
 ALL_AT_ONCE = [Fault(where="forward", iteration=19, rank=rank) for rank in (0, 1)]
@@ -54,3 +56,29 @@ def test_a_job_may_say_that_a_loss_ends_it(tmp_path: Path) -> None:
     assert "rank 1" in str(ended.error)
     assert (ended.fired, ended.told("RECOVERED")) == ([str(fault)], [])
     checkpoints_hold(ended)
+
+
+def damage_the_newest_and_kill_all(run: Orchestrator, group: ProcessGroup) -> None:
+    """A bit of its data is flipped, when it is whole."""
+    until_committed(run, group)
+    storage = run.registry.committed()[-1].storage
+    content = bytearray(storage.read("data/__0_0.distcp"))
+    content[len(content) // 2] ^= 16
+    storage.replace("data/__0_0.distcp", bytes(content))
+    kill(0, 1)(run, group)
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+def test_a_checkpoint_that_is_found_damaged_after_a_fault_is_made_again(survives: Any, at_end: bool) -> None:
+    """At the end of the epoch whose it was, once more, with what was measured there."""
+    strike = damage_the_newest_and_kill_all
+    job = Job(
+        workers={"count": 2, "spares": 2}, at_gate={} if at_end else {3: strike}, at_end=strike if at_end else None
+    )
+    ended = survives(job, fired=[], lost=[0, 1])
+    damaged = (3 if at_end else 2) * PER_EPOCH
+    assert [f"step-{damaged:08d}: " in line["text"] for line in ended.told("CHECKPOINT_REFUSED")] == [True]
+    assert [line["iteration"] for line in ended.told("RECOVERED")] == [damaged - PER_EPOCH]
+    checkpoints = ended.registry.committed()
+    assert [one.manifest.iteration for one in checkpoints] == [PER_EPOCH, 2 * PER_EPOCH, 3 * PER_EPOCH]
+    assert all("validation/mse" in one.manifest.metrics for one in checkpoints)

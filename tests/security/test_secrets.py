@@ -1,5 +1,6 @@
 """S6: secrets are given by reference, and stand nowhere: not in a run's folder, nor in errors, nor in what is shown."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from orchestrator.journal import Journal
 from orchestrator.specfile import parse_spec
 from workers.errors import ProgramError
 from workers.locations import storage_at
+from workers.logs import LineLog, LogPlace, Tee
 from workers.parcels import Failure
 from workers.secrets import resolve
 
@@ -140,6 +142,31 @@ def test_a_secret_that_is_not_there_is_named_not_told(tmp_path: Path) -> None:
         resolve({"a": {"token": {"secret": {"env": "NOT_SET"}}}})
     with pytest.raises(ProgramError, match=r"config\.k\[0\]: expected a secret by file, .* No such file"):
         resolve({"k": [{"secret": {"file": str(tmp_path / "none")}}]})
+
+
+def test_a_secret_too_short_to_be_masked_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_PIN", "90210")
+    with pytest.raises(
+        ProgramError, match=r"config\.pin: expected a secret of 6 characters or more, .*MY_PIN"
+    ) as caught:
+        resolve({"pin": {"secret": {"env": "MY_PIN"}}})
+    assert "90210" not in str(caught.value)
+
+
+LINES = "of-the-first-line", 'the "second" line'
+
+
+def test_a_key_of_several_lines_is_found_nowhere_in_a_log(tmp_path: Path) -> None:
+    (tmp_path / "key.pem").write_text("\n".join(LINES) + "\n")
+    config = resolve({"key": {"secret": {"file": str(tmp_path / "key.pem")}}})
+    log = LineLog(LogPlace(home=str(tmp_path)), "driver", "driver")
+    print(f"the key is {config['key']}\n{config!r}\n{json.dumps(config)}", file=Tee(None, "out", log))
+    log.close()
+    written = (tmp_path / "logs" / "driver.log").read_text()
+    assert [line for line in LINES if line in written or json.dumps(line)[1:-1] in written] == []
+    assert len(written.splitlines()) == 4
+    failure = Failure.of(ValueError(f"cannot log in with {config!r}"))
+    assert failure.text == "cannot log in with {'key': '***'}"
 
 
 def test_what_is_no_reference_stays_as_it_is() -> None:

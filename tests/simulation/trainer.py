@@ -9,12 +9,12 @@ from typing import Any
 
 from tests.simulation.life import Life, Steps
 from tests.simulation.model import State, mix
+from workers.boundary import at_boundary
 from workers.events import Event, EventExpression, Events
 from workers.messages import Arrived, Observed, SnapshotTaken
 from workers.orders import Build, Go, Release
 from workers.parcels import CUT, TRAINER, GateKey, Number, SnapshotLabel
 from workers.rewinding import BEGIN
-from workers.snapshot import taken_at
 
 __all__ = ["Trainer"]
 
@@ -173,7 +173,7 @@ class Trainer(Life):
             self.send(Observed, gate=key, **self._report())
 
     def _come_to(self, key: GateKey) -> Steps:
-        if self.rewinds and taken_at(key):
+        if self.rewinds and at_boundary(key):
             yield from self.take(SnapshotLabel(iteration=self.state.iteration, gate=key))
         yield from self.wait_at(key)
 
@@ -189,7 +189,7 @@ class Trainer(Life):
             self.world.violate(f"rank {self.membership.rank} was released from {order.gate} while it waited at {key}")
         self.note(before)
         yield self.busy("released", 0.0, 0.01)
-        if self.rewinds and order.order > after and taken_at(key):
+        if self.rewinds and order.order > after and at_boundary(key):
             yield from self.take(SnapshotLabel(iteration=self.state.iteration, gate=key, order=order.order))
         if key.event != CUT:  # what is told there depends on when it comes
             self.state.told.update(order.metrics)

@@ -1,5 +1,9 @@
 """Secrets out of texts: by the name of a variable, by reference, in URLs; and nothing else."""
 
+import json
+from collections.abc import Callable
+from urllib.parse import quote
+
 import pytest
 
 from workers import redaction
@@ -57,3 +61,44 @@ def test_what_was_learned_is_masked() -> None:
 )
 def test_passwords_of_urls_are_masked(url: str, shown: str) -> None:
     assert redact(url, {}) == shown
+
+
+HARD = [
+    'with"quote',
+    "it's-mine",
+    "both'of\"them",
+    "back\\slash",
+    "of two\nlines of it",
+    "geheim-\u00fc",
+    "a b c d e f",
+]
+WRITTEN = [
+    str,
+    repr,
+    lambda value: f"{ ({'key': value, 'n': 1})!r}",
+    lambda value: repr(f'can\'t say "{value}"'),
+    lambda value: repr(ValueError(f"refused: {[value]!r}")),
+    json.dumps,
+    lambda value: json.dumps({"key": value}, ensure_ascii=False),
+    lambda value: f"GET /?key={quote(value, safe='')}",
+]
+
+
+@pytest.mark.parametrize("secret", HARD)
+@pytest.mark.parametrize("written", WRITTEN)
+def test_a_secret_is_masked_however_it_is_written(secret: str, written: Callable[[str], str]) -> None:
+    learn(secret)
+    plain = "ordinary"
+    assert redact(written(secret), {}) == redact(written(secret), {"A_TOKEN": secret})
+    assert redact(written(secret), {}).count(MASK) == 1
+    shown = written(plain).replace(plain, MASK)
+    assert redact(written(secret), {}).replace('"', "'").replace("\\", "") == shown.replace('"', "'").replace("\\", "")
+
+
+def test_a_secret_of_several_lines_is_masked_line_by_line() -> None:
+    key = "-----BEGIN KEY-----\r\n  MIIabcdef\n  uvwxyz==\n-----END KEY-----\n"
+    for told in (
+        redact(key, {"MY_SECRET": key}),
+        "\n".join(redact(line, {"MY_SECRET": key}) for line in key.split("\n")),
+    ):
+        assert [word for word in ("BEGIN", "MIIabc", "uvwxyz", "END") if word in told] == []

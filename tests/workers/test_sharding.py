@@ -16,6 +16,7 @@ from workers.handlers.ema import AveragedWeights
 from workers.locations import storage_at
 from workers.rank import Membership
 from workers.sharded import shares_in
+from workers.sharding import broadcast
 from workers.shards import Shards, load_state
 from workers.steps import supervised_eval_step, supervised_train_step
 from workers.worker import Worker
@@ -296,3 +297,13 @@ def test_before_the_ranks_have_met_a_model_is_whole():
     assert worker.models.shards
     assert model.head.weight.shape == (2, 5)
     assert type(model.head.weight) is nn.Parameter
+
+
+def test_a_process_group_that_was_destroyed_is_an_error_with_a_mend():
+    assert not dist.is_initialized()
+    with pytest.raises(ProgramError) as caught:
+        broadcast([torch.ones(1)])
+    assert str(caught.value) == (
+        "the ranks' process group: expected it to be there until the run ends, received none on this rank, where it "
+        "was destroyed; leave out torch.distributed.destroy_process_group(): Rankfire forms the group and ends it"
+    )

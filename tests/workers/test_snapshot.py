@@ -16,7 +16,7 @@ from workers.events import Events
 from workers.parcels import GateKey, SnapshotLabel
 from workers.rank import Membership
 from workers.rng import capture_rng, restore_rng
-from workers.snapshot import SnapshotRing, taken_at
+from workers.snapshot import SnapshotRing
 
 
 @pytest.fixture(autouse=True)
@@ -263,21 +263,6 @@ def test_what_goes_along_comes_back():
     pace.every = 100
     ring.restore(at(0))
     assert pace.every == 8
-
-
-@pytest.mark.parametrize(
-    ("key", "taken"),
-    [
-        (GateKey(engine="trainer", event="EPOCH_COMPLETED", count=1), True),
-        (GateKey(engine="trainer", event="ITERATION_COMPLETED", count=1), True),
-        (GateKey(engine="trainer", event="CUT", count=1), True),
-        (GateKey(engine="trainer", event="ITERATION_STARTED", count=1), False),
-        (GateKey(engine="trainer", event="BACKWARD_STARTED", count=1), False),
-        (GateKey(engine="evaluator", event="EPOCH_COMPLETED", count=1, visit=3), False),
-    ],
-)
-def test_snapshots_are_taken_between_two_iterations_of_the_trainer(key, taken):
-    assert taken_at(key) is taken
 
 
 def test_own_is_small():

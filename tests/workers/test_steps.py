@@ -197,6 +197,9 @@ def test_pytorch_ignites_names_make_engines():
     [
         ({"accumulate": 0}, "accumulate: expected a whole number from 1 on, received 0; it is in how many pieces"),
         ({"clip": 0.0}, "clip: expected the largest norm that gradients may have, a number above 0, received 0.0;"),
+        ({"clip": "1"}, "clip: expected the largest norm that gradients may have, a number above 0, received '1';"),
+        ({"clip": True}, "clip: expected the largest norm that gradients may have, a number above 0, received True;"),
+        ({"amp": "fp16"}, "amp: expected a scaler for float16, received none, so that small gradients"),
         ({"amp": "fp8"}, "amp: expected 'bf16', 'fp16' or True, received 'fp8'; leave it out to compute in"),
         ({"scaler": True}, "scaler: expected a torch.amp.GradScaler, received bool; make one with"),
     ],
@@ -206,3 +209,29 @@ def test_arguments_that_can_not_be_are_refused(options, text):
     with pytest.raises(ProgramError) as error:
         supervised_train_step(model, torch.optim.SGD(model.parameters(), 0.1), mean_loss, **options)
     assert str(error.value).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [
+        (lambda logits, y: logits.flatten(), r"a tensor of shape \(24,\); take its mean\(\)"),
+        (lambda logits, y: logits.detach().mean(), "one without gradients; compute it from the prediction as it is"),
+        (lambda logits, y: {"loss": 1.0}, r"\{'loss': 1.0\} \(dict\); return the tensor that is to become small"),
+        (lambda logits, y: 1.0, r"1.0 \(float\); return"),
+        (lambda logits, y: None, r"None \(NoneType\); return"),
+    ],
+)
+def test_a_loss_that_is_none_is_refused_with_its_mend(loss, text):
+    model = net()
+    step = supervised_train_step(model, torch.optim.SGD(model.parameters(), 0.1), loss)
+    with pytest.raises(ProgramError, match=rf"^loss: expected a function that gives a tensor of one number, .* {text}"):
+        step(Engine(step), (torch.ones(1, 6, 3), torch.zeros(1, 6)))
+
+
+@pytest.mark.parametrize("count", [-1, float("nan"), float("inf")])
+def test_a_count_of_tokens_that_is_none_is_refused(count):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    step = supervised_train_step(model, optimizer, mean_loss, tokens=lambda x, y: count)
+    with pytest.raises(ProgramError, match=r"^tokens: expected how many tokens a batch has, .* received "):
+        step(Engine(step), next(iter(torch.utils.data.DataLoader(data(), batch_size=2))))

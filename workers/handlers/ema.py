@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -19,6 +20,8 @@ from workers.handlers.ranks import Ranks, interval, number
 from workers.sharded import held
 
 __all__ = ["EMA", "AveragedWeights"]
+
+_runs_with: WeakKeyDictionary[Engine, list[AveragedWeights]] = WeakKeyDictionary()  # evaluator → its averages
 
 
 class AveragedWeights:
@@ -51,6 +54,10 @@ class AveragedWeights:
         torch._foreach_copy_(averages, kept)
         self.swapped = not self.swapped
 
+    def shares_with(self, other: AveragedWeights) -> bool:
+        """Whether both average a parameter, so that only one of them may stand in for it."""
+        return not {id(weight) for weight in self._living}.isdisjoint(id(weight) for weight in other._living)
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The averages by name."""
         return dict(zip(self._names, self.averages, strict=True))
@@ -72,11 +79,13 @@ class EMA:
         model: its name in `Program.state`; for an engine alone the model itself.
         decay: how much of the average stays at each update.
         every: iterations between two updates.
-        evaluators: names of engines that run with the averages in the model's place.
+        evaluators: name or names of engines that run with the averages in the model's place; default: the one called
+            "evaluator", where there is one. Of several averages of one model, one may have it: the others take ().
         entry: under which name the averages are saved.
 
     Raises:
-        ValueError: an argument can't be used, or there is no such model.
+        ValueError: an argument can't be used, there is no such model or engine, or an engine runs with other averages
+            of the model.
 
     Example:
         >>> orchestrator.attach(EMA(decay=0.999))  # doctest: +SKIP
@@ -88,13 +97,13 @@ class EMA:
         *,
         decay: float = 0.999,
         every: int = 1,
-        evaluators: Sequence[str] = ("evaluator",),
+        evaluators: str | Sequence[str] | None = None,
         entry: str = "ema",
     ) -> None:
         self.model = model
         self.decay = number("EMA", "decay", decay, least=0.0, below=1.0)
         self.every = interval("EMA", every)
-        self.evaluators = tuple(evaluators)
+        self.evaluators = (evaluators,) if isinstance(evaluators, str) else evaluators
         self.entry = entry
         self.weights: AveragedWeights | None = None  # from `attach` on
 
@@ -110,6 +119,9 @@ class EMA:
             return
         weights = self.weights = AveragedWeights(self._model_of(target))
         program = None if target.worker is None else target.worker.program
+        evaluators += self._named({} if program is None else program.engines)
+        for evaluator in evaluators:
+            self._refuse_second(evaluator, weights)
         if program is not None:
             if self.entry in program.state:
                 raise ValueError(
@@ -117,10 +129,10 @@ class EMA:
                     "another"
                 )
             program.state = {**program.state, self.entry: weights}
-            evaluators += tuple(program.engines[name] for name in self.evaluators if name in program.engines)
         target.add_phase_handler("metrics", Events.STARTED, weights.follow)
         target.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), weights.update, self.decay)
         for evaluator in evaluators:
+            _runs_with.setdefault(evaluator, []).append(weights)
             evaluator.add_phase_handler("metrics", Events.STARTED, self._into, weights, True)
             evaluator.add_phase_handler(
                 "metrics", Events.COMPLETED | Events.EXCEPTION_RAISED, self._into, weights, False
@@ -140,6 +152,25 @@ class EMA:
             yield
         finally:
             self._into(self.weights, False)
+
+    def _named(self, engines: Mapping[str, Engine]) -> tuple[Engine, ...]:
+        if self.evaluators is None:
+            return tuple(engine for name, engine in engines.items() if name == "evaluator")
+        if missing := [name for name in self.evaluators if name not in engines]:
+            there = ", ".join(map(repr, engines)) or "none; give an engine alone to attach(trainer, evaluator)"
+            raise ValueError(
+                f"EMA(evaluators): expected names of the program's engines, received {missing[0]!r}; there are {there}"
+            )
+        return tuple(engines[name] for name in self.evaluators)
+
+    def _refuse_second(self, evaluator: Engine, weights: AveragedWeights) -> None:
+        """Two could not both stand in for the model, nor give it back in the right order."""
+        if any(weights.shares_with(other) for other in _runs_with.get(evaluator, ())):
+            raise ValueError(
+                f"EMA(evaluators): expected one average of a model for each engine that evaluates, received a second "
+                f"one ({self.entry!r}) for the same engine; write EMA(…, evaluators=()) for one of them, and evaluate "
+                "with it inside averaged()"
+            )
 
     @staticmethod
     def _into(weights: AveragedWeights, averages: bool) -> None:

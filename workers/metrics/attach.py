@@ -135,8 +135,8 @@ def attach_metric(
 
     Raises:
         TypeError: `metric` is none of these.
-        ValueError: the word is not known, the metric depends on the order of updates (`Running`, `MinMaxMetric`), or
-            the engine already has something of that name.
+        ValueError: the word is not known, the metric depends on the order of updates (`Running`, `MinMaxMetric`), the
+            engine already has something of that name, or the same object under another, or the name can't be one.
 
     Example:
         >>> trainer = Engine(lambda engine, batch: {"loss": batch})
@@ -146,6 +146,7 @@ def attach_metric(
     """
     from torchmetrics import MetricCollection
 
+    _check_name(name)
     if isinstance(metric, MetricCollection):
         for member, inner in metric.items(keep_base=True, copy_state=True):
             attach_metric(engine, f"{name}/{member}", inner.clone(), output=output)
@@ -157,6 +158,7 @@ def attach_metric(
         return
     attached = AttachedMetric(name, _as_metric(name, metric), output)
     _refuse_ordered(name, attached.metric)
+    _refuse_shared(engine, name, attached.metric)
     for _, module in metrics_in(attached.metric):
         module.sync_on_compute = module._to_sync = False  # the first alone takes effect only after a forward()
     engine.attach(name, attached)
@@ -185,6 +187,27 @@ def plain_value(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: plain_value(item) for key, item in value.items()}
     return value
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not name or not name.isprintable():
+        raise ValueError(
+            f"attach_metric(name): expected a text of printable characters, received {name!r} ({type(name).__name__}); "
+            "write for example 'loss'"
+        )
+
+
+def _refuse_shared(engine: Engine, name: str, metric: Metric) -> None:
+    """Refuse an object that is updated under another name too: each would count what the other saw."""
+    own = {id(module) for _, module in metrics_in(metric)}
+    for known, attached in engine.attached.items():
+        if known != name and isinstance(attached, AttachedMetric):
+            if own.isdisjoint(id(module) for _, module in metrics_in(attached.metric)):
+                continue
+            raise ValueError(
+                f"attach_metric({name!r}): metric: expected one that is attached once, received a "
+                f"{type(metric).__name__} that this engine has as {known!r}; write metric.clone(), or make another"
+            )
 
 
 def _is_mean(metric: Metric) -> bool:

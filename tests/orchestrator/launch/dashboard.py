@@ -31,6 +31,8 @@ class Cluster:
         self.loses_answers = 0  # so many submissions are taken, and the line is cut before the answer
         self.trickles = threading.Event()  # set: a body comes a byte at a time, and never ends
         self.redirect: str | None = None
+        self.begins = b""  # with which an answer that trickles begins, in place of status and headers
+        self.says: dict[str, bytes] = {}  # path → a whole answer, as it goes over the line; REQUEST is what came
 
     def answer(self, method: str, path: str, body: bytes, shown: str | None) -> tuple[int, Any]:
         """Status and body of an answer."""
@@ -72,6 +74,15 @@ def serving(cluster: Cluster) -> Iterator[str]:
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             cluster.seen.append((self.command, self.path, self.headers.get("Authorization")))
+            if self.path in cluster.says:
+                self.close_connection = True
+                self.wfile.write(cluster.says[self.path].replace(b"REQUEST", bytes(self.headers)))
+                return
+            if cluster.trickles.is_set() and cluster.begins:
+                self.close_connection = True
+                self.wfile.write(cluster.begins)
+                self._trickle()
+                return
             if cluster.redirect is not None:
                 self.send_response(302)
                 self.send_header("Location", cluster.redirect)

@@ -1,9 +1,13 @@
 """The user's token, and clusters that let everybody in."""
 
+import os
+
 import pytest
 
 from orchestrator.errors import StartError
 from orchestrator.launch.access import Token, demand_authentication, find_token, is_loopback, others_may_read, see_entry
+from orchestrator.launch.local_ray import own_token
+from workers.redaction import redact
 
 
 def test_the_token_is_sought_where_ray_seeks_it(tmp_path):
@@ -20,6 +24,23 @@ def test_the_token_is_sought_where_ray_seeks_it(tmp_path):
 def test_a_named_file_that_can_not_be_read_is_told():
     with pytest.raises(StartError, match=r"RAY_AUTH_TOKEN_PATH=/nowhere: expected a file with the cluster's token"):
         find_token({"RAY_AUTH_TOKEN_PATH": "/nowhere"})
+
+
+@pytest.mark.parametrize(
+    ("content", "received"),
+    [
+        ("first-line-of-it\nsecond-line-of-it\n", "several lines"),
+        ("t\u4e2d-of-a-token", "characters that no token has"),
+        ("a\tb-of-a-token", "characters that no token has"),
+    ],
+)
+def test_what_can_not_be_a_token_is_refused_and_not_repeated(tmp_path, content, received):
+    (tmp_path / "token").write_text(content)
+    (tmp_path / "token").chmod(0o600)
+    with pytest.raises(StartError, match=f"token: expected a cluster's token, received {received}; write ") as caught:
+        find_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")})
+    assert "of-" not in str(caught.value).removeprefix(str(tmp_path))
+    assert "of-" not in redact(content, {})
 
 
 def test_a_token_does_not_show_itself():
@@ -68,3 +89,61 @@ def test_a_file_that_others_may_read_is_seen(tmp_path):
     assert not others_may_read(tmp_path / "token")
     (tmp_path / "token").chmod(0o640)
     assert others_may_read(tmp_path / "token")
+
+
+def test_a_token_that_others_may_read_is_used_and_told_once(tmp_path, capsys):
+    (tmp_path / "token").write_text("of-everybody")
+    (tmp_path / "token").chmod(0o644)
+    for _ in range(2):
+        assert find_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}).value == "of-everybody"
+    told = capsys.readouterr().err
+    assert told.count("rankfire: ") == 1
+    assert f"has mode 0644, so others of this machine may read it: chmod 600 {tmp_path}" in told
+    (tmp_path / "other").write_text("of-me-alone")
+    (tmp_path / "other").chmod(0o600)
+    assert find_token({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "other")}).value == "of-me-alone"
+    assert capsys.readouterr().err == ""
+
+
+def mode(path):
+    return path.stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize("before", [None, ""])
+def test_a_local_ray_gets_a_token_that_its_user_alone_may_read(tmp_path, before):
+    path = tmp_path / ".ray" / "auth_token"
+    if before is not None:
+        path.parent.mkdir(mode=0o700)
+        path.write_text(before)
+        path.chmod(0o644)
+    umask = os.umask(0o000)
+    try:
+        own_token({"HOME": str(tmp_path)})
+    finally:
+        os.umask(umask)
+    assert (mode(path), mode(path.parent), [one.name for one in path.parent.iterdir()]) == (
+        0o600,
+        0o700,
+        ["auth_token"],
+    )
+    made = path.read_text()
+    assert len(made) == 64
+    own_token({"HOME": str(tmp_path)})
+    assert path.read_text() == made
+
+
+@pytest.mark.parametrize(
+    "given", [{"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "x"}, {"RAY_AUTH_TOKEN_PATH": "/nowhere"}]
+)
+def test_no_token_is_made_that_ray_would_not_use(tmp_path, given):
+    own_token({"HOME": str(tmp_path), **given})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_token_of_others_making_stays_and_is_told(tmp_path, capsys):
+    path = tmp_path / ".ray" / "auth_token"
+    path.parent.mkdir()
+    path.write_text("made-by-ray")
+    path.chmod(0o644)
+    own_token({"HOME": str(tmp_path)})
+    assert (path.read_text(), mode(path), "chmod 600" in capsys.readouterr().err) == ("made-by-ray", 0o644, True)

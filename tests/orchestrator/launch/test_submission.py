@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.errors import RankfireError, SpecError, StartError
+from orchestrator.errors import RankfireError, SpecError, StartError, SystemFailure
 from orchestrator.launch import http
 from orchestrator.launch.jobs import GRACE, Jobs
 from orchestrator.launch.submission import id_of, jobs_of, newest_job, packed, submit
 from orchestrator.spec import JobSpec
 from tests.orchestrator.launch.dashboard import Cluster, serving
+from workers.redaction import redact
 
 TOKEN = {"RAY_AUTH_TOKEN": "right"}
 
@@ -172,16 +173,77 @@ def test_nobody_at_the_address_is_told() -> None:
         Jobs("http://127.0.0.1:1", TOKEN).enter()
 
 
-@pytest.mark.parametrize("address", ["ftp://head", "http://", "http://head:port", "http://head:99999", "///"])
+WRONG = [
+    *("ftp://head", "http://", "http://head:port", "http://head:99999", "http://head:0", "///", "http://[::1"),
+    *("http://a..b", f"http://{'a' * 80}.example", "http://x y", "http://127.0.0.1:1/a b", "http://127.0.0.1:1/\u00e9"),
+]
+
+
+@pytest.mark.parametrize("address", WRONG)
 def test_what_is_no_address_is_told(address: str) -> None:
     with pytest.raises(StartError, match=r"write for example http://127\.0\.0\.1:8265"):
         Jobs(address, TOKEN)
 
 
-def test_a_dashboard_that_trickles_is_not_waited_for(url: str, cluster: Cluster) -> None:
+TRICKLING = [
+    b"",  # the body
+    b"HTTP/1.1 200 OK\r\nX-Anything: ",
+    b"HTTP/1.1 200",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;",
+    b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("begins", TRICKLING)
+def test_a_dashboard_that_trickles_is_not_waited_for(url: str, cluster: Cluster, begins: bytes) -> None:
+    cluster.begins = begins
     cluster.trickles.set()
     with pytest.raises(StartError, match="no whole answer in time"):  # else it would trickle for ever
         Jobs(url, TOKEN, patience=0.5).enter()
+
+
+def whole(body: bytes, status: bytes = b"200 OK") -> bytes:
+    return b"HTTP/1.1 " + status + b"\r\n\r\n" + body
+
+
+GARBAGE = [
+    ("/api/authentication_mode", b"\x1b[2J\x00garbage\r\n\r\n", StartError, r"BadStatusLine: .*x1b\[2J.*; see that"),
+    ("/api/version", whole(b"[" * 200_000), StartError, "received version unknown"),
+    ("/api/version", whole('{"ray_version": "\u00b2.\u00b2"}'.encode()), StartError, "received version"),
+    ("/api/version", whole(b'{"ray_version": "' + b"9" * 5000 + b'.1"}'), StartError, "received version 9{40};"),
+    ("/api/version", whole(b'{"ray_version": "1\\u001b[2J"}'), StartError, r"received version 1\\x1b\[2J;"),
+    ("/api/version", whole(b"first\nlast \x1b[2J", b"500 No"), SystemFailure, r"status 500: last \\x1b\[2J;"),
+]
+
+
+@pytest.mark.parametrize(("path", "answer", "kind", "told"), GARBAGE)
+def test_a_dashboard_that_answers_garbage_is_told_in_words(
+    url: str, cluster: Cluster, path: str, answer: bytes, kind: type[RankfireError], told: str
+) -> None:
+    cluster.says[path] = answer
+    with pytest.raises(kind, match=told) as caught:
+        entered(url)
+    assert [letter for letter in str(caught.value) if not letter.isprintable()] == []
+
+
+@pytest.mark.parametrize("metadata", ["[1]", '"x"', "7", "null"])
+def test_what_a_dashboard_says_of_a_job_may_be_anything(url: str, cluster: Cluster, metadata: str) -> None:
+    text = f'{{"status": "RUN\\u001b[2J", "message": "a\\u001b\\nb", "metadata": {metadata}}}'
+    cluster.says["/api/jobs/rankfire-digits"] = whole(text.encode())
+    job = entered(url).get("rankfire-digits")
+    assert job is not None
+    assert (job.status, job.message, job.metadata) == ("RUN\\x1b[2J", "a\\x1b\nb", {})
+
+
+def test_a_token_that_a_dashboard_repeats_is_masked(url: str, cluster: Cluster, tmp_path: Path) -> None:
+    cluster.token = "canary-of-a-token"
+    (tmp_path / "token").write_text(cluster.token)
+    (tmp_path / "token").chmod(0o600)
+    cluster.says["/api/version"] = b"HTTP/1.1 500 No\r\n\r\nREQUEST"
+    with pytest.raises(SystemFailure) as caught:
+        Jobs(url, {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}).enter()
+    assert "Authorization: Bearer" in str(caught.value)
+    assert cluster.token not in redact(str(caught.value), {})
 
 
 def test_an_endless_answer_does_not_fill_the_memory(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,3 +172,28 @@ def test_arguments_that_cant_be_used_are_refused(given: Any, text: str) -> None:
 def test_a_logger_that_is_attached_to_nothing_knows_no_iteration() -> None:
     with pytest.raises(SpecError, match=r"expected a logger that is attached, .* write orchestrator\.attach"):
         CSVLogger().log_image("x", [[0.0]])
+
+
+def test_a_metric_does_not_overwrite_the_columns_of_a_row(tmp_path: Path) -> None:
+    logger = CSVLogger()
+    orchestrator = make(tmp_path)
+    orchestrator.attach(logger)
+    orchestrator.attach(JSONLLogger())
+    orchestrator.on(Events.EPOCH_COMPLETED)(lambda run: logger.log({"iteration": 0.5, "epoch": 0.25, "time": 0.125}))
+    orchestrator.run(2)
+    rows = table(tmp_path)
+    assert {(row["epoch"], row["iteration"]) for row in rows} == {("1", "3"), ("2", "6")}
+    assert [rows[0][f"metric/{name}"] for name in ("iteration", "epoch", "time")] == ["0.5", "0.25", "0.125"]
+
+
+def test_a_logger_is_attached_once_and_a_file_has_one(tmp_path: Path) -> None:
+    orchestrator, first = make(tmp_path), CSVLogger()
+    orchestrator.attach(first)
+    orchestrator.attach(JSONLLogger())
+    with pytest.raises(
+        SpecError, match=r"attach\(CSVLogger\): expected each logger once, .* received this one once more"
+    ):
+        orchestrator.attach(first)
+    with pytest.raises(SpecError, match=r"received a second one for metrics\.csv"):
+        orchestrator.attach(CSVLogger(every=1))
+    make(tmp_path / "other").attach(CSVLogger())

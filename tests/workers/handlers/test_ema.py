@@ -98,3 +98,45 @@ def test_a_model_or_a_name_that_cant_be_used_is_refused() -> None:
         EMA(decay=1.0)
     with pytest.raises(RuntimeError, match="attach it first"), EMA(made.model).averaged():
         pass
+
+
+def test_a_second_average_of_a_model_does_not_stand_in_at_the_same_evaluator() -> None:
+    made = regression(worker=Worker())
+    EMA(decay=0.9).attach(made.trainer)
+    with pytest.raises(ValueError, match=r"EMA\(evaluators\): expected one average of a model .* \('fast'\) for the"):
+        EMA(decay=0.5, entry="fast").attach(made.trainer)
+    fast = EMA(decay=0.5, entry="fast", evaluators=())
+    fast.attach(made.trainer)
+    living = flat(made.train().model.parameters())
+    with fast.averaged():
+        made.evaluator.run([next(iter(made.data))])
+    made.evaluator.run([next(iter(made.data))])
+    assert torch.equal(flat(made.model.parameters()), living)
+
+
+def test_two_models_may_each_have_an_average_at_one_evaluator() -> None:
+    made, other = regression(), regression()
+    for of in (made, other):
+        EMA(of.model, decay=0.9).attach(of.trainer, made.evaluator)
+    living = [flat(of.train().model.parameters()) for of in (made, other)]
+    made.evaluator.run([next(iter(made.data))])
+    assert [torch.equal(flat(of.model.parameters()), was) for of, was in zip((made, other), living, strict=True)] == [
+        True,
+        True,
+    ]
+
+
+def test_engines_that_are_named_must_be_there_and_one_may_be_a_word() -> None:
+    made = regression(worker=Worker())
+    for wrong in ("validator", ("evaluator", "validator")):
+        with pytest.raises(ValueError, match=r"received 'validator'; there are 'trainer', 'evaluator'"):
+            EMA(evaluators=wrong).attach(made.trainer)
+    with pytest.raises(ValueError, match=r"received 'evaluator'; there are none; give an engine alone to attach"):
+        EMA(made.model, evaluators="evaluator").attach(regression().trainer)
+    EMA(decay=0.9, evaluators="evaluator").attach(made.trainer)
+    made.train()
+    seen: list[bool] = []
+    weights: Any = made.program.state["ema"]  # type: ignore[union-attr]
+    made.evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(weights.swapped))
+    made.evaluator.run([next(iter(made.data))])
+    assert seen == [True]

@@ -236,6 +236,26 @@ def test_a_name_that_is_taken_is_an_error():
         attach_metric(engine, "m", "sum")
 
 
+@pytest.mark.parametrize("name", ["", "\x00", "a\nb", 5, None])
+def test_a_name_that_cant_be_one_is_an_error(name):
+    with pytest.raises(ValueError, match=r"^attach_metric\(name\): expected a text of printable characters, received "):
+        attach_metric(Engine(lambda engine, batch: batch), name, "mean")
+
+
+def test_one_object_under_two_names_is_an_error_also_inside_another():
+    metric = MeanMetric()
+    engine = engine_with(metric)
+    text = (
+        r"^attach_metric\('n'\): metric: expected one that is attached once, received a {} that this engine has as 'm'"
+    )
+    with pytest.raises(ValueError, match=text.format("MeanMetric")):
+        attach_metric(engine, "n", metric)
+    with pytest.raises(ValueError, match=text.format("CompositionalMetric")):
+        attach_metric(engine, "n", metric + SumMetric())
+    attach_metric(engine, "n", metric.clone(), output=lambda out: out * 100)
+    assert engine.run([1.0, 3.0]).metrics == {"m": 2.0, "n": 200.0}
+
+
 class Silent(Metric):
     """A metric that never counts its updates, as some wrappers do."""
 
