@@ -64,7 +64,7 @@ class Beginning:
     def _mend(self) -> bool:
         """Go on without the lost; False if that can't be, and the run is to end."""
         facts, ranks = self._loop.facts, self._ranks
-        if facts.faults or self._life.phase not in {Phase.PLACING, Phase.BUILDING}:
+        if facts.faults:
             return False
         if self._life.phase is Phase.PLACING:  # nobody has a rank yet: any of them will do
             if self._loop.group.size - len(facts.lost) < ranks.world_size:

@@ -42,8 +42,7 @@ from workers.parcels import LoadPoint, Rewind, SnapshotLabel
 __all__ = ["Regrouping"]
 
 TIMELESS = (Pulse, Saved, SnapshotTaken, Observed, Hello, Built, Mended)
-"""What is true of a worker, of its state, or of its past, whatever generation it is in; what it has observed since the
-snapshot to which it goes back, it will tell once more."""
+"""What is true of a worker, its state or past in any generation; what it observed since the snapshot comes again."""
 _IN_TRAINING = {Phase.JOINING, Phase.RECOVERING, Phase.RUNNING, Phase.GATE}
 
 
@@ -119,8 +118,10 @@ class Regrouping:
     def _recover(self) -> bool:
         """Mend what the loop's facts tell of; False if that can't be, and the run is to end."""
         facts, members = self._loop.facts, self._ranks.members
-        if self._life.phase not in _IN_TRAINING:
+        if self._life.phase in {Phase.PLACING, Phase.BUILDING}:
             return self.early()
+        if self._life.phase not in _IN_TRAINING:
+            return False
         facts.lose(lambda fault: fault.worker in self._ranks.coming)
         if self._spec.on_loss == "recover":  # its process may hold on to too much: another one takes its place
             facts.lose(lambda fault: fault.kind == "memory", "out of memory: ")
@@ -308,8 +309,7 @@ class Regrouping:
             self._way.leave_behind(left_behind(own))
         world, generation = len(now), self._ranks.generation
         recovered = episode.recovered(label or load, world_size=world, generation=generation)
-        told = episode.in_words(recovered, len(before))
-        if told is not None:
+        if (told := episode.in_words(recovered, len(before))) is not None:
             notice(told)
         self._way.regrouped(episode.lost.keys(), load.at if label is None and load is not None else label)
         self._reserves.refill()

@@ -124,7 +124,13 @@ class Run:
         patience, silence = self._limits.start_timeout, timeouts.first
         self.reserves = Reserves(self.loop, self.ranks, settings.workers, patience=patience, silence=silence)
         regrouping = Regrouping(
-            self.loop, self.life, self.ranks, self.reserves, way, settings.recovery, unblock=timeouts.unwind
+            self.loop,
+            self.life,
+            self.ranks,
+            self.reserves,
+            way,
+            settings.recovery,
+            unblock=timeouts.unwind,
         )
         self.moving = Moving(self.loop, self.ranks, self.reserves, regrouping, self.gates, self.cut)
         self.watching = Watching(self.loop, self.ranks, settings.home, timeouts, self.tell)
@@ -207,7 +213,7 @@ class Run:
         while not (self.gates.all_finished and self.saver.idle):
             self.loop.pump()
         self.gates.trained.stop()
-        self._pause()
+        self._watch(None)
         self._headless.check()
         self.life.enter(Phase.FINISHING)
         self.gates.note_dropped()
@@ -255,17 +261,14 @@ class Run:
         self.saver.regroup(lost)
         self.recovered()
 
-    def _watch(self, phase: str) -> None:
-        if self.watching is not None:
-            self.watching.begin(phase)
-
     def _halt(self) -> None:
-        self._pause()
+        self._watch(None)
         self.asking.see_failures()
 
-    def _pause(self) -> None:
+    def _watch(self, phase: str | None) -> None:
+        """From now on the ranks are in this phase; None: what they do is not looked at."""
         if self.watching is not None:
-            self.watching.pause()
+            self.watching.pause() if phase is None else self.watching.begin(phase)
 
     def tell(self, payload: Payload) -> None:
         """Write down what happened to the cluster, and tell driver handlers of it."""

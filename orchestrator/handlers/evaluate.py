@@ -25,12 +25,18 @@ class Evaluate:
         every: after each so many epochs.
         prefix: what stands before the metrics' names.
 
+    Raises:
+        SpecError: `every` is no such number.
+
     Example:
         >>> orchestrator.attach(Evaluate("evaluator", every=2))  # doctest: +SKIP
     """
 
     def __init__(self, engine: str = "evaluator", *, every: int = 1, prefix: str = "validation") -> None:
         self.engine = engine
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            expected, mend = "a whole number of epochs of at least 1", "write for example every=2"
+            raise SpecError(explain("Evaluate(every)", expected=expected, received=repr(every), mend=mend))
         self.every = every
         self.prefix = prefix
 

@@ -25,6 +25,7 @@ IGNORES = (".gitignore", ".rayignore", ".rankfireignore")
 NEVER = {
     ".git", ".hg", ".svn", ".venv", "venv", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".tox",
     ".hypothesis", "node_modules", ".ipynb_checkpoints", ".env", ".netrc", ".ssh", ".aws", ".ray",
+    ".npmrc", ".pypirc", ".git-credentials", ".kube", ".docker", ".gnupg", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519",
 }  # fmt: skip
 BEGAN = (1980, 1, 1, 0, 0, 0)  # the time of every file in an archive: the same content is the same archive
 
@@ -193,7 +194,7 @@ def _text(file: Path) -> str:
 
 
 def _never(name: str) -> bool:
-    return name in NEVER or name.endswith((".egg-info", ".pyc"))
+    return name in NEVER or name.endswith((".egg-info", ".pyc")) or name.startswith(".env.")
 
 
 def _ignored(path: str, *, folder: bool, rules: list[tuple[int, Rule]]) -> bool:

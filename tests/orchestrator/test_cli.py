@@ -43,6 +43,7 @@ class FakeOrchestrator:
         if self.error is not None:
             raise self.error
         return SimpleNamespace(
+            reason="",
             status="completed",
             state=SimpleNamespace(epoch=5, iteration=145),
             metrics={"validation/accuracy": 0.9812345, "loss": 0.25},

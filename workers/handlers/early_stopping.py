@@ -8,7 +8,7 @@ from typing import Any, Literal
 from workers.engine import Engine
 from workers.events import EventExpression, Events
 from workers.handlers.improvement import Improvement
-from workers.handlers.ranks import Ranks, decide, interval, keep, measured, stop, trains_alone
+from workers.handlers.ranks import Ranks, decide, interval, keep, measured, stop, text, trains_alone
 
 __all__ = ["EarlyStopping"]
 
@@ -46,7 +46,7 @@ class EarlyStopping:
         min_delta: float = 0.0,
         event: EventExpression = Events.EPOCH_COMPLETED,
     ) -> None:
-        self.metric = metric
+        self.metric = text("EarlyStopping", "metric", metric)
         self.patience = interval("EarlyStopping", patience, "patience")
         self.event = event
         self._judged = Improvement(mode, min_delta, call="EarlyStopping")

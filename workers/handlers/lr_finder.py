@@ -15,7 +15,7 @@ from workers.engine import Engine
 from workers.events import Events
 from workers.finite import numbers_in
 from workers.handlers.ranks import Ranks, in_step, interval, number
-from workers.handlers.rates import optimizer_of, rates_of, set_rates
+from workers.handlers.rates import optimizer_of, set_found, set_rates
 from workers.handlers.trial import BeforeTraining, data_of, state_of, undone
 from workers.parcels import TRAINER
 
@@ -62,7 +62,12 @@ class LRFinder(BeforeTraining):
         optimizer: Optimizer | str = "optimizer",
     ) -> None:
         self.lowest = number("LRFinder", "lowest", lowest, least=1e-30)
-        self.highest = number("LRFinder", "highest", highest, least=lowest)
+        self.highest = number("LRFinder", "highest", highest, least=1e-30)
+        if highest < lowest:
+            raise ValueError(
+                f"LRFinder(highest): expected a rate not below the lowest, which is {lowest!r}, received {highest!r}; "
+                "write the lowest first"
+            )
         self.iterations = interval("LRFinder", iterations, "iterations")
         self.diverged = number("LRFinder", "diverged", diverged, least=1.0)
         self.loss = loss
@@ -90,7 +95,7 @@ class LRFinder(BeforeTraining):
             trial.run(data_of(engine, "LRFinder"), max_iters=self.iterations)
         self.suggestion = steepest(self.rates[: len(self.losses)], self.losses)
         if self.apply and self.suggestion is not None:
-            set_rates(optimizer, [self.suggestion] * len(rates_of(optimizer)))
+            set_found(optimizer, self.suggestion)
 
     def _next(self, optimizer: Optimizer, growth: float) -> None:
         self.rates.append(self.lowest * growth ** len(self.rates))

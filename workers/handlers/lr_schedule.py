@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from workers.engine import Engine
 from workers.events import EventExpression, Events
-from workers.handlers.ranks import Ranks, keep, number
-from workers.handlers.rates import optimizer_of, rates_of, set_rates
+from workers.handlers.ranks import Ranks, count, keep
+from workers.handlers.rates import found_rates, optimizer_of, rates_of, set_rates
 
 __all__ = ["LRSchedule"]
 
@@ -33,7 +33,7 @@ class LRSchedule:
         optimizer: its name in `Program.state`; for an engine alone the optimizer itself.
 
     Raises:
-        ValueError: `warm_up` can't be used, or there is no such optimizer.
+        ValueError: `warm_up` or what makes the scheduler can't be used, or there is no such optimizer.
 
     Example:
         >>> cosine = LRSchedule(lambda optimizer: CosineAnnealingLR(optimizer, 10_000), warm_up=500)  # doctest: +SKIP
@@ -50,7 +50,7 @@ class LRSchedule:
     ) -> None:
         self.make = scheduler
         self.event = event
-        self.warm_up = int(number("LRSchedule", "warm_up", warm_up, least=0))
+        self.warm_up = count("LRSchedule", "warm_up", warm_up)
         self.optimizer = optimizer
         self.steps = 0
         self._scheduler: LRScheduler | None = None
@@ -63,9 +63,10 @@ class LRSchedule:
             target.send(self)
             return
         self._optimizer = optimizer_of(target, self.optimizer)
-        self._scheduler = None if self.make is None else self.make(self._optimizer)
+        self._scheduler = None if self.make is None else self._made(self.make(self._optimizer))
         self._starts = rates_of(self._optimizer)
         target.add_event_handler(Events.STARTED, self._begin)
+        target.add_event_handler(Events.EPOCH_STARTED(once=1), self._take_found)
         target.add_event_handler(self.event, self)
         keep(target, self)
 
@@ -78,9 +79,32 @@ class LRSchedule:
             self._scheduler.step()
         engine.state.metrics["lr"] = float(self._optimizer.param_groups[0]["lr"])
 
+    @staticmethod
+    def _made(scheduler: object) -> LRScheduler:
+        if not isinstance(scheduler, LRScheduler):
+            raise ValueError(
+                f"LRSchedule(scheduler): expected a function that makes a scheduler of torch, received one that gives "
+                f"{scheduler!r:.80} ({type(scheduler).__name__}); write for example lambda optimizer: "
+                "CosineAnnealingLR(optimizer, 1000)"
+            )
+        return scheduler
+
     def _begin(self, engine: Engine) -> None:
         if self.warm_up:
             self._warm(0)
+
+    def _take_found(self, engine: Engine) -> None:
+        """Begin with the rates that an LRFinder found, which looks when the run has started."""
+        found = found_rates(self._optimizer)
+        if found is None or self.steps:
+            return
+        set_rates(self._optimizer, found)
+        if self.make is not None:
+            for group in self._optimizer.param_groups:
+                group.pop("initial_lr", None)  # a scheduler would begin there
+            self._scheduler = self._made(self.make(self._optimizer))
+        self._starts = rates_of(self._optimizer)
+        self._begin(engine)
 
     def _warm(self, done: int) -> None:
         share = min((done + 1) / self.warm_up, 1.0)

@@ -16,7 +16,20 @@ from workers.events import EventExpression
 from workers.parcels import TRAINER
 from workers.state import State
 
-__all__ = ["Ranks", "choice", "decide", "in_step", "interval", "keep", "measured", "number", "stop", "trains_alone"]
+__all__ = [
+    "Ranks",
+    "choice",
+    "count",
+    "decide",
+    "in_step",
+    "interval",
+    "keep",
+    "measured",
+    "number",
+    "stop",
+    "text",
+    "trains_alone",
+]
 
 _logger = logging.getLogger(__name__)
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -183,6 +196,34 @@ def number(call: str, name: str, value: object, *, least: float, below: float = 
         raise ValueError(
             f"{call}({name}): expected a number of at least {least:g}{upper}, received {value!r} "
             f"({type(value).__name__}); choose another"
+        )
+    return value
+
+
+def count(call: str, name: str, value: object) -> int:
+    """See that an argument is a whole number, which may be 0.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(
+            f"{call}({name}): expected a whole number of at least 0, received {value!r} ({type(value).__name__}); "
+            "choose another"
+        )
+    return value
+
+
+def text(call: str, name: str, value: object) -> str:
+    """See that an argument is a text, such as the name of a metric.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(value, str) or not value:
+        raise ValueError(
+            f"{call}({name}): expected a name, received {value!r} ({type(value).__name__}); write for example "
+            f'"validation/loss"'
         )
     return value
 

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.optim import Optimizer
 
 from workers.engine import Engine
 
-__all__ = ["optimizer_of", "rates_of", "scale_rates", "set_rates"]
+__all__ = ["found_rates", "optimizer_of", "rates_of", "scale_rates", "set_found", "set_rates"]
+
+_found: WeakKeyDictionary[Optimizer, list[float]] = WeakKeyDictionary()  # by a search, for the schedule that begins
+
+
+def found_rates(optimizer: Optimizer) -> list[float] | None:
+    """The rates that a search has found for this optimizer in this process."""
+    return _found.get(optimizer)
+
+
+def set_found(optimizer: Optimizer, rate: float) -> None:
+    """Set the rate that a search has found, also for the schedule that begins with it."""
+    _found[optimizer] = [rate] * len(optimizer.param_groups)
+    set_rates(optimizer, _found[optimizer])
 
 
 def rates_of(optimizer: Optimizer) -> list[float]:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from workers.engine import Engine
 from workers.events import EventExpression, Events
 from workers.handlers.improvement import Improvement
-from workers.handlers.ranks import Ranks, decide, interval, keep, measured, number, trains_alone
+from workers.handlers.ranks import Ranks, count, decide, interval, keep, measured, number, text, trains_alone
 from workers.handlers.rates import optimizer_of, rates_of, scale_rates, set_rates
 
 __all__ = ["ReduceLROnPlateau"]
@@ -53,10 +53,10 @@ class ReduceLROnPlateau:
         event: EventExpression = Events.EPOCH_COMPLETED,
     ) -> None:
         call = type(self).__name__
-        self.metric = metric
+        self.metric = text(call, "metric", metric)
         self.factor = number(call, "factor", factor, least=0.0, below=1.0)
         self.patience = interval(call, patience, "patience")
-        self.cooldown = int(number(call, "cooldown", cooldown, least=0))
+        self.cooldown = count(call, "cooldown", cooldown)
         self.min_lr = number(call, "min_lr", min_lr, least=0.0)
         self.optimizer = optimizer
         self.event = event

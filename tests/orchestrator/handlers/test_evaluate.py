@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import pytest
+
+from orchestrator.errors import SpecError
 from orchestrator.handlers import Evaluate
 
 
@@ -29,3 +32,11 @@ def test_it_names_the_engine_and_what_stands_before_its_metrics() -> None:
     Evaluate()(driver)
     Evaluate("tester", prefix="test")(driver)
     assert driver.evaluated == [("evaluator", "validation"), ("tester", "test")]
+
+
+@pytest.mark.parametrize("every", [0, 1.5, True])
+def test_an_interval_that_is_none_is_refused(every: Any) -> None:
+    with pytest.raises(
+        SpecError, match=r"^Evaluate\(every\): expected a whole number of epochs of at least 1, received"
+    ):
+        Evaluate(every=every)

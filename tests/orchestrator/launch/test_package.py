@@ -26,7 +26,17 @@ def tree(root: Path, *paths: str, **texts: str) -> None:
 def test_what_is_ignored_or_never_wanted_stays_here(tmp_path):
     wanted = ["a.py", "deep/b.py", "data/keep.txt", ".hidden", "src/build/c.py"]
     unwanted = ["a.log", "build/x", "secret.txt", "deep/inner.txt", "data/big.bin"]
-    never = [".git/config", ".venv/x", "deep/__pycache__/a.pyc", ".env", ".ssh/id", "p.egg-info/x"]
+    never = [
+        ".git/config",
+        ".venv/x",
+        "deep/__pycache__/a.pyc",
+        ".env",
+        ".env.local",
+        ".npmrc",
+        "keys/id_ed25519",
+        ".ssh/id",
+        "p.egg-info/x",
+    ]
     tree(tmp_path, *wanted, *unwanted, *never)
     tree(tmp_path, gitignore="*.log\n/build/\n# no\ndata/*\n!data/keep.txt\n", rayignore="secret*\n")
     (tmp_path / "deep" / ".rankfireignore").write_text("/inner.txt\n")

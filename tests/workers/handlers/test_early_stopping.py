@@ -108,6 +108,7 @@ def test_one_rank_among_several_does_not_decide_for_itself() -> None:
 @pytest.mark.parametrize(
     ("given", "text"),
     [
+        ({"metric": ["loss"]}, r"EarlyStopping\(metric\): expected a name, received \['loss'\] \(list\); write"),
         ({"patience": 0}, r"EarlyStopping\(patience\): expected a whole number"),
         ({"mode": "least"}, r"EarlyStopping\(mode\): expected 'min' or 'max', received 'least'"),
         ({"min_delta": -1.0}, r"EarlyStopping\(min_delta\): expected a number of at least 0, received -1.0"),
@@ -115,4 +116,4 @@ def test_one_rank_among_several_does_not_decide_for_itself() -> None:
 )
 def test_arguments_that_cant_be_used_are_refused(given: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        EarlyStopping("score", **given)
+        EarlyStopping(**{"metric": "score", **given})

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import ConstantLR
 
 from tests.workers.handlers.regression import regression
-from workers import Worker
-from workers.handlers import LRFinder
+from workers import Events, Worker
+from workers.handlers import LRFinder, LRSchedule
 from workers.handlers.lr_finder import steepest
 
 
@@ -62,7 +63,9 @@ def test_what_cant_be_searched_is_refused() -> None:
     LRFinder(optimizer=made.optimizer).attach(made.trainer, state=made.state)
     with pytest.raises(ValueError, match=r"LRFinder: expected data that can be read more than once, .*list_iterator"):
         made.trainer.run(iter(made.data), epoch_length=2)
-    with pytest.raises(ValueError, match=r"LRFinder\(highest\): expected a number of at least 0.1"):
+    with pytest.raises(
+        ValueError, match=r"LRFinder\(highest\): expected a rate not below the lowest, which is 0.1, received 0.01"
+    ):
         LRFinder(0.1, 0.01)
     made = regression()
     finder = LRFinder(optimizer=made.optimizer, loss=lambda output: "none")
@@ -70,3 +73,19 @@ def test_what_cant_be_searched_is_refused() -> None:
     with pytest.raises(ValueError, match=r"LRFinder\(loss\): expected a number in the output, received str"):
         made.train()
     assert torch.isfinite(torch.tensor(made.numbers)).all()
+
+
+@pytest.mark.parametrize("first", ["finder", "schedule"])
+def test_a_schedule_begins_with_the_rate_that_was_found_in_either_order(first: str) -> None:
+    made = regression()
+    finder = LRFinder(1e-4, 1.0, iterations=30, optimizer=made.optimizer)
+    schedule = LRSchedule(lambda o: ConstantLR(o, 0.5, 100), warm_up=2, optimizer=made.optimizer)
+    attaches = [lambda: finder.attach(made.trainer, state=made.state), lambda: schedule.attach(made.trainer)]
+    for attach in attaches if first == "finder" else reversed(attaches):
+        attach()
+    seen: list[float] = []
+    made.trainer.add_event_handler(Events.ITERATION_STARTED, lambda: seen.append(made.optimizer.param_groups[0]["lr"]))
+    made.train()
+    found = finder.suggestion
+    assert found is not None
+    assert seen == pytest.approx([found * 0.25, *[found * 0.5] * 5])

@@ -8,7 +8,7 @@ from torch.optim import lr_scheduler
 
 from tests.workers.handlers.regression import regression
 from workers import Events, Worker
-from workers.handlers import LRSchedule
+from workers.handlers import LRSchedule, ReduceLROnPlateau
 
 SCHEDULERS: dict[str, Any] = {
     "step": lambda o: lr_scheduler.StepLR(o, 4, gamma=0.5),
@@ -87,3 +87,13 @@ def test_an_optimizer_that_is_not_there_is_refused() -> None:
     made.trainer.worker = None
     with pytest.raises(ValueError, match="received an engine alone; give the optimizer itself"):
         LRSchedule().attach(made.trainer)
+
+
+def test_arguments_that_cant_be_used_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"LRSchedule\(warm_up\): expected a whole number of at least 0, received 2.5"):
+        LRSchedule(warm_up=2.5)  # type: ignore[arg-type]
+    made = regression()
+    with pytest.raises(ValueError, match=r"LRSchedule\(scheduler\): .* received one that gives 5 \(int\); write"):
+        LRSchedule(lambda o: 5, optimizer=made.optimizer).attach(made.trainer)  # type: ignore[arg-type,return-value]
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau\(cooldown\): expected a whole number .* received 1.5"):
+        ReduceLROnPlateau("loss", cooldown=1.5)  # type: ignore[arg-type]
