@@ -68,6 +68,7 @@ class Ranks:
         self._workers: list[int] = []  # rank → worker
         self._members: dict[int, Membership] = {}
         self.programs = Programs(journal)
+        self._told: set[int] = set()  # workers that have been told as joined
         self._expected: set[int] = set()  # workers of the start
         self._joined: dict[int, int] = {}  # worker → samples that it had consumed by then
         self._started = 0  # workers ever started: the next one's id
@@ -157,9 +158,10 @@ class Ranks:
         )
 
     def tell_joined(self, workers: Collection[int] | None = None) -> None:
-        """Tell who has joined, all or some."""
+        """Tell who has joined: these, or all who have not been told yet."""
         for rank, worker in enumerate(self._workers):
-            if workers is None or worker in workers:
+            if worker not in self._told if workers is None else worker in workers:
+                self._told.add(worker)
                 place, device = self._loop.facts.places[worker], self.programs.built[worker].device
                 pid, node, host, now = place.pid, place.node, place.host, self.generation
                 self.tell(WorkerJoined(rank=rank, pid=pid, node=node, host=host, device=device, generation=now))

@@ -1,5 +1,7 @@
 """From workers to ranks: who gets which rank, and what the ranks are told to build and to join."""
 
+from typing import Any
+
 from tests.orchestrator.conftest import MakeRun, lines_of
 from tests.orchestrator.fake_group import FakeGroup
 from workers.messages import Built, Hello, Pulse
@@ -83,6 +85,19 @@ def test_the_journal_tells_in_which_generation_a_line_was_written(make_run: Make
     run.ranks.announce()
     run.journal.write("WORKER_LOST")
     assert lines_of(run)[-1]["generation"] == run.ranks.generation == 1
+
+
+def test_who_was_told_as_joined_after_a_loss_in_the_first_join_is_not_told_again(make_run: MakeRun) -> None:
+    run = make_run(FakeGroup(2))
+    join = run.ranks.join
+
+    def lose_one_meanwhile(*given: Any, **named: Any) -> None:
+        join(*given, **named)
+        run.ranks.tell_joined([1])  # as for a newcomer that takes a lost rank's place
+
+    run.ranks.join = lose_one_meanwhile  # type: ignore[method-assign]
+    run.execute(None)
+    assert [line["rank"] for line in lines_of(run) if line["event"] == "WORKER_JOINED"] == [1, 0]
 
 
 def test_where_a_rank_was_that_there_is_no_more_is_forgotten(make_run: MakeRun) -> None:
