@@ -70,7 +70,7 @@ lock: python ## Resolve the dependencies anew and rewrite deploy/constraints.txt
 	rm -rf $(LOCK)
 	$(PYTHON) -m venv $(LOCK)
 	$(LOCK)/bin/python $(PIP) install $(TORCH)
-	$(LOCK)/bin/python $(PIP) install -e '.[dev]'
+	$(LOCK)/bin/python $(PIP) install -e '.[dev,mlflow,wandb]' matplotlib
 	$(LOCK)/bin/python deploy/lock.py > $(LOCK)/constraints.txt
 	mv $(LOCK)/constraints.txt $(CONSTRAINTS)
 	$(LOCK)/bin/python $(PIP) install uv
