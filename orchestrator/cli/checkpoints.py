@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.storage import size_in_words, storage_option
+from orchestrator.cli.storage import finite, size_in_words, storage_option
 
 if TYPE_CHECKING:
     from orchestrator.checkpoints.manifest import Manifest
@@ -130,11 +129,6 @@ def entry(line: Line) -> dict[str, object]:
         "problems": list(line.problems),
         "unfinished": line.unfinished,
     }
-
-
-def finite(metrics: Mapping[str, float]) -> dict[str, float | str]:
-    """JSON knows no NaN and no infinity: they become their names, as in the journal."""
-    return {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
 
 
 def show(folder: str, lines: Sequence[Line]) -> None:
