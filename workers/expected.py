@@ -13,7 +13,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from workers.errors import ProgramError
 
-__all__ = ["check_arguments", "check_scaled", "checked_counts", "checked_loss"]
+__all__ = ["check_arguments", "checked_counts", "checked_dtype", "checked_loss"]
 
 
 def check_arguments(accumulate: int, clip: float | None, scaler: object) -> None:
@@ -39,11 +39,11 @@ def check_arguments(accumulate: int, clip: float | None, scaler: object) -> None
         )
 
 
-def check_scaled(dtype: torch.dtype | None, scaler: GradScaler | None) -> torch.dtype | None:
-    """See that float16 has a scaler.
+def checked_dtype(dtype: torch.dtype | None, scaler: GradScaler | None) -> torch.dtype | None:
+    """The type in which autocast computes, if that can be: float16 needs a scaler.
 
     Raises:
-        ProgramError: it has none.
+        ProgramError: there is none for float16.
     """
     if dtype is torch.float16 and scaler is None:
         raise ProgramError(
@@ -54,7 +54,7 @@ def check_scaled(dtype: torch.dtype | None, scaler: GradScaler | None) -> torch.
 
 
 def checked_loss(loss: object) -> torch.Tensor:
-    """See that a loss is one number that gradients come from.
+    """The loss, if it is one number that gradients come from.
 
     Raises:
         ProgramError: it is not.
@@ -74,7 +74,7 @@ def checked_counts(told: Iterable[torch.Tensor | int]) -> list[float]:
     """How many tokens each piece of a batch has, as numbers.
 
     Raises:
-        ProgramError: one is below 0, or none.
+        ProgramError: one is below 0, infinite, or not a number.
     """
     counts = [float(count) for count in told]
     for count in counts:

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from workers.engine import Engine
 from workers.errors import ProgramError
-from workers.expected import check_arguments, check_scaled, checked_counts, checked_loss
+from workers.expected import check_arguments, checked_counts, checked_dtype, checked_loss
 from workers.metrics.attach import attach_metric
 from workers.microbatches import detached, floats_in, joined, split, to_device
 from workers.worker import Worker
@@ -82,7 +82,7 @@ def supervised_train_step(  # noqa: PLR0913  # each is one thing that users of s
     """
     check_arguments(accumulate, clip, scaler)
     step = _TrainStep(model, optimizer, loss, prepare_batch, output, worker)
-    step.dtype = check_scaled(_dtype_of(amp, scaler), scaler)
+    step.dtype = checked_dtype(_dtype_of(amp, scaler), scaler)
     step.pieces, step.clip, step.scaler, step.tokens = accumulate, clip, scaler, tokens
     return step
 

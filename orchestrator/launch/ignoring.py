@@ -13,12 +13,12 @@ __all__ = ["Rule", "rules_of"]
 
 ANY = None  # in place of a name: any number of folders
 _TOKEN = re.compile(r"\*+|\?|\[[!^]?\]?[^\]]*\]|\\.|.", re.DOTALL)
-_NOTHING = "(?!)"  # what a class of letters matches that is none
+_NOTHING = "(?!)"  # a pattern that fits nothing: for a character class that is not valid
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What stands between two stars: so many letters, or sets of them."""
+    """What stands between two stars: so many characters or character classes."""
 
     pattern: re.Pattern[str]
     length: int
@@ -111,12 +111,12 @@ def _name(text: str) -> Name:
         if token.startswith("*"):
             pieces.append([])
         else:
-            pieces[-1].append(_letter(token))
+            pieces[-1].append(_character(token))
     return Name(tuple(Piece(re.compile("".join(piece), re.DOTALL), len(piece)) for piece in pieces))
 
 
-def _letter(token: str) -> str:
-    """A regular expression for one letter of a name."""
+def _character(token: str) -> str:
+    """A regular expression for one character of a name."""
     if token == "?":
         return "."
     if len(token) < 2 or token.startswith("\\"):
