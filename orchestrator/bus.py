@@ -219,6 +219,21 @@ def expressions_of(
     return {name: expression for name, expression in found if expression is not None}
 
 
+def for_ranks(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the reduced metrics, as ranks get it when they are released.
+
+    Args:
+        metrics: of the driver's state; handlers may have set some.
+
+    Raises:
+        SpecError: one can't be pickled.
+    """
+    for name, value in metrics.items():
+        if not isinstance(value, int | float | str):
+            pickled(value, f"run.metrics[{name!r}]")
+    return dict(metrics)
+
+
 def _at(expression: EventExpression, base: Event) -> EventExpression:
     """The part of an expression that one base event can trigger."""
     return expression if expression.bases() == (base,) else expression & base
@@ -235,18 +250,3 @@ def _culprit(error: BaseException) -> str:
         if not is_ours(frame.filename):
             return f"{frame.name} ({frame.filename}:{frame.lineno})"
     return "of Rankfire"
-
-
-def for_ranks(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the reduced metrics, as ranks get it when they are released.
-
-    Args:
-        metrics: of the driver's state; handlers may have set some.
-
-    Raises:
-        SpecError: one can't be pickled.
-    """
-    for name, value in metrics.items():
-        if not isinstance(value, int | float | str):
-            pickled(value, f"run.metrics[{name!r}]")
-    return dict(metrics)

@@ -1,7 +1,8 @@
 """The driver's eye on the ranks: pulses go to the watch, and what it sees is told, and mended.
 
 A hang ends with the stacks of all ranks in the run's folder and the laggard ended; a straggler and a node that is about
-to go are told. Who hangs is decided in `watch.py`, what follows in `regrouping.py`.
+to go are told. Who hangs is decided in `watch.py`; what follows, in `regrouping.py`, and before training in
+`beginning.py`.
 """
 
 from __future__ import annotations
@@ -128,6 +129,7 @@ class Watching:
         """Write down where every rank stands, name the laggard, end it; if several may be it, all but those let go."""
         members, facts = self._ranks.members, self._loop.facts
         folder = self._write_stacks(members, max(hang.iteration for hang in hangs))
+        where = "" if folder is None else f"; the stacks of all ranks are in {folder}"
         for hang in hangs:
             self._tell(
                 HangDetected(
@@ -142,7 +144,6 @@ class Watching:
                 )
             )
             doubt = "" if hang.sure else ", or waits for one that does"
-            where = "" if folder is None else f"; the stacks of all ranks are in {folder}"
             notice(f"rank {hang.rank} hangs{doubt}: {hang}{where}")
             if hang.sure:
                 facts.hung.add(members[hang.rank])
