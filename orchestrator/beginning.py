@@ -77,7 +77,7 @@ class Beginning:
         if facts.lost:
             self._judge()
             self._bury()
-        self._see_to_it()
+        self._fill_open()
         self._watching.begin("building the program")
         return True
 
@@ -116,8 +116,8 @@ class Beginning:
                 self._ranks.tell(lost)
                 self._ranks.forget(worker)
 
-    def _see_to_it(self) -> None:
-        """Spares that have built stand in at once, others when they have; for whom there is none, one is started."""
+    def _fill_open(self) -> None:
+        """Spares that have built stand in at once, others as soon as they have; where there are too few, more start."""
         ranks = self._ranks
         for spare in [spare for spare in ranks.spares if spare in ranks.programs.built]:
             self._fill(spare)
@@ -134,7 +134,7 @@ class Beginning:
         return True
 
     def _tick(self) -> None:
-        """Nobody is waited for for ever who does not come."""
+        """End the run if nobody has come in time for a rank that is open."""
         if self._life.phase is not Phase.BUILDING or not self._open:
             return
         if self._reserves.give_up_silent():

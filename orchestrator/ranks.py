@@ -115,7 +115,7 @@ class Ranks:
         self.programs.settle(self._workers[0])
 
     def stand_in(self, rank: int, worker: int) -> None:
-        """While all build: this worker holds a rank whose worker is lost, and builds as that."""
+        """While all build: a spare, or a worker just come up, takes a rank whose worker is lost, and builds as that."""
         self.coming.discard(worker)
         self._workers[rank] = worker
         self.spares = [spare for spare in self.spares if spare != worker]

@@ -42,7 +42,7 @@ from workers.parcels import LoadPoint, Rewind, SnapshotLabel
 __all__ = ["Regrouping"]
 
 TIMELESS = (Pulse, Saved, SnapshotTaken, Observed, Hello, Built, Mended)
-"""What is true of a worker, its state or past in any generation; what it observed since the snapshot comes again."""
+"""What is true in any generation: of a worker, its state, its past. What it observed since the snapshot comes again."""
 _IN_TRAINING = {Phase.JOINING, Phase.RECOVERING, Phase.RUNNING, Phase.GATE}
 
 

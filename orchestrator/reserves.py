@@ -95,7 +95,7 @@ class Reserves:
         return silent and self._failures < FAILURES
 
     def _is_late(self, worker: int, now: float) -> bool:
-        """Whether a worker is not up in time although there is room for it; who waits for room is no different."""
+        """Whether a worker is not up in time although there is room for it; to wait for room is no fault of its own."""
         if now - self._asked.setdefault(worker, now) <= LATE * self.patience:
             return False
         self._asked[worker] = now

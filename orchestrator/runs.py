@@ -24,7 +24,7 @@ from workers.storage import Storage
 __all__ = ["FAULTS", "RunState", "events_of", "look_at", "runs_in"]
 
 TAIL = 16 << 10  # bytes of a journal's end that tell how the run stands
-LATEST = 1e11  # seconds since 1970: a later time is none
+LATEST = 1e11  # seconds since 1970, in the year 5138: what is later is no time
 SILENT = 3 * TTL  # seconds after which an owner on another machine counts as gone, for who only looks
 READERS = 16  # threads: an object store answers slowly, but many at once
 ENDS = {"RUN_COMPLETED": "completed", "RUN_FAILED": "failed", "RUN_INTERRUPTED": "interrupted"}
@@ -35,7 +35,7 @@ FAULTS = frozenset(
     }
 )  # fmt: skip
 """Events of a journal that tell of what went wrong, and of its mending."""
-PLACE: dict[str, Any] = {"time": None, "epoch": 0, "iteration": 0}  # of a line that does not tell
+PLACE: dict[str, Any] = {"time": None, "epoch": 0, "iteration": 0}  # of a line that tells none of these
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +160,7 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 
 def _sound(line: dict[str, Any]) -> dict[str, Any]:
-    """A journal's line; what is neither a place nor a time, where one is expected, is left out."""
+    """A journal's line, without an epoch, iteration or time that can't be one."""
     kept = dict(line)
     for key in ("epoch", "iteration"):
         if not (type(value := line.get(key)) is int and 0 <= value < 2**63):

@@ -69,9 +69,7 @@ class Saver:
         self._stale: list[Staging] = []  # given up; somebody may still be writing there
         self.again = False
         self.last: Committed | None = None
-        self._gone: tuple[GateKey, Manifest] | None = (
-            None  # where one was made that is not there any more, and what it was
-        )
+        self._gone: tuple[GateKey, Manifest] | None = None  # a lost checkpoint: where it was made, and what it was
         self._flight: Flight | None = None
         self._compared = False  # and what differs was told
         self._given_up: list[str] = []  # staging folders in which ranks may write for ever

@@ -185,7 +185,8 @@ class Watch:
             ranks: whom to watch.
             now: seconds on the driver's clock.
             phase: what they are about to do, until their first pulse tells.
-            setting_up: whether all build or join, whatever they told last: nobody moves, and who is silent may be.
+            setting_up: whether all build or join, whatever they told last: none has to move, and each may be silent for
+                as long as a first step may take.
         """
         self._awake = now
         self._setting_up = setting_up

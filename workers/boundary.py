@@ -1,6 +1,6 @@
 """Which gates lie at a boundary: where all that training is made of stands whole, between two iterations.
 
-Only there a rank's state is worth a copy, in its memory (`rewinding.py`) or in a checkpoint (the driver's `passed.py`).
+Only there is a rank's state worth a copy: in its memory (`rewinding.py`), or in a checkpoint that the driver asks for.
 """
 
 from __future__ import annotations

@@ -223,7 +223,7 @@ def text(call: str, name: str, value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError(
             f"{call}({name}): expected a name, received {value!r} ({type(value).__name__}); write for example "
-            f'"validation/loss"'
+            '"validation/loss"'
         )
     return value
 
