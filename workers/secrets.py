@@ -45,7 +45,7 @@ def _resolved(value: object, where: str) -> object:
         [(kind, at)] = value[KEY].items()
         secret = _look_up(kind, at, where)
         if len(secret.strip()) < SHORTEST:
-            received = f"a shorter one by {kind} ({at}), which can't be masked: half of every log would be black"
+            received = f"a shorter one by {kind} ({at}), which can't be masked: too much else would be masked with it"
             mend = "use a longer one, or let the program look it up by itself"
             raise ProgramError(
                 f"{where}: expected a secret of {SHORTEST} characters or more, received {received}; {mend}"

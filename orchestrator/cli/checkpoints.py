@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.storage import finite, size_in_words, storage_option
+from orchestrator.cli.storage import finite, print_json, size_in_words, storage_option
 
 if TYPE_CHECKING:
     from orchestrator.checkpoints.manifest import Manifest
@@ -66,7 +65,7 @@ def checkpoints(run: str, storage: str, verify: bool, as_json: bool) -> None:
     with readable(folder):
         lines = list_of(registry, verify)
     if as_json:
-        click.echo(document(folder, lines))
+        print_json(document(folder, lines))
     else:
         show(folder, lines)
     damaged = [line.name for line in lines if line.problems]
@@ -102,17 +101,16 @@ def list_of(registry: Registry, verify: bool) -> list[Line]:
     return sorted(lines, key=lambda line: order_of(line.name))
 
 
-def document(folder: str, lines: Sequence[Line]) -> str:
+def document(folder: str, lines: Sequence[Line]) -> dict[str, object]:
     """The list as JSON; every checkpoint has every key, with null for what a damaged manifest does not tell."""
     marked = {mark: line.name for line in lines for mark in line.marks}
-    content = {
+    return {
         "run": folder.rpartition("/")[2],
         "url": folder,
         "latest": marked.get("latest"),
         "best": marked.get("best"),
         "checkpoints": [entry(line) for line in lines],
     }
-    return json.dumps(content, indent=2, allow_nan=False)
 
 
 def entry(line: Line) -> dict[str, object]:

@@ -90,9 +90,9 @@ def run_to_its_end(
     """
     from orchestrator.orchestrator import Orchestrator  # only now: a bad job file need not wait for torch
 
-    orchestrator = Orchestrator.from_spec(spec, roots=list(roots))
     # stdout is for the document alone: what the job prints goes to stderr then
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        orchestrator = Orchestrator.from_spec(spec, roots=list(roots))
         result = orchestrator.run(resume=resume, fresh=fresh, strict=strict)  # type: ignore[arg-type]  # click.Choice knows no Literal
     if as_json:
         print_json(document(spec.run, result))

@@ -24,9 +24,11 @@ def test_the_project_runs_and_learns(here: Path, rankfire: Rankfire, monkeypatch
     assert (code, out.splitlines()[-1]) == (0, "next: cd 'My Project' && rankfire run job.yaml")
     monkeypatch.chdir(here / "My Project")
     assert rankfire("validate", "job.yaml")[1].startswith("job.yaml: ok: run my-project, 2 workers, 5 epochs")
+    with Path("handlers.py").open("a") as handlers:
+        handlers.write('    print("attached")\n')
     code, out, err = rankfire("run", "job.yaml", "--set", "workers=0", "--json")
     assert code == 0, err
-    assert "accuracy " in err  # what its handler prints
+    assert ("attached" in err, "accuracy " in err) == (True, True)  # what is printed by the job
     result = json.loads(out)
     assert (result["status"], result["epoch"]) == ("completed", 5)
     assert result["metrics"]["validation/accuracy"] > 0.9

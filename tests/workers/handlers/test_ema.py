@@ -116,10 +116,15 @@ def test_a_second_average_of_a_model_does_not_stand_in_at_the_same_evaluator() -
 
 def test_two_models_may_each_have_an_average_at_one_evaluator() -> None:
     made, other = regression(), regression()
-    for of in (made, other):
-        EMA(of.model, decay=0.9).attach(of.trainer, made.evaluator)
+    seen: list[list[bool]] = []
+    both = [EMA(of.model, decay=0.9) for of in (made, other)]
+    for of, ema in zip((made, other), both, strict=True):
+        ema.attach(of.trainer, made.evaluator)
     living = [flat(of.train().model.parameters()) for of in (made, other)]
+    weights: Any = [ema.weights for ema in both]
+    made.evaluator.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append([one.swapped for one in weights]))
     made.evaluator.run([next(iter(made.data))])
+    assert seen == [[True, True]]
     assert [torch.equal(flat(of.model.parameters()), was) for of, was in zip((made, other), living, strict=True)] == [
         True,
         True,
