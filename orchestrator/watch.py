@@ -248,9 +248,9 @@ class Watch:
         ]
 
     def _stuck(self, now: float) -> list[Hang]:
-        """Of the ranks that should move, those that are farthest behind, if they have stood for too long.
+        """Of the ranks that should move, those that are farthest behind, if all of them have stood for too long.
 
-        If they have not, the others wait for them, rightly.
+        If they have not, the others wait for them, rightly; so does one of them for another that came there just now.
         """
         at_work = [seen for seen in self._seen.values() if seen.should_move]
         if not at_work or self._setting_up or any(seen.beat.sets_up for seen in self._seen.values()):
@@ -260,7 +260,9 @@ class Watch:
         last = [seen for seen in at_work if seen.beat.place == behind]
         last = [seen for seen in last if now - seen.heard > SEVERAL_PULSES] or last  # who is quiet does not wait
         sure = len(last) == 1
-        return [_hang(seen, "stuck", now - seen.stands, sure=sure) for seen in last if now - seen.stands > limit]
+        if any(now - seen.stands <= limit for seen in last):
+            return []
+        return [_hang(seen, "stuck", now - seen.stands, sure=sure) for seen in last]
 
     # ---------------------------------------------------------------- stragglers
     def _stragglers(self) -> list[Straggler]:

@@ -115,6 +115,14 @@ def test_ranks_at_the_same_place_are_all_suspects() -> None:
     assert hung(story.wait(HANG + 1, all_of(story))) == [(rank, "stuck", False) for rank in story.ranks]
 
 
+def test_suspects_are_told_together_when_the_one_that_came_last_has_stood_too_long() -> None:
+    story = Story(ranks=2)
+    assert story.wait(3.0, {0: {"since": 0.0}, 1: {"progress": 2, "idle": 0.0}}) == []
+    stand = {0: {"since": 0.0}, 1: {"since": story.now}}
+    assert story.wait(HANG - 1.0, stand) == []  # one waits for the other, rightly
+    assert hung(story.wait(3.0, stand)) == [(0, "stuck", False), (1, "stuck", False)]
+
+
 def test_of_ranks_at_the_same_place_the_one_that_has_gone_quiet_is_named() -> None:
     story = Story()
     assert story.wait(10, all_of(story)) == []
