@@ -350,7 +350,7 @@ def test_ctrl_c_twice_stops_now(tmp_path: Path) -> None:
         "run 'linear' was interrupted at once; nothing was saved",
         130,
     )
-    assert (saves(tmp_path), events(tmp_path)[-1]) == ([], "RUN_FAILED")
+    assert (saves(tmp_path), events(tmp_path)[-1]) == ([], "RUN_INTERRUPTED")
 
 
 def test_after_a_run_ctrl_c_is_what_it_was_before(tmp_path: Path) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.process_ranks import ProcessGroup
 from tests.recovery.jobs import PER_EPOCH, Ended, Job, checkpoints_hold, run, until_committed
 from tests.recovery.program import Fault, models_alive
 
 FSDP = {"strategy": "fsdp"}
 SAVED = {2: until_committed}  # the checkpoint of the first epoch, before the second one is begun
+
+
+class Full(ProcessGroup):
+    """Workers on a machine that has no room for whoever is started later."""
+
+    def add(self, worker: int, *, avoid: Collection[str] = (), gives_way: bool = False) -> None:
+        super().add(worker, avoid=self.nodes, gives_way=gives_way)
 
 
 @pytest.mark.parametrize(("world_size", "where"), [(2, "forward"), (3, "step")])
@@ -27,13 +36,13 @@ def test_a_lost_rank_is_replaced_and_all_go_back_to_the_checkpoint(survives: Any
 
 def test_where_nobody_takes_the_place_the_others_share_the_model_out_anew(tmp_path: Path) -> None:
     fault = Fault(where="forward", iteration=19, rank=1)
-    job = Job(workers={"count": 3, "min": 2}, faults=[fault], at_gate=SAVED, prepare=FSDP)
+    job = Job(workers={"count": 3, "min": 2}, faults=[fault], at_gate=SAVED, prepare=FSDP, group=Full)
     worlds_end(run(job, tmp_path / "job"), fault, 2)
 
 
 def test_a_rank_that_is_left_alone_goes_on_with_the_plain_model(tmp_path: Path) -> None:
     fault = Fault(where="step", iteration=19, rank=0)
-    job = Job(workers={"count": 2, "min": 1}, faults=[fault], at_gate=SAVED, prepare=FSDP)
+    job = Job(workers={"count": 2, "min": 1}, faults=[fault], at_gate=SAVED, prepare=FSDP, group=Full)
     worlds_end(run(job, tmp_path / "job"), fault, 1)
 
 
