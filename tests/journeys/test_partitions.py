@@ -69,6 +69,7 @@ class Training:
             "evaluate": {"engine": "evaluator"},
             "checkpoint": {"every": 1},
             "storage": str(folder / "runs"),
+            "cluster": {"insecure": True},  # in networks that nobody but this test reaches
             **given,
         }
         (folder / "job.yaml").write_text(yaml.safe_dump(job))
