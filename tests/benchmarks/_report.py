@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -34,7 +35,11 @@ RAY = {  # how every measurement starts its Ray; more CPUs than some machines ha
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """A short folder (Ray puts sockets there) and an environment in it, for this process and all its children."""
+    """A short folder (Ray puts sockets there) and an environment in it, for this process and all its children.
+
+    Whoever is told to end by SIGTERM, as by timeout(1), ends what it has started before.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="rb", dir="/tmp", ignore_cleanup_errors=True) as name:
         root = Path(name)
         for part in ("home", "tmp", "ray"):
