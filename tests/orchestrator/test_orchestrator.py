@@ -27,7 +27,7 @@ from orchestrator import (
 from orchestrator.errors import exit_code_of
 from tests.orchestrator.linear import build, journal, make, parameters, trained
 from workers import Engine, EventEnum, Events, Program
-from workers.handlers import EMA, TimeLimit
+from workers.handlers import EMA, EarlyStopping, TimeLimit
 
 
 def events(storage: Path, run: str = "linear") -> list[str]:
@@ -351,6 +351,16 @@ def test_ctrl_c_twice_stops_now(tmp_path: Path) -> None:
         130,
     )
     assert (saves(tmp_path), events(tmp_path)[-1]) == ([], "RUN_INTERRUPTED")
+
+
+@pytest.mark.parametrize(("metric", "told"), [("validation/mse", True), ("loss", False)])
+def test_early_stopping_that_never_judged_says_so_at_the_end(
+    metric: str, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    orchestrator = make(tmp_path)
+    orchestrator.attach(EarlyStopping(metric, patience=5))
+    orchestrator.run(max_epochs=2)
+    assert (f"EarlyStopping: {metric!r} was never measured" in caplog.text) == told
 
 
 def test_after_a_run_ctrl_c_is_what_it_was_before(tmp_path: Path) -> None:

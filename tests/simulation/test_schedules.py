@@ -121,15 +121,15 @@ def test_ranks_that_are_killed_before_training_each_time_end_the_run() -> None:
     ("kind", "ends"), [("astray", {"completed", "terminated"}), ("astray always", {"RecoveryError"})]
 )
 def test_ranks_in_different_collectives_go_back_and_do_not_try_for_ever(kind: str, ends: set[str]) -> None:
-    ended: set[str] = set()
+    struck = 0
     for number in range(CLASSES):
         strike = Strike(kind=kind, step="step", count=4)
         outcome = play(Config.draw(number), f"{kind} {number}", [strike], undisturbed(number))
         assert outcome.wrong is None, report([outcome])
         if strike.struck is not None:
             assert outcome.ended in ends, report([outcome])
-            ended.add(outcome.ended)
-    assert ended
+            struck += 1
+    assert struck > CLASSES / 2
 
 
 def test_a_new_worker_that_stops_before_it_is_up_is_given_up_for_another() -> None:
